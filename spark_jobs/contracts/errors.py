@@ -1,0 +1,140 @@
+"""The project's one root of errors.
+
+Every error says what failed, what was found, what was expected and what to do next; it carries its exit code and
+whether the same work may succeed when it is done again unchanged. No error text holds a secret.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from spark_jobs.contracts.exit_codes import ExitCode
+
+
+class EtlError(Exception):
+    """Root of all errors that this project raises.
+
+    :param what: what failed, one sentence.
+    :param found: what was found.
+    :param expected: what was expected instead.
+    :param cure: what the reader can do next.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.UNEXPECTED
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, what: str, *, found: str = "", expected: str = "", cure: str = "") -> None:
+        self.what = what
+        self.found = found
+        self.expected = expected
+        self.cure = cure
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        parts = [self.what.rstrip(".") + "."]
+        parts += [
+            f"{label}: {text.rstrip('.')}."
+            for label, text in (("Found", self.found), ("Expected", self.expected), ("What to do", self.cure))
+            if text
+        ]
+        return " ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the error as the run's record in PostgreSQL keeps it."""
+        return {
+            "type": type(self).__name__,
+            "exit_code": int(self.exit_code),
+            "retryable": self.retryable,
+            "what": self.what,
+            "found": self.found,
+            "expected": self.expected,
+            "cure": self.cure,
+        }
+
+
+class ConfigError(EtlError):
+    """The pipeline file, a variable or an option is wrong."""
+
+    exit_code = ExitCode.CONFIG_INVALID
+
+
+class NotSupportedYetError(EtlError):
+    """The configuration asks for a capability that this version parses but does not have."""
+
+    exit_code = ExitCode.NOT_SUPPORTED
+
+
+class ConnectionMissingError(EtlError):
+    """A ``credentialId`` could not be resolved."""
+
+    exit_code = ExitCode.CONNECTION_MISSING
+
+
+class DatabaseUnreachableError(EtlError):
+    """PostgreSQL does not answer, or refuses the login."""
+
+    exit_code = ExitCode.DATABASE_UNREACHABLE
+    retryable = True
+
+
+class SourceUnreachableError(EtlError):
+    """The broker, topic or path cannot be reached or does not exist."""
+
+    exit_code = ExitCode.SOURCE_UNREACHABLE
+    retryable = True
+
+
+class TargetMismatchError(EtlError):
+    """The target table is missing, or its columns, types, keys or privileges do not fit the query."""
+
+    exit_code = ExitCode.TARGET_MISMATCH
+
+
+class CheckpointMismatchError(EtlError):
+    """Checkpoint and ledger disagree: lost, foreign, ahead, or written under another configuration."""
+
+    exit_code = ExitCode.CHECKPOINT_MISMATCH
+
+
+class FencedError(EtlError):
+    """A newer run of the pipeline exists; this driver may not commit any more."""
+
+    exit_code = ExitCode.FENCED
+
+
+class ExecutorsNotReadyError(EtlError):
+    """The executors lack Python, pyarrow or the database driver."""
+
+    exit_code = ExitCode.EXECUTORS_NOT_READY
+
+
+class DataError(EtlError):
+    """A row made an expression fail, or PostgreSQL refused it."""
+
+    exit_code = ExitCode.DATA_ERROR
+
+
+class BooksDoNotBalanceError(EtlError):
+    """The rows counted in and the rows counted out differ. Nothing was committed; the batch can be done again."""
+
+    exit_code = ExitCode.BOOKS_DO_NOT_BALANCE
+    retryable = True
+
+
+class LedgerVersionError(EtlError):
+    """The ledger's tables are missing, or of another version than this code."""
+
+    exit_code = ExitCode.LEDGER_VERSION
+
+
+class LedgerConflictError(EtlError):
+    """The ledger holds the same batch identity with other source offsets."""
+
+    exit_code = ExitCode.LEDGER_CONFLICT
+
+
+class TransientError(EtlError):
+    """A passing fault of a server or of the network."""
+
+    exit_code = ExitCode.TRANSIENT
+    retryable = True
