@@ -138,3 +138,13 @@ class TransientError(EtlError):
 
     exit_code = ExitCode.TRANSIENT
     retryable = True
+
+
+class LoginRefusedError(DatabaseUnreachableError):
+    """PostgreSQL answers, but refuses this user, password or database: trying again unchanged does not help."""
+
+    retryable = False
+
+
+class ContractVersionError(LedgerVersionError):
+    """The side that started the run and the side that carries it out have different versions of the contract."""

@@ -1,0 +1,153 @@
+"""The one place where psycopg's and ADBC's errors become the project's, and where the tracker's sessions begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+from psycopg import IsolationLevel, sql
+from psycopg.pq import TransactionStatus
+
+from spark_jobs.contracts.credentials import DatabaseConnection
+from spark_jobs.contracts.errors import (
+    DatabaseUnreachableError,
+    DataError,
+    EtlError,
+    LoginRefusedError,
+    TargetMismatchError,
+    TransientError,
+)
+from spark_jobs.contracts.tracker.statements import begin_settings
+
+Connection = psycopg.Connection[Any]
+
+_TRANSIENT_CLASSES: Final = ("40", "53", "57")
+_TRANSIENT_STATES: Final = ("55P03", "25P03", "25006")
+_LOGIN_STATES: Final = ("28000", "28P01", "3D000")
+_SCHEMA_STATES: Final = ("42501", "42P01", "3F000", "42703", "42883")
+# libpq keeps no SQLSTATE of a refused login, so the words are all there is.
+_REFUSED_WORDS: Final = ("password", "authentication", "does not exist", "pg_hba", "role ", "permission denied")
+_STATE_CURES: Final = {
+    "42501": "grant the privilege that the message names to the connection's user",
+    "42P01": "create the table that the message names, or correct its name; the ledger's own: `etl-pipeline migrate`",
+    "3F000": "create the schema that the message names, or correct its name; the ledger's own: `etl-pipeline migrate`",
+}
+_KEEPALIVE: Final = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+
+
+def connect(connection: DatabaseConnection, *, application_name: str, connect_timeout: int = 10) -> Connection:
+    """Open a session that works through a pooler in transaction mode.
+
+    :param application_name: at most 63 bytes; see :func:`~spark_jobs.contracts.tracker.statements.application_name`.
+    :param connect_timeout: seconds; the connection's own setting wins.
+    :returns: an autocommit connection whose ``transaction()`` is READ COMMITTED; nothing is prepared on the server.
+    :raises DatabaseUnreachableError: if the server does not answer.
+    :raises LoginRefusedError: if it refuses the user, the password or the database.
+    """
+    extra = {"connect_timeout": str(connect_timeout), **_KEEPALIVE}
+    conninfo = connection.conninfo(application_name=application_name, defaults=extra)
+    try:
+        conn: Connection = psycopg.Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
+    except psycopg.OperationalError as error:
+        raise classify(error, f"Connecting to {connection}") from error
+    # The fence is read again after waiting for its lock: a transaction-wide snapshot would see the past.
+    conn.isolation_level = IsolationLevel.READ_COMMITTED
+    return conn
+
+
+def classify(error: BaseException, what: str = "A statement in PostgreSQL") -> EtlError:
+    """Return the project's error for one of psycopg or ADBC, by its SQLSTATE; an :class:`EtlError` stays as it is.
+
+    :param what: what was being done; the message begins with it.
+    """
+    if isinstance(error, EtlError):
+        return error
+    state = getattr(error, "sqlstate", None)
+    found = _text_of(error)
+    if state is None:
+        return _without_state(error, what, found)
+    return _by_state(state, what, f"{found} (SQLSTATE {state})")
+
+
+@contextmanager
+def classified(what: str) -> Iterator[None]:
+    """Turn errors of psycopg that leave the block into the project's."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise classify(error, what) from error
+
+
+@contextmanager
+def short_transaction(conn: Connection, what: str, *, lock_timeout_ms: int = 5_000) -> Iterator[None]:
+    """Run the block in a transaction of its own, which is committed when the block ends; bounds every lock wait.
+
+    :raises EtlError: if the connection is in a transaction already (the block would not be committed), or for any
+        error of PostgreSQL, classified.
+    """
+    if conn.info.transaction_status == TransactionStatus.INTRANS:
+        raise EtlError(f"{what} needs a connection without an open transaction", cure="commit or roll back before")
+    with classified(what), conn.transaction():
+        # A client frozen in here holds the fence as well: the server gives up on it.
+        timeout = f"{max(lock_timeout_ms, 1)}ms"
+        raw(conn, begin_settings(), "etl:control", timeout, "30s")
+        yield
+
+
+def raw(conn: Connection, statement: str, *parameters: str | None) -> list[tuple[Any, ...]]:
+    """Run a statement of :mod:`~spark_jobs.contracts.tracker.statements` and return its rows, if it has any."""
+    with psycopg.RawCursor(conn) as cursor:
+        cursor.execute(statement.encode(), parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+def query(conn: Connection, schema: str, statement: str, parameters: Any = None) -> psycopg.Cursor[Any]:
+    """Run a statement written with ``%(name)s`` values and ``{schema}`` for the tracker's schema."""
+    composed = sql.SQL(statement).format(schema=sql.Identifier(schema))
+    return conn.execute(composed, parameters)
+
+
+def _by_state(state: str, what: str, found: str) -> EtlError:
+    error = EtlError(f"{what} failed", found=found)
+    if state in _LOGIN_STATES:
+        error = _login_refused(what, found)
+    elif state.startswith("08"):
+        error = _unreachable(what, found)
+    elif state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES:
+        error = TransientError(f"{what} met a passing fault", found=found, cure="run the pipeline again")
+    elif state in _SCHEMA_STATES:
+        error = TargetMismatchError(f"{what} was refused", found=found, cure=_STATE_CURES.get(state, ""))
+    elif state[:2] in ("22", "23"):
+        error = DataError(f"{what} was refused because of its data", found=found)
+    return error
+
+
+def _without_state(error: BaseException, what: str, found: str) -> EtlError:
+    if isinstance(error, psycopg.OperationalError) or type(error).__name__ == "OperationalError":
+        refused = "FATAL" in found and any(word in found for word in _REFUSED_WORDS)
+        return _login_refused(what, found) if refused else _unreachable(what, found)
+    return EtlError(f"{what} failed", found=f"{type(error).__name__}: {found}")
+
+
+def _login_refused(what: str, found: str) -> LoginRefusedError:
+    return LoginRefusedError(
+        f"{what} was refused",
+        found=found,
+        expected="a database that exists and a user who may use it",
+        cure="correct the connection's user, password or database, or create them",
+    )
+
+
+def _unreachable(what: str, found: str) -> DatabaseUnreachableError:
+    return DatabaseUnreachableError(
+        f"{what} failed: the server does not answer, or the connection was lost",
+        found=found,
+        expected="a PostgreSQL server that accepts connections",
+        cure="check the connection's host and port, that the server runs and that the network lets you through",
+    )
+
+
+def _text_of(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
