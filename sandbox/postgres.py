@@ -26,7 +26,7 @@ from psycopg import sql
 from sandbox.errors import SandboxError
 from sandbox.places import everyone_may_enter, only_one
 from sandbox.ports import free_port
-from sandbox.processes import ServerProcess, run_as
+from sandbox.processes import Command, ServerProcess, run_as
 
 _OLDEST = 14
 _SETTINGS = {
@@ -79,7 +79,7 @@ class PostgresServer:
         """
         folder = self._prepare()
         arguments = [f"{name}={value}" for name, value in self._settings.items()]
-        command: list[str | Path] = [binaries() / "postgres", "-D", folder / "data", "-p", str(self.port)]
+        command: Command = [binaries() / "postgres", "-D", folder / "data", "-p", str(self.port)]
         for argument in arguments:
             command += ["-c", argument]
         self._process = ServerProcess(

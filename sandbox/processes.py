@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sandbox.errors import SandboxError
+
+Command = list[str | Path]
 
 _WATCHER = """
 import os, signal, sys, time
@@ -48,7 +50,7 @@ class ServerProcess:
     def __init__(
         self,
         name: str,
-        command: Sequence[str | Path],
+        command: Command,
         *,
         log: Path,
         environ: Mapping[str, str] | None = None,
@@ -133,7 +135,7 @@ class ServerProcess:
         return self._signal(0)
 
 
-def run_as(user: str | None, command: Sequence[str | Path]) -> str:
+def run_as(user: str | None, command: Command) -> str:
     """Run a program to its end, as ``user`` where the caller is root, and return what it printed.
 
     :raises SandboxError: it cannot be started, or it fails.

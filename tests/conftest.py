@@ -7,12 +7,18 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
+from sandbox.jars import jars
+from sandbox.kafka import KafkaBroker
 from sandbox.postgres import PostgresServer
+from sandbox.spark_cluster import SparkCluster, spark_environ
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,47 @@ def database(postgres_server: PostgresServer) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """A local Spark session with two cores and the Kafka connector; times are UTC."""
+    from pyspark.sql import SparkSession
+
+    os.environ.update({name: spark_environ()[name] for name in ("JAVA_HOME", "SPARK_LOCAL_IP", "PYSPARK_PYTHON")})
+    builder = SparkSession.builder.master("local[2]").appName("tests")
+    for name, value in _SPARK_SETTINGS.items():
+        builder = builder.config(name, value)
+    session = builder.config("spark.jars", ",".join(jar.as_uri() for jar in jars("spark-kafka"))).getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    yield session
+    session.stop()
+
+
+_SPARK_SETTINGS = {
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.memory": "1g",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.shuffle.partitions": "2",
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+}
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaBroker]:
+    """A real broker for the whole session; a topic exists only after ``create_topic``."""
+    with KafkaBroker() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def spark_cluster() -> Iterator[SparkCluster]:
+    """A real standalone cluster: a master and two workers, all processes of their own."""
+    with SparkCluster(workers=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
 def retail_dir() -> Path:
     """The real shop's daily files beside the repository."""
     folder = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "online-retail"
@@ -65,12 +112,13 @@ def pytest_report_header() -> list[str]:
     """Name every real server that the suites run against."""
     from importlib.metadata import version
 
+    from sandbox.jars import pinned
     from sandbox.java import java_version
     from sandbox.postgres import postgres_version
 
     return [
-        f"servers: PostgreSQL {postgres_version()}, Java {java_version()}, "
-        f"Spark {version('pyspark')}, Airflow {version('apache-airflow')}"
+        f"servers: PostgreSQL {postgres_version()}, Java {java_version()}, Spark {version('pyspark')}, "
+        f"Kafka {pinned('kafka_2.13')}, Airflow {version('apache-airflow')}"
     ]
 
 
