@@ -1,0 +1,41 @@
+# Everything that a fresh machine needs beyond Python 3.11+, make and git is brought by `make setup`, into this folder.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-kafka test lint bench clean
+
+PYTEST_ARGS ?=
+ARGS ?=
+# Folders may have spaces in their names: recipes run in the repository, and all paths are relative to it.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+
+help: ## Show this help
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
+
+setup: $(VENV)/.ready ## Make .venv with everything for demo and tests
+
+$(VENV)/.ready: pyproject.toml uv.lock sandbox/setup.sh
+	@sh sandbox/setup.sh
+	@touch $(VENV)/.ready
+
+demo: setup ## Web-shop orders through Airflow, Spark and PostgreSQL; ARGS=--exit ends instead of waiting
+	@$(PYTHON) -m sandbox.demo $(ARGS)
+
+demo-kafka: setup ## The same through a real Kafka broker
+	@$(PYTHON) -m sandbox.demo --kafka $(ARGS)
+
+lint: setup ## ruff, mypy and the import rules
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(VENV)/bin/lint-imports
+
+test: lint ## lint, then all suites on real servers
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+bench: setup ## This sink beside Spark's JDBC writer and psql's \copy
+	@$(PYTHON) -m benchmarks $(ARGS)
+
+clean: ## Remove what setup, demo and tests made, the downloads in .cache excepted
+	rm -rf $(VENV) .sandbox build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf spark-warehouse metastore_db derby.log
