@@ -9,6 +9,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import IsolationLevel, sql
 from psycopg.pq import TransactionStatus
+from psycopg.rows import RowFactory, tuple_row
 
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import (
@@ -103,10 +104,12 @@ def raw(conn: Connection, statement: str, *parameters: str | None) -> list[tuple
         return cursor.fetchall() if cursor.description else []
 
 
-def query(conn: Connection, schema: str, statement: str, parameters: Any = None) -> psycopg.Cursor[Any]:
+def query(
+    conn: Connection, schema: str, statement: str, parameters: Any = None, *, row_factory: RowFactory[Any] = tuple_row
+) -> psycopg.Cursor[Any]:
     """Run a statement written with ``%(name)s`` values and ``{schema}`` for the tracker's schema."""
     composed = sql.SQL(statement).format(schema=sql.Identifier(schema))
-    return conn.execute(composed, parameters)
+    return conn.cursor(row_factory=row_factory).execute(composed, parameters)
 
 
 def _by_state(state: str, what: str, found: str) -> EtlError:

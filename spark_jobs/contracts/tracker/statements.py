@@ -73,7 +73,7 @@ def lock_epoch(schema: str) -> str:
 def read_epoch(schema: str) -> str:
     """Ask the same as :func:`lock_epoch` without a lock: an answer that may be out of date when it arrives."""
     return (
-        f"SELECT (epoch = $2::bigint AND newest_run_id = $3::text) AS holds FROM {schema}.pipeline "  # noqa: S608
+        f"SELECT (epoch = $2::bigint AND newest_run_id = $3::text) IS TRUE AS holds FROM {schema}.pipeline "  # noqa: S608
         "WHERE pipeline_id = $1::text"
     )
 

@@ -1,0 +1,71 @@
+"""``etl-pipeline status``: how the pipelines are, by their ledger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from spark_jobs.cli.tracker_session import CONNECTION, SCHEMA, tracker_session
+from spark_jobs.contracts.tracker.migrate import require_version
+from spark_jobs.contracts.tracker.queries import PipelineStatus, pipeline_status
+
+_STATE_STYLES = {"finished": "green", "running": "cyan", "failed": "red", "fenced": "yellow", "stopped": "yellow"}
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
+
+
+def status(
+    pipeline: Annotated[str | None, typer.Argument(help="One pipeline; all of them when left out.")] = None,
+    *,
+    connection: Annotated[str, CONNECTION],
+    schema: Annotated[str, SCHEMA] = "etl",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show each pipeline's last micro-batch, its run and whether its books balance."""
+    with tracker_session(connection) as conn:
+        require_version(conn, schema)
+        found = pipeline_status(conn, schema, pipeline)
+    if as_json:
+        typer.echo(json.dumps([item.model_dump(mode="json") for item in found], indent=2))
+    else:
+        Console().print(table_of(found))
+
+
+def table_of(pipelines: Sequence[PipelineStatus]) -> Table:
+    """Return the table that people read; one line a pipeline."""
+    table = Table(title=None if pipelines else "no pipeline was started yet")
+    for heading in ("pipeline", "last batch", "last commit", "age", "rows", "run", "epoch", "books"):
+        table.add_column(heading, justify="right" if heading in ("last batch", "age", "rows", "epoch") else "left")
+    for item in pipelines:
+        table.add_row(*_cells(item))
+    return table
+
+
+def age(seconds: float | None) -> str:
+    """Return a duration in its largest unit, such as ``3 h``; ``-`` for none."""
+    if seconds is None:
+        return "-"
+    for unit, length in _UNITS:
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{max(int(seconds), 0)} s"
+
+
+def _cells(item: PipelineStatus) -> list[Text]:
+    # Text, not markup: a pipeline's name may hold square brackets.
+    state = item.run_state or "-"
+    return [
+        Text(item.pipeline_id),
+        Text("-" if item.last_batch_id is None else str(item.last_batch_id)),
+        Text(f"{item.last_commit_at:%Y-%m-%d %H:%M:%S %Z}" if item.last_commit_at else "-"),
+        Text(age(item.last_commit_age_seconds)),
+        Text(f"{item.rows:,}"),
+        Text(state, style=_STATE_STYLES.get(state, "")),
+        Text(str(item.epoch)),
+        Text(item.ledger, style="green" if item.ledger == "balanced" else "bold red"),
+    ]
