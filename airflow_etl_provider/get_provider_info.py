@@ -11,4 +11,23 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-etl-provider",
         "name": "Streaming ETL",
         "description": "Scheduled Spark Structured Streaming into PostgreSQL, exactly once, with its books.",
+        "integrations": [
+            {
+                "integration-name": "Streaming ETL",
+                "external-doc-url": "https://spark.apache.org/docs/latest/streaming/index.html",
+                "tags": ["software"],
+            }
+        ],
+        "operators": [
+            {
+                "integration-name": "Streaming ETL",
+                "python-modules": ["airflow_etl_provider.operators.streaming_pipeline"],
+            }
+        ],
+        "hooks": [
+            {
+                "integration-name": "Streaming ETL",
+                "python-modules": ["airflow_etl_provider.hooks.ledger", "airflow_etl_provider.hooks.spark_driver"],
+            }
+        ],
     }

@@ -1,0 +1,31 @@
+"""The asset that stands for a pipeline's target table."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from airflow.sdk import Asset, AssetAlias
+
+from spark_jobs.contracts.run_request import RunResult
+
+
+def target_asset(*, host: str, port: int, database: str, schema: str, table: str) -> Asset:
+    """Return the asset ``postgres://host:port/database/schema/table`` (Airflow's own form for PostgreSQL tables)."""
+    path = "/".join(quote(part, safe="") for part in (database, schema, table))
+    return Asset(uri=f"postgres://{host}:{port}/{path}")
+
+
+def target_alias(pipeline_id: str) -> AssetAlias:
+    """Return the outlet of a pipeline's task.
+
+    An alias, because a plain outlet emits an event on every success: a run that committed nothing must stay silent.
+    """
+    return AssetAlias(name=f"etl:{pipeline_id}")
+
+
+def event_extra(result: RunResult) -> dict[str, Any]:
+    """Return what the asset event tells its consumers about the run: rows, batches, watermark, offsets."""
+    told = result.model_dump(mode="json")
+    keys = ("run_id", "pipeline_id", "batches", "rows", "watermark", "start_offsets", "end_offsets")
+    return {key: told[key] for key in keys}

@@ -1,0 +1,95 @@
+"""Airflow connections for the driver: values into a process below the worker, only names to a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow.exceptions import AirflowNotFoundException
+from airflow.sdk import BaseHook, Connection
+from airflow.sdk.log import mask_secret
+
+from spark_jobs.contracts.errors import ConnectionMissingError
+
+if TYPE_CHECKING:
+    from spark_jobs.contracts.config import PipelineConfig
+
+REDACTION_KEY = "spark.redaction.regex"
+_SPARK_REDACTS = "(?i:secret|password|token|access[.]?key)"
+_WE_REDACT = "(?i:airflow_conn_|etl[.]connection[.])"
+_K8S_SECRET = "spark.kubernetes.driver.secretKeyRef."  # noqa: S105 - a name
+_FOLDER_KEYS = ("spark.kubernetes.driverEnv.ETL_CREDENTIALS_DIR", "spark.yarn.appMasterEnv.ETL_CREDENTIALS_DIR")
+_HADOOP_PROVIDER = "spark.hadoop.hadoop.security.credential.provider.path"
+
+
+def credential_ids(config: PipelineConfig) -> tuple[str, ...]:
+    """Return every ``credentialId`` that the pipeline names, the target's first.
+
+    :raises ConnectionMissingError: the target names none.
+    """
+    if not config.load.credential_id:
+        raise ConnectionMissingError(
+            "The pipeline does not say how to log in to its target",
+            found="no load.credentialId",
+            expected="load.credentialId, the id of an Airflow connection to PostgreSQL",
+            cure="add it to the pipeline file and create the connection",
+        )
+    named = (config.load.credential_id, config.extract.credential_id)
+    return tuple(dict.fromkeys(name for name in named if name))
+
+
+def environment_name(credential_id: str) -> str:
+    """Return the environment variable in which the driver looks for the connection."""
+    return f"AIRFLOW_CONN_{credential_id.upper()}"
+
+
+def connection(credential_id: str, *, purpose: str) -> Connection:
+    """Return the Airflow connection, its password masked in this task's log from now on.
+
+    :param purpose: what asks for it, for the error: ``load.credentialId``.
+    :raises ConnectionMissingError: there is none of that id.
+    """
+    try:
+        found: Connection = BaseHook.get_connection(credential_id)
+    except AirflowNotFoundException:
+        raise ConnectionMissingError(
+            f"{purpose} names an Airflow connection that does not exist",
+            found=f"no connection '{credential_id}'",
+            expected="a connection of that id",
+            cure=f"create it: Admin > Connections in the Airflow UI, `airflow connections add {credential_id}`, or "
+            f"the variable {environment_name(credential_id)}",
+        ) from None
+    if found.password:
+        mask_secret(found.password)
+    return found
+
+
+def process_environment(ids: Iterable[str]) -> dict[str, str]:
+    """Return ``AIRFLOW_CONN_<ID>`` for each id: for the environment of a spark-submit process, nothing else."""
+    return {environment_name(name): connection(name, purpose="credentialId").as_json() for name in ids}
+
+
+def require_cluster_credentials(ids: Iterable[str], conf: Mapping[str, Any]) -> None:
+    """Check that a driver on a cluster has a way to its credentials; values are never sent there.
+
+    :raises ConnectionMissingError: for an id without a configured way, with the three ways.
+    """
+    if any(conf.get(key) for key in (*_FOLDER_KEYS, _HADOOP_PROVIDER)):
+        return
+    names = {key.removeprefix(_K8S_SECRET).upper() for key in conf if str(key).startswith(_K8S_SECRET)}
+    missing = [name for name in ids if environment_name(name) not in names]
+    if missing:
+        variable = environment_name(missing[0])
+        raise ConnectionMissingError(
+            "In cluster mode the operator sends no secrets, and the driver has no other way to them",
+            found=f"no way configured for {', '.join(missing)}",
+            expected="names in `conf` from which the driver on the cluster gets each credential",
+            cure=f"one of: Kubernetes: {_K8S_SECRET}{variable}=<secret>:<key>; a file of mode 0600 named "
+            f"{missing[0]} on the node: {_FOLDER_KEYS[0]}=<directory> (YARN: {_FOLDER_KEYS[1]}); a Hadoop credential "
+            f"provider that holds etl.connection.{missing[0]}: {_HADOOP_PROVIDER}=<provider path>",
+        )
+
+
+def redaction(conf: Mapping[str, Any]) -> str:
+    """Return ``spark.redaction.regex`` that hides our keys beside what the user or Spark hides."""
+    return f"{conf.get(REDACTION_KEY) or _SPARK_REDACTS}|{_WE_REDACT}"

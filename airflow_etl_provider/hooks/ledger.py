@@ -1,0 +1,105 @@
+"""The ledger in the target's PostgreSQL: registers runs before they are submitted, reads what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from airflow.sdk import BaseHook
+
+from airflow_etl_provider.credentials import connection
+from spark_jobs.contracts.credentials import DatabaseConnection
+from spark_jobs.contracts.run_request import RunRequest, RunResult
+from spark_jobs.contracts.tracker.connect import Connection, classified, connect, query
+from spark_jobs.contracts.tracker.migrate import migrate
+from spark_jobs.contracts.tracker.queries import summarise_run
+from spark_jobs.contracts.tracker.retire import retire_run
+from spark_jobs.contracts.tracker.runs import register_run
+
+_SESSION_NAME = "airflow-etl-provider"
+_READ_RUN = (
+    "SELECT r.state, r.exit_code, r.error, p.newest_run_id = r.run_id FROM {schema}.pipeline_run r "
+    "JOIN {schema}.pipeline p USING (pipeline_id) WHERE r.run_id = %(run_id)s"
+)
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """How a run stands, as the driver last wrote it."""
+
+    run_id: str
+    state: str
+    exit_code: int | None
+    error: dict[str, Any] | None
+    is_newest: bool
+    """Whether the run may still commit: no newer run of the pipeline is registered."""
+
+
+class LedgerHook(BaseHook):
+    """The ledger beside a pipeline's target table.
+
+    :param conn_id: Airflow connection to PostgreSQL.
+    :param schema: PostgreSQL schema of the ledger's tables.
+    :param connection_params: what a pipeline's ``load.connectionParams`` add to the connection (host, database, …).
+    """
+
+    conn_name_attr = "conn_id"
+    default_conn_name = "warehouse"
+    conn_type = "postgres"
+    hook_name = "Pipeline ledger"
+
+    def __init__(
+        self,
+        conn_id: str = default_conn_name,
+        *,
+        schema: str = "etl",
+        connection_params: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.conn_id = conn_id
+        self.schema = schema
+        self.connection_params = dict(connection_params or {})
+
+    @cached_property
+    def database(self) -> DatabaseConnection:
+        """How to reach the database; looked up in Airflow once.
+
+        :raises ConnectionMissingError: Airflow has no such connection.
+        """
+        value = connection(self.conn_id, purpose="load.credentialId").as_json()
+        return DatabaseConnection.from_airflow(self.conn_id, value).completed(self.connection_params)
+
+    def get_conn(self) -> Connection:
+        """Return a new autocommit connection that works through a pooler.
+
+        :raises DatabaseUnreachableError: the server does not answer or refuses the login.
+        """
+        return connect(self.database, application_name=_SESSION_NAME)
+
+    def register(self, request: RunRequest) -> None:
+        """Make the request's run the pipeline's newest: no older driver commits from then on.
+
+        The ledger's tables are made or upgraded first.
+        """
+        with closing(self.get_conn()) as conn:
+            migrate(conn, self.schema)
+            register_run(conn, self.schema, request)
+
+    def retire(self, run_id: str) -> None:
+        """Take the run's right to commit away, in about two seconds or with an error."""
+        with closing(connect(self.database, application_name=_SESSION_NAME, connect_timeout=2)) as conn:
+            retire_run(conn, self.schema, run_id)
+
+    def run(self, run_id: str) -> RunRow | None:
+        """Return how the run stands, or None when the ledger does not know it."""
+        with closing(self.get_conn()) as conn, classified("Reading the run's row"):
+            row = query(conn, self.schema, _READ_RUN, {"run_id": run_id}).fetchone()
+        return RunRow(run_id, row[0], row[1], row[2], bool(row[3])) if row else None
+
+    def result(self, run_id: str) -> RunResult:
+        """Return what the run did: batches, rows by kind, offsets, watermark, duration, the ledger's verdict."""
+        with closing(self.get_conn()) as conn:
+            return summarise_run(conn, self.schema, run_id)

@@ -1,0 +1,264 @@
+"""The operator that runs one pipeline file through Spark into PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.exceptions import AirflowException
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.sdk import AssetAlias
+
+from airflow_etl_provider.assets import event_extra, target_alias, target_asset
+from airflow_etl_provider.credentials import (
+    REDACTION_KEY,
+    connection,
+    credential_ids,
+    process_environment,
+    redaction,
+    require_cluster_credentials,
+)
+from airflow_etl_provider.hooks.ledger import LedgerHook
+from airflow_etl_provider.hooks.spark_driver import PipelineSubmitHook
+from airflow_etl_provider.outcome import airflow_errors, require_finished
+from airflow_etl_provider.shipping import application_file, package_archive
+from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
+from spark_jobs.contracts.errors import ConfigError, EtlError
+from spark_jobs.contracts.run_request import RunRequest, RunResult
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_ENDLESS = ("continuous", "processingtime")
+_RUN_KEY = "etl_run_id"
+
+
+class StreamingPipelineOperator(SparkSubmitOperator):
+    """Run a pipeline: new data since the last run, through Spark, into its PostgreSQL table, exactly once.
+
+    The run is registered in the ledger before anything is submitted. From that moment no driver of an older run can
+    commit: not one left over by a killed worker, not one that a cluster starts again, not the one of the try before.
+    So a retry, a clear or a second trigger may always submit, and always does, with one exception: a driver in cluster
+    mode that still runs for this very task, and whose run is still the pipeline's newest, is waited for again after the
+    worker was lost (``durable``). Clearing a finished task runs it again.
+
+    The task's result (XCom) is the run as the ledger has it: batches, rows by kind, offsets, watermark, duration, and
+    whether the books balance. An event for the target table's asset is emitted when rows were committed, else not.
+
+    Secrets: with a driver below the worker (client mode, local master), connections reach it in the environment of the
+    spark-submit process only. In cluster mode only names are sent; the driver takes the values from a Kubernetes
+    secret, a file on its node or a Hadoop credential provider, and a task that configures none of them is refused.
+
+    Everything else is the Spark provider's ``SparkSubmitOperator``: ``conf``, ``jars``, ``packages``, ``deploy_mode``,
+    ``executor_memory``, ``durable`` and so on. ``application``, ``application_args`` and ``java_class`` are not yours.
+
+    :param pipeline: path of the pipeline's JSON file, or the same as a dict. (templated)
+    :param variables: values for the file's ``${name}``; a dict, or JSON text of one. Never secrets. (templated)
+    :param spark_conn_id: the Spark connection; one that does not exist is an error.
+    :param tracker_schema: PostgreSQL schema of the ledger. (templated)
+    :param resume: for a lost checkpoint: ``none``, ``from_ledger`` or ``accept_new_checkpoint``. (templated)
+    :param run_forever: allow the triggers ``continuous`` and ``processingtime``, whose runs do not end.
+    :param stop_grace_seconds: how long a driver below the worker may take to end its micro-batch when the task is
+        killed. Airflow gives a killed task five seconds in all; a longer grace is kept by a process that outlives the
+        task, and the run may commit in it, unless a newer run is started.
+    :raises AirflowFailException: the pipeline, a connection, the table or the data must be changed first.
+    :raises AirflowException: anything that a retry may cure.
+    """
+
+    template_fields: Sequence[str] = (
+        "pipeline",
+        "variables",
+        "resume",
+        "tracker_schema",
+        *(f for f in SparkSubmitOperator.template_fields if f not in ("application", "application_args")),
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"pipeline": "json", "variables": "json", "conf": "json"}
+    ui_color = "#e8f4ec"
+
+    def __init__(
+        self,
+        *,
+        pipeline: str | Mapping[str, Any],
+        variables: Mapping[str, str] | str | None = None,
+        spark_conn_id: str = "spark_default",
+        tracker_schema: str = "etl",
+        resume: str = "none",
+        run_forever: bool = False,
+        stop_grace_seconds: float = 3.0,
+        name: str = "",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(conn_id=spark_conn_id, name=name, **kwargs)
+        self.pipeline = pipeline
+        self.variables = variables
+        self.spark_conn_id = spark_conn_id
+        self.tracker_schema = tracker_schema
+        self.resume = resume
+        self.run_forever = run_forever
+        self.stop_grace_seconds = stop_grace_seconds
+        self._environment: dict[str, str] = {}
+        self._ledger: LedgerHook | None = None
+        self._run_id: str | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Register, submit, wait; return the run's result."""
+        with airflow_errors():
+            config = self._load()
+            ledger = LedgerHook(
+                config.load.credential_id or "",
+                schema=self.tracker_schema,
+                connection_params=config.load.connection_params,
+            )
+            self._prepare_submit(config)
+            run_id = self._run_to_wait_for(context, ledger) or self._register(context, config, ledger)
+            self._ledger, self._run_id = ledger, run_id
+            self.application_args = ["--run-id", run_id, "--credential", ledger.conn_id]
+            self.application_args += ["--tracker-schema", self.tracker_schema]
+            submit_error = self._submit(context)
+            require_finished(ledger.run(run_id), run_id, submit_error)
+            result = ledger.result(run_id)
+            self._tell(context, config, ledger, result)
+            return result.model_dump(mode="json")
+
+    def on_kill(self) -> None:
+        """Ask the driver to stop, wait ``stop_grace_seconds``, take its right to commit away, kill it.
+
+        In this order within Airflow's five seconds. Whatever is left undone when they are over, the next run's
+        registration fences the driver.
+        """
+        hook = self._hook
+        if (
+            isinstance(hook, PipelineSubmitHook)
+            and not hook.is_cluster_mode
+            and hook.stop_driver(self.stop_grace_seconds)
+        ):
+            return
+        if self._ledger is not None and self._run_id is not None:
+            try:
+                self._ledger.retire(self._run_id)
+            except EtlError as error:
+                self.log.warning("Run %s could not be fenced; the next run's start fences it. %s", self._run_id, error)
+        super().on_kill()
+        if isinstance(hook, PipelineSubmitHook):
+            hook.kill_driver()
+
+    # -- before the submit ------------------------------------------------------------------------------------------
+
+    def _load(self) -> PipelineConfig:
+        variables = self._variables()
+        if isinstance(self.pipeline, Mapping):
+            config = PipelineConfig.from_json(self.pipeline, variables=variables)
+        else:
+            config = load_pipeline(Path(self.pipeline), variables)
+        require_supported(config)
+        kind = config.streaming.trigger.kind
+        if kind in _ENDLESS and not self.run_forever:
+            raise ConfigError(
+                "The pipeline's trigger makes a run that never ends, and the task would never end",
+                found=f"triggerMode {kind}",
+                expected="availablenow or once",
+                cure="change streamingConfigJson.triggerMode and schedule the DAG; or, for a task that is meant to run "
+                "for ever, set run_forever=True",
+            )
+        return config
+
+    def _variables(self) -> dict[str, str]:
+        given = self.variables
+        if isinstance(given, str):
+            try:
+                given = json.loads(given) if given.strip() else None
+            except json.JSONDecodeError as error:
+                raise ConfigError("`variables` is not JSON", found=str(error), expected='{"name": "value"}') from None
+        if given is not None and not isinstance(given, Mapping):
+            raise ConfigError("`variables` is not an object", found=type(given).__name__, expected='{"name": "value"}')
+        return {str(name): str(value) for name, value in (given or {}).items()}
+
+    def _prepare_submit(self, config: PipelineConfig) -> None:
+        connection(self.spark_conn_id, purpose="spark_conn_id")  # the base class would silently take "yarn"
+        self.conf = {**(self.conf or {})}
+        self.conf[REDACTION_KEY] = redaction(self.conf)
+        self.application = str(application_file())
+        self.py_files = ",".join(filter(None, (self.py_files, str(package_archive()))))
+        self.name = self.name or f"etl {config.pipeline_id}"
+        ids = credential_ids(config)
+        if self._get_hook().is_cluster_mode:
+            require_cluster_credentials(ids, self.conf)
+        else:
+            self._environment = process_environment(ids)
+
+    def _get_hook(self) -> PipelineSubmitHook:
+        return PipelineSubmitHook.taking_over(
+            super()._get_hook(), application=application_file(), environment=self._environment
+        )
+
+    def _register(self, context: Context, config: PipelineConfig, ledger: LedgerHook) -> str:
+        ti = context["ti"]
+        request = RunRequest(
+            run_id=str(uuid.uuid4()),
+            pipeline_id=config.pipeline_id,
+            config=json.loads(config.to_json()),
+            started_by=f"airflow {ti.dag_id}/{ti.task_id}/{ti.run_id}/{ti.map_index}/{ti.try_number}",
+            resume=self.resume,  # type: ignore[arg-type]  # checked by the model
+            tracker_schema=self.tracker_schema,
+        )
+        ledger.register(request)
+        if (store := context.get("task_state_store")) is not None:
+            store.set(_RUN_KEY, request.run_id)
+        self.log.info("Registered run %s of pipeline %s", request.run_id, config.pipeline_id)
+        return request.run_id
+
+    def _run_to_wait_for(self, context: Context, ledger: LedgerHook) -> str | None:
+        """Return the run of a driver that a lost worker left running for this task, if it may still commit.
+
+        The Spark provider's stored job id alone does not tell a lost worker from a cleared task: it takes a job that
+        succeeded for the task's own and skips. The run's row does; for any other state the stored id is forgotten.
+        """
+        store = context.get("task_state_store")
+        if store is None or not (job := store.get(self.external_id_key)):
+            return None
+        run_id = store.get(_RUN_KEY)
+        row = ledger.run(str(run_id)) if run_id else None
+        if row and row.is_newest and row.state in ("registered", "running"):
+            with contextlib.suppress(Exception):  # no answer about the old driver: a new run fences it
+                if self.is_job_active(self.get_job_status(job, context)):
+                    return row.run_id
+        store.delete(self.external_id_key)
+        store.delete(self._K8S_DRIVER_STATUS_KEY)
+        return None
+
+    # -- after it ---------------------------------------------------------------------------------------------------
+
+    def _submit(self, context: Context) -> str:
+        """Run spark-submit to its end; return what it said if it failed. Why, the driver has told the ledger."""
+        try:
+            super().execute(context)
+        except FileNotFoundError as error:
+            raise ConfigError(
+                "spark-submit cannot be started",
+                found=f"no '{error.filename}' on the worker's PATH",
+                expected="Spark's spark-submit",
+                cure="install pyspark where Airflow's worker runs, or put Spark's bin directory on its PATH",
+            ) from error
+        except (AirflowException, RuntimeError) as error:
+            return str(error)
+        return ""
+
+    def _tell(self, context: Context, config: PipelineConfig, ledger: LedgerHook, result: RunResult) -> None:
+        self.log.info(
+            "Run %s: %d batches, rows %s, ledger %s", result.run_id, result.batches, result.rows, result.ledger
+        )
+        if not result.rows.get("written"):
+            return
+        database, table = ledger.database, config.load.target
+        asset = target_asset(
+            host=database.host, port=database.port, database=database.database, schema=table.schema, table=table.table
+        )
+        alias = next((o for o in self.outlets if isinstance(o, AssetAlias)), None)
+        if alias is None:
+            alias = target_alias(config.pipeline_id)
+            self.outlets = [*self.outlets, alias]
+        context["outlet_events"][alias].add(asset, extra=event_extra(result))
