@@ -1,0 +1,111 @@
+"""Where rows go."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from spark_jobs.contracts.config.enumerations import WriteMode, WriteModeText, WriteStrategy, WriteStrategyText
+from spark_jobs.contracts.config.problems import fold
+from spark_jobs.contracts.config.section import Flag, Names, Section, StringMap, Text, mismatch
+
+SINKS = ("postgresql",)
+PLANNED_SINKS = ("kafka", "s3", "redshift", "mysql", "file", "delta")
+CONNECTION_PARAMS = (
+    *("host", "hostaddr", "port", "database", "dbname", "user", "connect_timeout", "sslmode", "sslrootcert", "sslcert"),
+    *(
+        "sslkey",
+        "sslcrl",
+        "sslnegotiation",
+        "ssl_min_protocol_version",
+        "gssencmode",
+        "channel_binding",
+        "require_auth",
+    ),
+    *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
+    *("target_session_attrs", "load_balance_hosts", "batchsize"),
+)
+_IDENTIFIER = re.compile(r'"(?:[^"]|"")+"|[^".\s]+')
+_LONGEST_IDENTIFIER = 63
+
+
+class TableName(NamedTuple):
+    """A table of PostgreSQL. Without a schema, the connection's search path decides."""
+
+    schema: str | None
+    table: str
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.table}" if self.schema else self.table
+
+
+def parse_table(text: str) -> TableName:
+    """Return schema and table of ``table``, ``schema.table``, or quoted as in SQL: ``"odd schema"."odd.table"``.
+
+    :raises ValueError: the text is no such name; the message says why.
+    """
+    parts, position = [], 0
+    while position <= len(text):
+        match = _IDENTIFIER.match(text, position)
+        if match is None or (match.end() < len(text) and text[match.end()] != "."):
+            raise ValueError('odd names are quoted as in SQL: "\\"my.schema\\".\\"my table\\""')
+        part = match.group().rstrip()
+        parts.append(part[1:-1].replace('""', '"') if part.startswith('"') else part)
+        position = match.end() + 1
+    if len(parts) > 2:
+        raise ValueError("the database is the connection's; write schema.table")
+    if too_long := [part for part in parts if len(part.encode(errors="replace")) > _LONGEST_IDENTIFIER]:
+        raise ValueError(f"PostgreSQL's names have at most 63 bytes; this one has {len(too_long[0].encode())}")
+    return TableName(parts[0] if len(parts) == 2 else None, parts[-1])
+
+
+def _table(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise mismatch("a table: table or schema.table")
+    try:
+        parse_table(value.strip())
+    except ValueError as error:
+        raise mismatch("a table: table or schema.table", str(error)) from None
+    return value.strip()
+
+
+def _sink_type(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise mismatch("a sink: postgresql")
+    known = {fold(name): name for name in (*SINKS, *PLANNED_SINKS)} | {"postgres": "postgresql"}
+    return known.get(fold(value), value.strip())
+
+
+Table = Annotated[str, BeforeValidator(_table), WithJsonSchema({"type": "string", "minLength": 1})]
+SinkType = Annotated[
+    str, BeforeValidator(_sink_type), WithJsonSchema({"anyOf": [{"enum": list(SINKS)}, {"type": "string"}]})
+]
+
+
+class Load(Section):
+    """The target table and how rows are written to it."""
+
+    sink_type: SinkType = Field(description="`postgresql`.")
+    table: Table = Field(description="`table` or `schema.table`; odd names quoted as in SQL.")
+    schema_name: Text | None = Field(
+        None, description="The name of a schema that the result must have. Not supported yet."
+    )
+    write_mode: WriteModeText = Field(WriteMode.APPEND, description="`append`, `overwrite` or `upsert`.")
+    keys: Names = Field(default=(), description="`upsert`: the columns that identify a row.")
+    auto_create_table: Flag = Field(False, description="Create the table from the query's schema where it is missing.")
+    connection_params: StringMap = Field(
+        default_factory=dict,
+        description="What the connection lacks: `host`, `port`, `database`, `user`, `sslmode` and libpq's other settings. "
+        "`batchsize` is accepted and has no effect: rows go by COPY, not by batches of statements. Never secrets.",
+    )
+    credential_id: Text | None = Field(None, description="The Airflow connection of the database; holds the password.")
+    write_strategy: WriteStrategyText = Field(
+        WriteStrategy.AUTO, description="`auto`, `single` or `staged`. `two_phase` is not supported yet."
+    )
+
+    @property
+    def target(self) -> TableName:
+        """The table's schema (None: the search path decides) and name, unquoted."""
+        return parse_table(self.table)
