@@ -43,6 +43,7 @@ class PipelineSubmitHook(SparkSubmitHook):
 
     process_environment: Mapping[str, str]
     application_name: str
+    guard: subprocess.Popen[bytes] | None
 
     @classmethod
     def taking_over(cls, hook: SparkSubmitHook, *, application: Path, environment: Mapping[str, str]) -> Self:
@@ -55,6 +56,7 @@ class PipelineSubmitHook(SparkSubmitHook):
         taken.__dict__.update(hook.__dict__)
         taken.process_environment = environment
         taken.application_name = application.name
+        taken.guard = None
         return taken
 
     @property
@@ -69,7 +71,11 @@ class PipelineSubmitHook(SparkSubmitHook):
 
     def submit(self, application: str = "", **kwargs: Any) -> str | None:
         """Run spark-submit in a process group of its own; see the base class."""
-        return super().submit(application, start_new_session=True, **kwargs)
+        try:
+            return super().submit(application, start_new_session=True, **kwargs)
+        finally:
+            if self._submit_sp is not None:
+                self._submit_sp.stdout.close()
 
     def _build_spark_submit_command(self, application: str) -> list[str]:
         command = super()._build_spark_submit_command(application)
@@ -100,7 +106,7 @@ class PipelineSubmitHook(SparkSubmitHook):
         process = self._submit_sp
         if process is None or process.poll() is not None:
             return True
-        subprocess.Popen(  # noqa: S603 - our own interpreter and text
+        self.guard = subprocess.Popen(  # noqa: S603 - our own interpreter and text
             [sys.executable, "-c", _GUARD, str(process.pid), str(grace_seconds + 1)],
             start_new_session=True,
             stdout=subprocess.DEVNULL,
