@@ -7,13 +7,13 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Literal, get_args
 
 from sandbox.errors import SandboxError
 from sandbox.java import java
 from sandbox.places import cache_dir, only_one
-from sandbox.processes import Command
 
 Group = Literal["spark-kafka", "broker", "jdbc"]
 _PINS = Path(__file__).with_name("ivy.xml")
@@ -68,27 +68,15 @@ def _fetch(group: Group, folder: Path) -> None:
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
     ivy = next((pyspark_home() / "jars").glob("ivy-*.jar"))
-    # A whole command line, not a shell's: paths with spaces are fine.
-    command = [
-        java(),
-        "-jar",
-        ivy,
-        "-ivy",
-        _PINS,
-        "-cache",
-        cache_dir() / "ivy",
-        "-confs",
-        group,
-        "-types",
-        "jar",
-        "bundle",
-    ]
-    command += ["-retrieve", f"{half}/[artifact]-[revision].[ext]"]
+    place = ["-cache", str(cache_dir() / "ivy"), "-retrieve", f"{half}/[artifact]-[revision].[ext]"]
+    what = ["-ivy", str(_PINS), "-confs", group, "-types", "jar", "bundle"]
+    print(f"Fetching the jars of {group} (the first time only) …", file=sys.stderr, flush=True)
+    command = [str(java()), "-jar", str(ivy), *what, *place]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=half)
     if done.returncode != 0 or not any(half.glob("*.jar")):
         raise SandboxError(
             f"The jars of {group} could not be fetched",
             found="\n".join((done.stdout + done.stderr).splitlines()[-25:]),
-            cure="is Maven Central to be reached from here? Ivy reads the proxy from JAVA_TOOL_OPTIONS",
+            cure="see that Maven Central is to be reached; behind a proxy set JAVA_TOOL_OPTIONS=-Dhttps.proxyHost=…",
         )
     half.rename(folder)

@@ -177,7 +177,8 @@ class KafkaBroker:
         properties.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         command: Command = [java(), *_QUIET, "-cp", classpath("broker"), "kafka.tools.StorageTool"]
-        command += ["format", "-t", cluster, "-c", properties]
+        # As one argument: an id may begin with a dash.
+        command += ["format", f"--cluster-id={cluster}", "-c", properties]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             properties.unlink()

@@ -46,5 +46,7 @@ uv=$(find_uv)
 echo "setup: $("$python" --version) at $python; $("$uv" --version); the first time takes a minute or two" >&2
 # Never a downloaded interpreter: the one found is what the user has.
 export UV_PYTHON_DOWNLOADS=never
+# The environment is .venv here, whatever else is active in the shell.
+unset VIRTUAL_ENV UV_PROJECT_ENVIRONMENT
 "$uv" sync --frozen --python "$python" --quiet
 echo "setup: ready" >&2

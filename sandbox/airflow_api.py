@@ -1,0 +1,202 @@
+"""A client for Airflow's REST API, as far as demo and tests need it."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sandbox.errors import SandboxError
+
+_ENDED = ("success", "failed")
+# A proxy of the machine's is not for loopback.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class ApiError(SandboxError):
+    """Airflow answered with an error; ``status`` is HTTP's."""
+
+    def __init__(self, method: str, path: str, status: int, body: str) -> None:
+        super().__init__(f"Airflow refused {method} {path}", found=f"{status} {body}")
+        self.status = status
+
+
+class AirflowApi:
+    """Logs in as :attr:`user` with :attr:`password` and talks to ``/api/v2``."""
+
+    user: str
+
+    def __init__(self, url: str) -> None:
+        self._base = url
+        self._token: str | None = None
+
+    @property
+    def password(self) -> str:
+        """Return the password to log in with."""
+        raise NotImplementedError
+
+    def is_healthy(self) -> bool:
+        """Tell whether database, scheduler, triggerer and DAG processor all say so."""
+        try:
+            told = self._send("GET", "/api/v2/monitor/health", None, {})
+        except (ApiError, OSError):
+            return False
+        parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+        return all((told.get(part) or {}).get("status") == "healthy" for part in parts)
+
+    def api(self, method: str, path: str, json: object = None, **query: object) -> Any:
+        """Send a request to ``/api/v2`` + ``path`` and return the decoded answer.
+
+        :raises ApiError: the answer is an error.
+        """
+        if query:
+            path += "?" + urllib.parse.urlencode({name: _text(value) for name, value in query.items()}, doseq=True)
+        try:
+            return self._send(method, f"/api/v2{path}", json, self._login())
+        except ApiError as error:
+            if error.status != 401:
+                raise
+            self._token = None
+            return self._send(method, f"/api/v2{path}", json, self._login())
+
+    def wait_dag(self, dag_id: str, *, seconds: float = 120) -> dict[str, Any]:
+        """Wait until the DAG processor has found a DAG, and return it.
+
+        :raises SandboxError: it is not there within ``seconds``; with the import errors.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                found: dict[str, Any] = self.api("GET", f"/dags/{_quote(dag_id)}")
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+                if time.monotonic() > deadline:
+                    told = "; ".join(item["stack_trace"] for item in self.import_errors())
+                    raise SandboxError(f"Airflow does not know the DAG {dag_id}", found=told) from error
+                time.sleep(0.5)
+            else:
+                return found
+
+    def unpause(self, dag_id: str) -> None:
+        """Let a DAG run."""
+        self.api("PATCH", f"/dags/{_quote(dag_id)}", {"is_paused": False})
+
+    def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None) -> str:
+        """Start a run of a DAG and return the run's id."""
+        answer = self.api("POST", f"/dags/{_quote(dag_id)}/dagRuns", {"logical_date": None, "conf": dict(conf or {})})
+        return str(answer["dag_run_id"])
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """Return ``queued``, ``running``, ``success`` or ``failed``."""
+        return str(self.api("GET", _run(dag_id, run_id))["state"])
+
+    def wait_run(
+        self,
+        dag_id: str,
+        run_id: str,
+        *,
+        seconds: float = 600,
+        until: tuple[str, ...] = _ENDED,
+        watch: Callable[[str], None] | None = None,
+    ) -> str:
+        """Wait until a run is in one of the states ``until`` and return it; ``watch`` is told the state now and then.
+
+        :raises SandboxError: the time is up.
+        """
+        deadline = time.monotonic() + seconds
+        while (state := self.run_state(dag_id, run_id)) not in until:
+            if watch is not None:
+                watch(state)
+            if time.monotonic() > deadline:
+                raise SandboxError(f"The run {run_id} of {dag_id} is still {state} after {seconds:.0f} s")
+            time.sleep(0.5)
+        return state
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return the run's task instances as the API has them."""
+        found: list[dict[str, Any]] = self.api("GET", f"{_run(dag_id, run_id)}/taskInstances")["task_instances"]
+        return found
+
+    def task_instance(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
+        """Return one task instance as the API has it."""
+        found: dict[str, Any] = self.api("GET", _task(dag_id, run_id, task_id))
+        return found
+
+    def rendered_fields(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
+        """Return the task's templated fields as the UI shows them."""
+        found: dict[str, Any] = self.task_instance(dag_id, run_id, task_id)["rendered_fields"]
+        return found
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str, *, try_number: int = 1) -> str:
+        """Return the log of one try as text, a line for each event with everything that it carries."""
+        path = f"{_task(dag_id, run_id, task_id)}/logs/{try_number}"
+        content = self.api("GET", path, full_content=True)["content"]
+        return "\n".join(_log_line(item) for item in content)
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
+        """Return a value that a task pushed."""
+        path = f"{_task(dag_id, run_id, task_id)}/xcomEntries/{_quote(key)}"
+        return self.api("GET", path, stringify=False)["value"]
+
+    def import_errors(self) -> list[dict[str, Any]]:
+        """Return the import errors as the UI lists them."""
+        found: list[dict[str, Any]] = self.api("GET", "/importErrors")["import_errors"]
+        return found
+
+    def clear(self, dag_id: str, run_id: str, task_ids: list[str] | None = None) -> None:
+        """Clear tasks of a run, so that they run again."""
+        wanted: dict[str, object] = {"dry_run": False, "dag_run_id": run_id, "only_failed": False}
+        if task_ids is not None:
+            wanted["task_ids"] = task_ids
+        self.api("POST", f"/dags/{_quote(dag_id)}/clearTaskInstances", wanted)
+
+    def mark(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
+        """Set a task's state by hand; ``failed`` kills a running task."""
+        self.api("PATCH", _task(dag_id, run_id, task_id), {"new_state": state})
+
+    def _login(self) -> dict[str, str]:
+        if self._token is None:
+            login = {"username": self.user, "password": self.password}
+            self._token = str(self._send("POST", "/auth/token", login, {})["access_token"])
+        return {"Authorization": f"Bearer {self._token}"}
+
+    def _send(self, method: str, path: str, body: object, headers: Mapping[str, str]) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json", "Accept": "application/json", **headers}
+        request = urllib.request.Request(self._base + path, data=data, headers=sent, method=method)
+        try:
+            with _opener.open(request, timeout=30) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                raise ApiError(method, path, error.code, error.read().decode(errors="replace")) from None
+        return json.loads(text) if text else None
+
+
+def _quote(part: str) -> str:
+    return urllib.parse.quote(part, safe="")
+
+
+def _run(dag_id: str, run_id: str) -> str:
+    return f"/dags/{_quote(dag_id)}/dagRuns/{_quote(run_id)}"
+
+
+def _task(dag_id: str, run_id: str, task_id: str) -> str:
+    return f"{_run(dag_id, run_id)}/taskInstances/{_quote(task_id)}"
+
+
+def _text(value: object) -> object:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _log_line(item: object) -> str:
+    if not isinstance(item, dict):
+        return str(item)
+    rest = {key: value for key, value in item.items() if key not in ("event", "timestamp") and value is not None}
+    head = f"{item['timestamp']} " if item.get("timestamp") else ""
+    return f"{head}{item.get('event', '')}" + (f" {json.dumps(rest, default=str)}" if rest else "")
