@@ -20,7 +20,7 @@ from spark_jobs.contracts.errors import (
     TargetMismatchError,
     TransientError,
 )
-from spark_jobs.contracts.tracker.statements import begin_settings
+from spark_jobs.contracts.tracker.statements import begin_settings, quote_identifier
 
 Connection = psycopg.Connection[Any]
 
@@ -108,8 +108,10 @@ def query(
     conn: Connection, schema: str, statement: str, parameters: Any = None, *, row_factory: RowFactory[Any] = tuple_row
 ) -> psycopg.Cursor[Any]:
     """Run a statement written with ``%(name)s`` values and ``{schema}`` for the tracker's schema."""
-    composed = sql.SQL(statement).format(schema=sql.Identifier(schema))
-    return conn.cursor(row_factory=row_factory).execute(composed, parameters)
+    # Not sql.Identifier: a percent sign in the name would be taken for a placeholder.
+    ident = quote_identifier(schema).replace("%", "%%")
+    composed = sql.SQL(statement).format(schema=sql.SQL(ident))
+    return conn.cursor(row_factory=row_factory).execute(composed, () if parameters is None else parameters)
 
 
 def _by_state(state: str, what: str, found: str) -> EtlError:

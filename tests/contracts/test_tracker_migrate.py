@@ -1,0 +1,167 @@
+"""Migrations: from nothing, from an older version, by two at once, and against a history that does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import threading
+
+import psycopg
+import pytest
+
+from spark_jobs.contracts.credentials import DatabaseConnection
+from spark_jobs.contracts.errors import EtlError, LedgerVersionError, TargetMismatchError
+from spark_jobs.contracts.tracker.connect import connect
+from spark_jobs.contracts.tracker.migrate import Migration, migrate, packaged, require_version
+
+LABELS = [migration.label for migration in packaged()]
+
+PROCESS = """
+import os, sys
+from spark_jobs.contracts.credentials import resolve_database
+from spark_jobs.contracts.tracker.connect import connect
+from spark_jobs.contracts.tracker.migrate import migrate
+with connect(resolve_database("warehouse"), application_name="migrator") as conn:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(",".join(migrate(conn)))
+"""
+
+
+@pytest.fixture
+def conn(database):
+    with connect(DatabaseConnection.from_airflow("warehouse", database.airflow_uri), application_name="t") as conn:
+        yield conn
+
+
+def tables(conn, schema="etl"):
+    return {name for (name,) in conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,))}
+
+
+def test_from_nothing_and_again(conn):
+    assert migrate(conn) == LABELS
+    assert migrate(conn) == []
+    require_version(conn)
+    assert tables(conn) == {
+        "schema_migration", "pipeline", "pipeline_run", "pipeline_query",
+        "batch_tracker", "batch_file", "source_gap", "dead_letter",
+    }  # fmt: skip
+
+
+def test_versions_are_numbered_without_holes():
+    assert [migration.version for migration in packaged()] == list(range(1, len(LABELS) + 1))
+
+
+@pytest.mark.parametrize("schema", ["tracker", "My Ledger", 'quo"ted', "select", "50% {off}"])
+def test_any_schema_name(conn, schema):
+    migrate(conn, schema)
+    require_version(conn, schema)
+    assert "batch_tracker" in tables(conn, schema)
+    assert conn.execute("SHOW search_path").fetchone() == ('"$user", public',)
+
+
+def test_an_older_version_keeps_its_rows(conn):
+    assert migrate(conn, migrations=packaged()[:1]) == LABELS[:1]
+    conn.execute("INSERT INTO etl.pipeline (pipeline_id, epoch) VALUES ('orders', 7)")
+    with pytest.raises(LedgerVersionError, match=r"0002_batches.*etl-pipeline migrate --schema etl"):
+        require_version(conn)
+    assert migrate(conn) == LABELS[1:]
+    assert conn.execute("SELECT epoch FROM etl.pipeline").fetchone() == (7,)
+
+
+def test_nothing_there_names_the_command(conn):
+    with pytest.raises(LedgerVersionError, match="etl-pipeline migrate") as caught:
+        require_version(conn)
+    assert not caught.value.retryable
+    assert not tables(conn)
+
+
+def test_a_newer_ledger_is_refused(conn):
+    migrate(conn)
+    conn.execute("INSERT INTO etl.schema_migration (version, name, checksum) VALUES (999, 'future', 'x')")
+    for refused in (migrate, require_version):
+        with pytest.raises(LedgerVersionError, match="newer version"):
+            refused(conn)
+
+
+@pytest.mark.parametrize("column", ["name", "checksum"])
+def test_a_changed_migration_is_refused(conn, column):
+    migrate(conn)
+    conn.execute(f"UPDATE etl.schema_migration SET {column} = 'other' WHERE version = 2")
+    for refused in (migrate, require_version):
+        with pytest.raises(LedgerVersionError, match="0002_batches"):
+            refused(conn)
+
+
+def test_a_failing_migration_leaves_nothing(conn):
+    broken = Migration(len(LABELS) + 1, "broken", "CREATE TABLE half (a int); SELECT 1 / 0;")
+    with pytest.raises(EtlError, match="division by zero"):
+        migrate(conn, migrations=[*packaged(), broken])
+    assert not tables(conn)
+    assert migrate(conn) == LABELS
+
+
+def test_the_kind_of_line_ends_does_not_matter():
+    for migration in packaged():
+        assert dataclasses.replace(migration, text=migration.text.replace("\n", "\r\n")).checksum == migration.checksum
+
+
+def test_an_open_transaction_is_refused(conn):
+    with conn.transaction(), pytest.raises(EtlError, match="without an open transaction"):
+        migrate(conn)
+
+
+def test_a_schema_made_by_the_administrator_is_enough(conn, database):
+    conn.execute("CREATE ROLE etl_migrator LOGIN PASSWORD 'x'")
+    try:
+        conn.execute("CREATE SCHEMA etl AUTHORIZATION etl_migrator")
+        with conn.transaction():
+            conn.execute("SET LOCAL ROLE etl_migrator")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), conn.transaction():
+                conn.execute("CREATE SCHEMA other")
+        own = database.airflow_uri.replace("//", "//").split("@")[1]
+        user = DatabaseConnection.from_airflow("warehouse", f"postgres://etl_migrator:x@{own}")
+        with connect(user, application_name="t") as session:
+            assert migrate(session) == LABELS
+            with pytest.raises(TargetMismatchError, match="42501"):
+                migrate(session, "elsewhere")
+    finally:
+        conn.execute("DROP OWNED BY etl_migrator CASCADE")
+        conn.execute("DROP ROLE etl_migrator")
+
+
+def test_threads_at_once(database):
+    connection = DatabaseConnection.from_airflow("warehouse", database.airflow_uri)
+    barrier, applied = threading.Barrier(6), []
+
+    def work():
+        with connect(connection, application_name="migrator") as session:
+            barrier.wait()
+            applied.append(migrate(session))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(applied) == [[]] * 5 + [LABELS]
+
+
+def test_processes_at_once(database):
+    environ = os.environ | {"AIRFLOW_CONN_WAREHOUSE": database.airflow_uri}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=60)[0].strip() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert sorted(outputs) == ["", "", ",".join(LABELS)]
