@@ -1,0 +1,5 @@
+"""``python -m spark_jobs.cli`` is ``etl-pipeline``."""
+
+from spark_jobs.cli import main
+
+main()
