@@ -7,13 +7,18 @@ from urllib.parse import quote
 
 from airflow.sdk import Asset, AssetAlias
 
+from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.run_request import RunResult
 
 
-def target_asset(*, host: str, port: int, database: str, schema: str, table: str) -> Asset:
-    """Return the asset ``postgres://host:port/database/schema/table`` (Airflow's own form for PostgreSQL tables)."""
-    path = "/".join(quote(part, safe="") for part in (database, schema, table))
-    return Asset(uri=f"postgres://{host}:{port}/{path}")
+def target_asset(connection: DatabaseConnection, schema: str | None, table: str) -> Asset:
+    """Return the asset ``postgres://host:port/database/schema/table``, Airflow's own form for a PostgreSQL table.
+
+    :param schema: ``public``, where the search path begins unless somebody changed it, when None.
+    """
+    host = quote(connection.host or "localhost", safe="")
+    path = "/".join(quote(part, safe="") for part in (connection.database or "", schema or "public", table))
+    return Asset(uri=f"postgres://{host}:{connection.port or 5432}/{path}")
 
 
 def target_alias(pipeline_id: str) -> AssetAlias:

@@ -32,7 +32,7 @@ class PipelineFile:
     @property
     def description(self) -> str:
         """The pipeline's name, for the list of DAGs."""
-        return (self.config.name or self.dag_id) if self.config else f"{self.path.name} is broken: see its details"
+        return self.config.title if self.config else f"{self.path.name} is broken: see its details"
 
     @property
     def tags(self) -> list[str]:
@@ -71,12 +71,13 @@ class PipelineFile:
             "Source": config.extract.source_type,
             "Transforms": ", ".join(step.transform_type for step in config.transforms) or "none",
             "Target": f"{config.load.target} ({config.load.write_mode}), connection `{config.load.credential_id}`",
-            "Trigger": f"{config.streaming.trigger.kind}, output mode {config.streaming.output_mode}",
-            "Checkpoint": f"`{config.streaming.checkpoint_location}`",
             "File": f"`{self.path.name}`",
         }
+        if config.streaming is not None:
+            rows["Trigger"] = f"{config.streaming.trigger}, output mode {config.streaming.output_mode}"
+            rows["Checkpoint"] = f"`{config.streaming.checkpoint_location}`"
         table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-        return f"### {config.name or config.pipeline_id}\n\n| | |\n|---|---|\n{table}\n"
+        return f"### {config.title}\n\n| | |\n|---|---|\n{table}\n"
 
 
 def dags_from_files(folder: Path, build: Callable[[PipelineFile], DAG]) -> Iterator[DAG]:

@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from airflow.exceptions import AirflowException
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_etl_provider.hooks.ledger import RunRow
 from spark_jobs.contracts.errors import EtlError
@@ -38,7 +37,8 @@ def airflow_errors() -> Iterator[None]:
     try:
         yield
     except EtlError as error:
-        raise exception_for(error.to_json()) from error
+        kind = AirflowException if error.retryable else AirflowFailException
+        raise kind(f"{error}\n  Exit code: {_code(int(error.exit_code))}") from error
 
 
 def exception_for(error: dict[str, Any]) -> AirflowException:

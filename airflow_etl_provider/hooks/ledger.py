@@ -61,7 +61,8 @@ class LedgerHook(BaseHook):
         super().__init__()
         self.conn_id = conn_id
         self.schema = schema
-        self.connection_params = dict(connection_params or {})
+        # `batchsize` is a setting of Spark's JDBC writer, accepted in pipeline files and without effect.
+        self.connection_params = {k: v for k, v in (connection_params or {}).items() if k != "batchsize"}
 
     @cached_property
     def database(self) -> DatabaseConnection:

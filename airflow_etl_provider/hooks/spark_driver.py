@@ -67,7 +67,7 @@ class PipelineSubmitHook(SparkSubmitHook):
     @property
     def is_cluster_mode(self) -> bool:
         """Whether the driver runs on the cluster and not below this process."""
-        return self._connection["deploy_mode"] == "cluster"
+        return bool(self._connection["deploy_mode"] == "cluster")
 
     def submit(self, application: str = "", **kwargs: Any) -> str | None:
         """Run spark-submit in a process group of its own; see the base class."""

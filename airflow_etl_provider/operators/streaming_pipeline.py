@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.exceptions import AirflowException
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import AssetAlias
+from airflow.sdk.exceptions import AirflowException
 
 from airflow_etl_provider.assets import event_extra, target_alias, target_asset
 from airflow_etl_provider.credentials import (
@@ -33,7 +33,6 @@ from spark_jobs.contracts.run_request import RunRequest, RunResult
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-_ENDLESS = ("continuous", "processingtime")
 _RUN_KEY = "etl_run_id"
 
 
@@ -104,7 +103,7 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         self._ledger: LedgerHook | None = None
         self._run_id: str | None = None
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # the base class returns nothing
         """Register, submit, wait; return the run's result."""
         with airflow_errors():
             config = self._load()
@@ -155,11 +154,11 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         else:
             config = load_pipeline(Path(self.pipeline), variables)
         require_supported(config)
-        kind = config.streaming.trigger.kind
-        if kind in _ENDLESS and not self.run_forever:
+        trigger = config.streaming.trigger if config.streaming else None
+        if trigger is not None and trigger.endless and not self.run_forever:
             raise ConfigError(
                 "The pipeline's trigger makes a run that never ends, and the task would never end",
-                found=f"triggerMode {kind}",
+                found=f"triggerMode {trigger}",
                 expected="availablenow or once",
                 cure="change streamingConfigJson.triggerMode and schedule the DAG; or, for a task that is meant to run "
                 "for ever, set run_forever=True",
@@ -200,9 +199,9 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         request = RunRequest(
             run_id=str(uuid.uuid4()),
             pipeline_id=config.pipeline_id,
-            config=json.loads(config.to_json()),
+            config=config.to_mapping(),
             started_by=f"airflow {ti.dag_id}/{ti.task_id}/{ti.run_id}/{ti.map_index}/{ti.try_number}",
-            resume=self.resume,  # type: ignore[arg-type]  # checked by the model
+            resume=self.resume,
             tracker_schema=self.tracker_schema,
         )
         ledger.register(request)
@@ -254,9 +253,7 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         if not result.rows.get("written"):
             return
         database, table = ledger.database, config.load.target
-        asset = target_asset(
-            host=database.host, port=database.port, database=database.database, schema=table.schema, table=table.table
-        )
+        asset = target_asset(database, table.schema, table.table)
         alias = next((o for o in self.outlets if isinstance(o, AssetAlias)), None)
         if alias is None:
             alias = target_alias(config.pipeline_id)
