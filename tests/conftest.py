@@ -114,7 +114,7 @@ def pytest_report_header() -> list[str]:
 
     from sandbox.jars import pinned
     from sandbox.java import java_version
-    from sandbox.postgres import postgres_version
+    from sandbox.postgres_binaries import postgres_version
 
     return [
         f"servers: PostgreSQL {postgres_version()}, Java {java_version()}, Spark {version('pyspark')}, "
