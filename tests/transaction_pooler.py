@@ -48,6 +48,7 @@ class TransactionPooler:
     _idle: asyncio.Queue[_Server] = field(default_factory=asyncio.Queue)
     _pooled: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
         listener = await asyncio.start_server(self._client_came, "127.0.0.1", 0)
@@ -58,14 +59,19 @@ class TransactionPooler:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
     async def _client_came(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._keep(asyncio.current_task())
+        self._writers.add(writer)
         client = _Client(reader, writer)
         try:
             if await self._admit(client):
                 await self._carry(client)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            # The client left, or the pooler stops.
             pass
         finally:
             if client.server is not None:
@@ -80,6 +86,7 @@ class TransactionPooler:
             client.writer.write(_refusal("unsupported startup parameter: options"))
             return False
         server = _Server(*await asyncio.open_connection("127.0.0.1", self.upstream_port))
+        self._writers.add(server.writer)
         server.writer.write(startup)
         while True:
             kind, message = await _message(server.reader)
@@ -165,7 +172,6 @@ def transaction_pooler(upstream_port: int, *, size: int = 2) -> Iterator[Transac
     def run() -> None:
         with contextlib.closing(loop):
             loop.run_until_complete(pooler.serve(ready, stop))
-            loop.run_until_complete(loop.shutdown_asyncgens())
 
     thread = threading.Thread(target=run, name="transaction-pooler", daemon=True)
     thread.start()
@@ -175,6 +181,7 @@ def transaction_pooler(upstream_port: int, *, size: int = 2) -> Iterator[Transac
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)
+        assert not thread.is_alive()
 
 
 async def _startup(client: _Client) -> bytes | None:

@@ -38,7 +38,9 @@ class Tracker:
         return connect(self.connection, application_name=application_name)
 
     def register(self, run_id: str, pipeline_id: str = "orders", **options: Any) -> None:
-        request = RunRequest(run_id=run_id, pipeline_id=pipeline_id, config={"pipelineId": pipeline_id}, started_by="me")
+        request = RunRequest(
+            run_id=run_id, pipeline_id=pipeline_id, config={"pipelineId": pipeline_id}, started_by="me"
+        )
         runs.register_run(self.conn, SCHEMA, request, **options)
 
     def start(self, run_id: str, pipeline_id: str = "orders") -> int:

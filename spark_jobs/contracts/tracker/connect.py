@@ -72,6 +72,11 @@ def classify(error: BaseException, what: str = "A statement in PostgreSQL") -> E
     return _by_state(state, what, f"{found} (SQLSTATE {state})")
 
 
+def classify_state(state: str, what: str, found: str) -> EtlError:
+    """Return the project's error for a SQLSTATE that came without its exception; empty: the connection was lost."""
+    return _by_state(state, what, f"{found} (SQLSTATE {state})") if state else _unreachable(what, found)
+
+
 @contextmanager
 def classified(what: str) -> Iterator[None]:
     """Turn errors of psycopg that leave the block into the project's."""
@@ -131,7 +136,9 @@ def _by_state(state: str, what: str, found: str) -> EtlError:
 
 def _without_state(error: BaseException, what: str, found: str) -> EtlError:
     if isinstance(error, psycopg.OperationalError) or type(error).__name__ == "OperationalError":
-        refused = "FATAL" in found and any(word in found for word in _REFUSED_WORDS)
+        refused = "no password supplied" in found or (
+            "FATAL" in found and any(word in found for word in _REFUSED_WORDS)
+        )
         return _login_refused(what, found) if refused else _unreachable(what, found)
     return EtlError(f"{what} failed", found=f"{type(error).__name__}: {found}")
 
