@@ -123,10 +123,18 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """With ``CI=true`` every suite is required: a skip fails the run."""
+    """With ``CI=true`` every suite is required: one that is skipped, or has no test, fails the run."""
+    if os.environ.get("CI") != "true" or exitstatus != pytest.ExitCode.OK:
+        return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    skipped = reporter.stats.get("skipped", []) if reporter else []
-    if os.environ.get("CI") == "true" and skipped and exitstatus == pytest.ExitCode.OK:
+    problems = [f"{len(reporter.stats['skipped'])} tests were skipped"] if reporter.stats.get("skipped") else []
+    if session.config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        present = {item.path.relative_to(Path(__file__).parent).parts[0] for item in session.items}
+        problems += [f"the suite {name} has no test" for name in sorted(_REQUIRED_SUITES - present)]
+    if problems:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         reporter.write_line("")
-        reporter.write_line(f"required suite: {len(skipped)} skipped with CI=true, which fails the run", red=True)
+        reporter.write_line(f"required suites (CI=true): {'; '.join(problems)}", red=True)
+
+
+_REQUIRED_SUITES = {"contracts", "spark", "airflow", "integration", "system", "sandbox"}
