@@ -8,6 +8,7 @@ Schedules are kept here, not in the pipeline files: the same file runs from the 
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 from airflow.sdk import DAG
@@ -30,6 +31,7 @@ def build(file: PipelineFile) -> DAG:
         schedule=SCHEDULES.get(file.dag_id),
         catchup=False,
         max_active_runs=1,  # a second run would only fence the first
+        default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},  # for what passes; what cannot is not retried
     ) as dag:
         StreamingPipelineOperator(
             task_id="run_pipeline",

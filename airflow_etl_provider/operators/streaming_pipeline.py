@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -184,15 +183,30 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         self.py_files = ",".join(filter(None, (self.py_files, str(package_archive()))))
         self.name = self.name or f"etl {config.pipeline_id}"
         ids = credential_ids(config)
-        if self._get_hook().is_cluster_mode:
-            require_cluster_credentials(ids, self.conf)
-        else:
+        hook = self._get_hook()
+        if not hook.is_cluster_mode:
             self._environment = process_environment(ids)
+            return
+        require_cluster_credentials(ids, self.conf)
+        if hook.master.startswith("yarn") and self.durable and not self._yarn_track_via_rm_api:
+            raise ConfigError(
+                "A driver on YARN could not be found again after a lost worker",
+                found="durable=True (the default) without yarn_track_via_rm_api",
+                expected="a way to ask YARN about the driver, or no wish to",
+                cure="set yarn_track_via_rm_api=True, with yarn_resourcemanager_webapp_address in the Spark connection "
+                "(extra); or durable=False: a retry then starts a new run, which fences the old driver",
+            )
 
     def _get_hook(self) -> PipelineSubmitHook:
-        return PipelineSubmitHook.taking_over(
-            super()._get_hook(), application=application_file(), environment=self._environment
-        )
+        try:
+            hook = super()._get_hook()
+        except NameError as error:  # what the provider raises for a k8s:// master without its extra
+            raise ConfigError(
+                "The Spark connection's master is Kubernetes, and Airflow's Kubernetes provider is not installed",
+                found=str(error),
+                cure="pip install apache-airflow-providers-cncf-kubernetes",
+            ) from error
+        return PipelineSubmitHook.taking_over(hook, application=application_file(), environment=self._environment)
 
     def _register(self, context: Context, config: PipelineConfig, ledger: LedgerHook) -> str:
         ti = context["ti"]
@@ -222,9 +236,11 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         run_id = store.get(_RUN_KEY)
         row = ledger.run(str(run_id)) if run_id else None
         if row and row.is_newest and row.state in ("registered", "running"):
-            with contextlib.suppress(Exception):  # no answer about the old driver: a new run fences it
+            try:
                 if self.is_job_active(self.get_job_status(job, context)):
                     return row.run_id
+            except Exception as error:  # noqa: BLE001 - whatever a cluster's client raises: a new run fences the old one
+                self.log.warning("No answer about %s, which run %s started: %s", job, row.run_id, error)
         store.delete(self.external_id_key)
         store.delete(self._K8S_DRIVER_STATUS_KEY)
         return None

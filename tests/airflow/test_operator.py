@@ -147,7 +147,7 @@ def test_in_cluster_mode_only_names_are_sent(
     pipeline: dict[str, Any], connections: Callable[..., None], conf: dict[str, str]
 ) -> None:
     connections(spark_default="spark://yarn?deploy-mode=cluster", warehouse=WAREHOUSE)
-    op = prepared(operator(pipeline, conf=conf))
+    op = prepared(operator(pipeline, conf=conf, durable=False))
     hook = op._get_hook()
     command = hook._build_spark_submit_command(op.application)
     assert "Pq7xQz" not in f"{command} {hook._env}"
@@ -162,6 +162,22 @@ def test_in_cluster_mode_without_a_way_to_secrets_is_refused_with_the_ways(
         operator(pipeline, conf=other).execute(context)
     for word in ("secretKeyRef.AIRFLOW_CONN_WAREHOUSE", "ETL_CREDENTIALS_DIR", "credential.provider.path"):
         assert word in str(raised.value)
+
+
+def test_yarn_in_cluster_mode_needs_a_decision_about_lost_workers(
+    context: Any, pipeline: dict[str, Any], connections: Callable[..., None]
+) -> None:
+    connections(spark_default="spark://yarn?deploy-mode=cluster", warehouse=WAREHOUSE)
+    with pytest.raises(AirflowFailException, match="yarn_track_via_rm_api=True"):
+        operator(pipeline, conf=CLUSTERS["hadoop"]).execute(context)
+
+
+def test_kubernetes_without_its_provider_names_it(
+    context: Any, pipeline: dict[str, Any], connections: Callable[..., None]
+) -> None:
+    connections(spark_default="k8s://https%3A%2F%2Fcluster:6443?deploy-mode=cluster", warehouse=WAREHOUSE)
+    with pytest.raises(AirflowFailException, match="cncf-kubernetes"):
+        operator(pipeline, conf=CLUSTERS["k8s secret"]).execute(context)
 
 
 @pytest.fixture
