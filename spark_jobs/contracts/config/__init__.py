@@ -1,6 +1,6 @@
 """The pipeline's configuration: frozen models that read and write the JSON of a pipeline file.
 
-``PipelineConfig.from_json`` and ``load_pipeline`` are the doors; they raise one ``InvalidConfigError`` with all problems.
+``PipelineConfig.from_json`` and ``load_pipeline`` are the doors; one ``InvalidConfigError`` has all problems.
 """
 
 from __future__ import annotations

@@ -74,20 +74,31 @@ def _syntax_problem(text: str, error: json.JSONDecodeError) -> Problem:
         )
     if text.strip().endswith(".json") and "\n" not in text:
         return Problem("$", f"the text {quoted(text)}", "JSON text", "to read a file, use load_pipeline(path)")
-    where = f"line {error.lineno}, column {error.colno}"
-    return Problem("$", f"no valid JSON at {where}: {error.msg}", "strict JSON", _syntax_hint(text, error))
+    if comma := _trailing_comma(text, error.pos):
+        message = f"no valid JSON at {_place(text, comma)}: a comma before a closing bracket"
+        return Problem("$", message, "strict JSON", "take the comma out")
+    message = f"no valid JSON at {_place(text, error.pos)}: {error.msg}"
+    return Problem("$", message, "strict JSON", _syntax_hint(text, error))
+
+
+def _place(text: str, position: int) -> str:
+    return f"line {text.count(chr(10), 0, position) + 1}, column {position - text.rfind(chr(10), 0, position)}"
+
+
+def _trailing_comma(text: str, position: int) -> int | None:
+    """Return where it is; Python's versions point at different characters near it."""
+    comma = position if text[position : position + 1] == "," else len(text[:position].rstrip()) - 1
+    return comma if comma > 0 and re.match(r",\s*[}\]]", text[comma:]) else None
 
 
 def _syntax_hint(text: str, error: json.JSONDecodeError) -> str:
-    before, after = text[: error.pos].rstrip(), text[error.pos :]
-    if (after.startswith(("}", "]")) and before.endswith(",")) or re.match(r",\s*[}\]]", after):
-        return "a comma before a closing bracket; take the comma out"
+    after = text[error.pos :]
     if "delimiter" in error.msg and after.startswith('"'):
         return "a comma is missing before this place"
     return next((hint for pattern, hint in _SYNTAX_HINTS if pattern.match(after)), "")
 
 
-def check(value: Any, problems: list[Problem], location: Location = ()) -> Any:
+def check(value: Any, problems: list[Problem], location: Location = ()) -> Any:  # noqa: PLR0911 - one for each kind
     """Return the document as plain dicts, lists and scalars; note what JSON or PostgreSQL's jsonb cannot hold."""
     if len(location) > _DEEPEST:
         problems.append(Problem(json_path(location[:8]) + "…", "more levels", f"at most {_DEEPEST} levels"))

@@ -53,7 +53,7 @@ class DeadLetterQueue(Section):
 
 
 class ErrorHandling(Section):
-    """What happens when something fails; also spelled ``errorHandling`` with ``retry``, ``circuitBreaker``, …"""
+    """What happens when something fails; also spelled ``errorHandling``."""
 
     also_spelled: ClassVar[Mapping[str, str]] = {
         "retry": "retryConfig",

@@ -61,7 +61,7 @@ class Extract(Section):
 
     @property
     def options(self) -> dict[str, str]:
-        """What Spark's reader gets: ``connection_params`` without ``path`` and ``format``; for Kafka with ``subscribe``."""
+        """What Spark's reader gets: ``connection_params`` without files' path and format; for Kafka plus its topic."""
         framework = _FRAMEWORK_OPTIONS if self.source_type == "file" else ()
         options = {key: value for key, value in self.connection_params.items() if key.lower() not in framework}
         chosen = any(self.option(name) for name in ("subscribe", "subscribePattern", "assign"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic.alias_generators import to_snake
 
@@ -23,6 +23,8 @@ class Key:
     """The key that ``to_json`` writes."""
     section: type[Section] | None
     """The model of the object, or of the list's objects, that stands there."""
+    many: bool
+    """Whether a list of such objects stands there."""
 
 
 @cache
@@ -31,7 +33,7 @@ def keys_of(model: type[Section]) -> dict[str, Key]:
     result: dict[str, Key] = {}
     for name, info in model.model_fields.items():
         alias = info.alias or name
-        key = Key(alias, _section_in(info.annotation))
+        key = Key(alias, _section_in(info.annotation), many=get_origin(info.annotation) is tuple)
         result |= {alias: key, to_snake(alias): key}
     for other, alias in model.also_spelled.items():
         result |= {other: result[alias], to_snake(other): result[alias]}
@@ -61,8 +63,6 @@ class Document:
 
     def normalise(self, value: Any, model: type[Section], location: Location = ()) -> Any:
         """Return the object with the keys that its model has; what is no object is left for the model to refuse."""
-        if isinstance(value, list):
-            return [self.normalise(item, model, (*location, i)) for i, item in enumerate(value)]
         if not isinstance(value, dict):
             return value
         actual = model.model_for(value)
@@ -76,13 +76,21 @@ class Document:
                 self._note_unknown_key(given, keys, location)
             elif key.name in result:
                 other = self.spelling.get((*location, key.name), key.name)
-                self.note(location, f"both {quoted(other)} and {quoted(given)}", "one of them: they mean the same")
+                found = f"both {quoted(other)} and {quoted(given)}"
+                self.note((*location, given), found, "one of them: they mean the same")
             else:
                 inner = (*location, key.name)
                 if given != key.name:
                     self.spelling[inner] = given
-                result[key.name] = self.normalise(item, key.section, inner) if key.section else item
+                result[key.name] = self._normalised(item, key, inner)
         return result
+
+    def _normalised(self, value: Any, key: Key, location: Location) -> Any:
+        if key.section is None or isinstance(value, list) is not key.many:
+            return value
+        if key.many:
+            return [self.normalise(item, key.section, (*location, i)) for i, item in enumerate(value)]
+        return self.normalise(value, key.section, location)
 
     def _note_unknown_key(self, given: str, keys: Mapping[str, Key], location: Location) -> None:
         names = list(dict.fromkeys(key.name for key in keys.values()))

@@ -97,7 +97,7 @@ class Load(Section):
     auto_create_table: Flag = Field(False, description="Create the table from the query's schema where it is missing.")
     connection_params: StringMap = Field(
         default_factory=dict,
-        description="What the connection lacks: `host`, `port`, `database`, `user`, `sslmode` and libpq's other settings. "
+        description="What the connection lacks: `host`, `port`, `database`, `user`, `sslmode` and others of libpq. "
         "`batchsize` is accepted and has no effect: rows go by COPY, not by batches of statements. Never secrets.",
     )
     credential_id: Text | None = Field(None, description="The Airflow connection of the database; holds the password.")

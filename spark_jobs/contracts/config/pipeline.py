@@ -82,7 +82,7 @@ class PipelineConfig(Section):
         """Read a pipeline from JSON text, or from the objects that it stands for.
 
         :param variables: values for ``${name}``; they win over the document's own ``variables``.
-        :param base_dir: the directory that has ``schemas/NAME.json``; without it, only the document's own schemas count.
+        :param base_dir: the directory that has ``schemas/NAME.json``; without it only the document's own count.
         :raises InvalidConfigError: with everything that is wrong. No other exception, whatever the document holds.
         """
         from spark_jobs.contracts.config.reading import read  # noqa: PLC0415 - it needs the class above

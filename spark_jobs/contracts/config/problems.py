@@ -120,7 +120,7 @@ def quoted(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("ascii", "backslashreplace").decode() for c in escaped)
 
 
-def shown(value: Any, location: Location = ()) -> str:
+def shown(value: Any, location: Location = ()) -> str:  # noqa: PLR0911 - one for each kind
     """Describe a value for a message: scalars as they are, the rest by kind, what may be a secret not at all."""
     if any(isinstance(part, str) and is_secret_key(part) for part in location) or is_secret_value(value):
         return "a value that may be a secret (not shown)"
@@ -149,7 +149,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     folded = fold(name)
     if folded in by_folded:
         return f"did you mean {quoted(by_folded[folded])}?"
-    matches = get_close_matches(folded[:_SHOWN], by_folded, n=1, cutoff=0.6)
+    matches = get_close_matches(folded[:_SHOWN], by_folded, n=1, cutoff=0.7)
     return f"did you mean {quoted(by_folded[matches[0]])}?" if matches else ""
 
 

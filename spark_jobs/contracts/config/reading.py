@@ -1,4 +1,4 @@
-"""The way from a pipeline file to ``PipelineConfig``: each step notes what is wrong, one error at the end has it all."""
+"""From a pipeline file to ``PipelineConfig``: each step notes what is wrong, one error at the end has it all."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read(
     problems = [p for p in document.problems if p.path not in unreliable or p in unreliable[p.path]]
     if problems or parts.config is None:
         raise InvalidConfigError(list(dict.fromkeys(problems)))
-    rules.fill_in(parts)
+    rules.fill_in(parts.config)
     return parts.config
 
 
@@ -121,7 +121,7 @@ def _note_secret(location: Location, document: Document) -> None:
 
 def _add_named_schemas(body: dict[str, Any], base_dir: Path | None, document: Document) -> None:
     loaded = schemas.load_named(body, base_dir, document.problems)
-    if loaded:
+    if loaded and isinstance(body.get("schemas", {}), dict):
         body["schemas"] = {**body.get("schemas", {}), **loaded}
 
 
@@ -188,4 +188,6 @@ def _registered_transform(value: dict[str, Any], document: Document, location: L
         document.note((*location, "transformType"), error.found, error.expected or "a package that works", error.cure)
         return None
     parameters = validate(model, value.get("parameters", {}), document, (*location, "parameters"))
-    return parameters and RegisteredTransform(transform_type=value["transformType"].strip(), parameters=parameters)
+    if parameters is None:
+        return None
+    return RegisteredTransform(transform_type=value["transformType"].strip(), parameters=parameters)

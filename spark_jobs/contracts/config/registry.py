@@ -1,6 +1,6 @@
 """Which transforms and sources there are: those of this package, those planned, those that other packages register.
 
-A package registers one through the entry-point groups below; the value is a module with a pydantic model ``Parameters``.
+A package registers one through the entry-point groups below: a module with a pydantic model ``Parameters``.
 """
 
 from __future__ import annotations

@@ -1,20 +1,25 @@
-"""Rules between settings."""
+"""Rules between settings, each in a file by its subject; and what follows from settings once all rules hold."""
 
 from __future__ import annotations
 
+from spark_jobs.contracts.config import aggregation_rules, load_rules, result_rules, source_rules
+from spark_jobs.contracts.config.columns import Columns
 from spark_jobs.contracts.config.keys import Document
 from spark_jobs.contracts.config.parts import Parts
+from spark_jobs.contracts.config.pipeline import PipelineConfig
+from spark_jobs.contracts.config.transforms import AggregationTransform
 
 
 def check(parts: Parts, document: Document) -> None:
-    """Note."""
+    """Note everything that does not fit together."""
+    source_rules.check(parts, document)
+    result = aggregation_rules.check(parts, document)
+    load_rules.check(parts, document)
+    result_rules.check(parts, result, document)
 
 
-def fill_in(parts: Parts) -> None:
-    """Fill in what follows from other settings, after all rules held."""
-    config = parts.config
-    if config is None:
-        return
+def fill_in(config: PipelineConfig) -> None:
+    """Fill in what follows from other settings: topic, path and schema of the source, the window's column."""
     extract = config.extract
     if extract.schema_name and not extract.schema_text:
         extract.derive(schema_text=config.schemas.get(extract.schema_name))
@@ -22,12 +27,9 @@ def fill_in(parts: Parts) -> None:
         extract.derive(path=extract.option("path"))
     if extract.source_type == "kafka" and not extract.topic:
         extract.derive(topic=extract.option("subscribe"))
-    aggregation = config.aggregation
-    if (
-        aggregation
-        and aggregation.window_duration
-        and not aggregation.window_column
-        and config.streaming
-        and config.streaming.watermark
-    ):
-        aggregation.parameters.derive(window_column=config.streaming.watermark.event_time_column)
+    watermark = config.streaming.watermark if config.streaming else None
+    columns = Columns(None, frozenset({watermark.event_time_column} if watermark else ()))
+    for step in config.transforms:
+        if isinstance(step, AggregationTransform):
+            step.parameters.derive(window_column=aggregation_rules.window_column(step, columns))
+        columns = columns.after(step)

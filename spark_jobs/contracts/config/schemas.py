@@ -1,4 +1,4 @@
-"""Schemas of rows: Spark DDL, or Spark's JSON form; inline, named in the file, or in ``schemas/NAME.json`` beside it."""
+"""Schemas of rows, as Spark DDL or in Spark's JSON form: inline, named in the file, or in ``schemas/NAME.json``."""
 
 from __future__ import annotations
 
@@ -75,36 +75,38 @@ def load_named(document: Mapping[str, Any], base_dir: Path | None, problems: lis
     for section in ("extract", "load"):
         part = document.get(section)
         name = part.get("schemaName") if isinstance(part, dict) else None
-        if isinstance(name, str) and name.strip() and name.strip() not in held:
-            _load(name.strip(), (section, "schemaName"), held, base_dir, result, problems)
+        if not isinstance(name, str) or not name.strip() or name.strip() in held:
+            continue
+        location = (section, "schemaName")
+        path = (
+            base_dir / "schemas" / f"{name.strip()}.json" if base_dir and _FILE_NAME.fullmatch(name.strip()) else None
+        )
+        if path is None or not path.is_file():
+            problems.append(_unknown(name.strip(), location, held, base_dir))
+        elif (schema := _from_file(path, location, problems)) is not None:
+            result[name.strip()] = schema
     return result
 
 
-def _load(
-    name: str,
-    location: Location,
-    held: Mapping[str, Any],
-    base_dir: Path | None,
-    result: dict[str, Any],
-    problems: list[Problem],
-) -> None:
-    path = base_dir / "schemas" / f"{name}.json" if base_dir and _FILE_NAME.fullmatch(name) else None
-    if path is not None and path.is_file():
-        try:
-            value = json_document.check(json_document.parse(json_document.read_text(path)), problems, location)
-            _schema(value)
-        except InvalidConfigError as error:
-            found = f"the file {path.name}: {error.problems[0].found}"
-            problems.append(Problem(json_path(location), found, _EXPECTED, error.problems[0].hint))
-        except ValueError:
-            problems.append(Problem(json_path(location), f"the file {path.name} holds no schema", _EXPECTED))
-        else:
-            result[name] = value
-        return
-    known = [*held, *(sorted(p.stem for p in base_dir.glob("schemas/*.json")) if base_dir else [])]
+def _from_file(path: Path, location: Location, problems: list[Problem]) -> Any:
+    try:
+        value = json_document.check(json_document.parse(json_document.read_text(path)), problems, location)
+        _schema(value)
+    except InvalidConfigError as error:
+        found = f"the file schemas/{path.name}: {error.problems[0].found}"
+        problems.append(Problem(json_path(location), found, _EXPECTED, error.problems[0].hint))
+        return None
+    except ValueError:
+        hint = "a DDL text stands in double quotes there"
+        problems.append(Problem(json_path(location), f"the file schemas/{path.name}: no schema", _EXPECTED, hint))
+        return None
+    return value
+
+
+def _unknown(name: str, location: Location, held: Mapping[str, Any], base_dir: Path | None) -> Problem:
+    beside = sorted(path.stem for path in base_dir.glob("schemas/*.json")) if base_dir else []
+    known = [*held, *beside]
     listed = f"one of {', '.join(known)}" if known else "a schema that exists; there is none"
-    hint = (
-        nearest(name, known)
-        or f'put it into the file ("schemas": {{{quoted(name)}: "…"}}) or into schemas/NAME.json beside it'
-    )
-    problems.append(Problem(json_path(location), f"the unknown schema {quoted(name)}", listed, hint))
+    place = f'"schemas": {{{quoted(name)}: "…"}} in the file, or schemas/{name}.json beside it'
+    hint = nearest(name, known) or f"add {place}"
+    return Problem(json_path(location), f"the unknown schema {quoted(name)}", listed, hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -31,7 +32,7 @@ def is_secret_key(key: str) -> bool:
     words = tuple(word.lower() for word in _WORD.findall(key))
     if not words or words[-1] in _ABOUT:
         return False
-    pairs = set(zip(words, words[1:], strict=False))
+    pairs = set(pairwise(words))
     return (
         bool(_SECRET_WORDS.intersection(words))
         or words[-1].endswith(_SECRET_ENDS)
@@ -46,5 +47,5 @@ def is_secret_value(value: Any) -> bool:
 
 
 def assigns_secret(value: str) -> bool:
-    """Say whether a connection text holds ``password=…`` or the like. (An SQL expression may, too: do not ask it.)"""
+    """Say whether a connection text holds ``password=…`` or the like; SQL may without being secret: do not ask it."""
     return is_secret_value(value) or bool(_SECRET_ASSIGNMENT.search(value))

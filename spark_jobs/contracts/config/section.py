@@ -34,13 +34,14 @@ class Section(BaseModel):
         serialize_by_alias=True,
         hide_input_in_errors=True,
         protected_namespaces=(),
+        defer_build=True,
     )
 
     also_spelled: ClassVar[Mapping[str, str]] = {}
     """Other JSON keys that mean the same: their name → the key that ``to_json`` writes."""
 
     @classmethod
-    def model_for(cls, value: Mapping[str, Any]) -> type[Section] | None:
+    def model_for(cls, value: Mapping[str, Any]) -> type[Section] | None:  # noqa: ARG003 - for those with several
         """Return the model that this object is to be read with; None: leave it to be reported later."""
         return cls
 
@@ -68,7 +69,9 @@ def _integer(biggest: int, smallest: int = 1) -> Callable[[Any], int]:
 
     def parsed(value: Any) -> int:
         number: int | None = None
-        if (isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", value)) or (isinstance(value, float) and math.isfinite(value) and value.is_integer()):
+        if (isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", value)) or (
+            isinstance(value, float) and math.isfinite(value) and value.is_integer()
+        ):
             number = int(value)
         elif isinstance(value, int) and not isinstance(value, bool):
             number = value

@@ -126,7 +126,7 @@ class Streaming(Section):
     )
     max_records_per_trigger: Long | None = Field(
         None,
-        description="Kafka: at most so many records in a micro-batch. With `maxOffsetsPerTrigger`, the smaller applies.",
+        description="Kafka: at most so many records in a micro-batch. Of it and `maxOffsetsPerTrigger` the smaller.",
     )
     max_files_per_trigger: Int | None = Field(None, description="Files: at most so many files in a micro-batch.")
     state_timeout: Duration | None = Field(None, description="Not supported yet; the watermark bounds the state.")

@@ -1,0 +1,46 @@
+"""Rules between the settings of the sink."""
+
+from __future__ import annotations
+
+from spark_jobs.contracts.config.keys import Document
+from spark_jobs.contracts.config.load import CONNECTION_PARAMS, PLANNED_SINKS, SINKS, Load
+from spark_jobs.contracts.config.parts import Parts
+from spark_jobs.contracts.config.problems import Location, any_of, nearest, quoted
+
+_PARAMS: Location = ("load", "connectionParams")
+_RESERVED = {
+    "application_name": "it carries the fence against older runs",
+    "options": "a pooler in transaction mode cannot keep session settings",
+    "dsn": "give host, port and database one by one",
+    "url": "give host, port and database one by one",
+}
+
+
+def check(parts: Parts, document: Document) -> None:
+    """Note what does not fit together in ``load``."""
+    load = parts.load
+    if load is None:
+        return
+    if load.sink_type not in (*SINKS, *PLANNED_SINKS):
+        hint = nearest(load.sink_type, (*SINKS, *PLANNED_SINKS))
+        document.note(("load", "sinkType"), f"the unknown sink {quoted(load.sink_type)}", any_of(SINKS), hint)
+    if load.sink_type in SINKS:
+        _check_connection(load, document)
+
+
+def _check_connection(load: Load, document: Document) -> None:
+    params = load.connection_params
+    if not load.credential_id and not {"host", "hostaddr"} & params.keys():
+        hint = 'for example "credentialId": "warehouse", with an Airflow connection of that name'
+        document.note(("load", "credentialId"), "nothing", "the connection of the database", hint)
+    for name, value in params.items():
+        if name not in CONNECTION_PARAMS:
+            hint = _RESERVED.get(name) or nearest(name, CONNECTION_PARAMS)
+            document.note((*_PARAMS, name), f"the unknown setting {quoted(name)}", any_of(CONNECTION_PARAMS), hint)
+        elif not value.strip():
+            document.note((*_PARAMS, name), "an empty text", "a value, or leave it out")
+    port = params.get("port", "1").strip()
+    if port and not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536):
+        document.note((*_PARAMS, "port"), quoted(port), "a port: a whole number from 1 to 65535")
+    if "database" in params and "dbname" in params and params["database"] != params["dbname"]:
+        document.note((*_PARAMS, "dbname"), "database and dbname differ", "one of them: they mean the same")
