@@ -1,0 +1,209 @@
+"""The application that ``spark-submit`` starts, and the only place where the parts are put together.
+
+Either a pipeline file::
+
+    spark-submit --py-files spark_jobs.zip run_pipeline.py FILE [--var name=value]…
+
+or a run that the Airflow operator has registered, whose request waits in the tracker::
+
+    run_pipeline.py --run-id ID --credential CREDENTIAL_ID [--tracker-schema etl]
+
+Secrets come from the environment, a 0600 file or a Hadoop credential provider, never from arguments. The exit code
+says how the run ended (:class:`~spark_jobs.contracts.exit_codes.ExitCode`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import logging
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
+from spark_jobs.contracts.credentials import DatabaseConnection, HadoopLookup, resolve, resolve_database
+from spark_jobs.contracts.errors import ConfigError, EtlError
+from spark_jobs.contracts.run_request import Resume, RunRequest
+from spark_jobs.contracts.tracker.connect import connect
+from spark_jobs.contracts.tracker.migrate import migrate, require_version
+from spark_jobs.contracts.tracker.runs import read_request, register_run
+from spark_jobs.runtime.run import Ended, PipelineRun, SessionFactory
+from spark_jobs.runtime.session import get_session, hadoop_credentials
+from spark_jobs.runtime.stopping import Stop
+from spark_jobs.sources.secrets import reader_options
+
+log = logging.getLogger("etl.run")
+
+
+def run_file(
+    path: Path,
+    variables: Mapping[str, str],
+    *,
+    resume: Resume,
+    tracker_schema: str,
+    stop: Stop,
+    session: SessionFactory,
+    hadoop_lookup: HadoopLookup | None = None,
+) -> Ended:
+    """Register and carry out a run of a pipeline file.
+
+    :raises EtlError: before the run is registered: the file, the connection or the database is at fault.
+    """
+    config = load_pipeline(path, variables)
+    require_supported(config)
+    database = resolve_database(_credential_id(config), config.load.connection_params, hadoop_lookup=hadoop_lookup)
+    request = RunRequest(
+        run_id=str(uuid.uuid4()),
+        pipeline_id=config.pipeline_id,
+        config=config.to_mapping(),
+        started_by=f"{getpass.getuser()}@{socket.gethostname()}",
+        resume=resume,
+        tracker_schema=tracker_schema,
+    )
+    with connect(database, application_name="etl:control") as conn:
+        applied = migrate(conn, tracker_schema)
+        if applied:
+            log.info("event=tracker_migrated applied=%s", ",".join(applied))
+        register_run(conn, tracker_schema, request)
+    return carry_out(request, database, stop, session, hadoop_lookup)
+
+
+def run_registered(
+    run_id: str,
+    database: DatabaseConnection,
+    *,
+    tracker_schema: str,
+    stop: Stop,
+    session: SessionFactory,
+    hadoop_lookup: HadoopLookup | None = None,
+) -> Ended:
+    """Carry out a run that somebody else has registered."""
+    with connect(database, application_name="etl:control") as conn:
+        require_version(conn, tracker_schema)
+        request = read_request(conn, tracker_schema, run_id)
+    return carry_out(request, database, stop, session, hadoop_lookup)
+
+
+def carry_out(
+    request: RunRequest,
+    database: DatabaseConnection,
+    stop: Stop,
+    session: SessionFactory,
+    hadoop_lookup: HadoopLookup | None,
+) -> Ended:
+    """Carry out a registered run."""
+    config = PipelineConfig.from_json(request.config)
+    secrets: dict[str, str] = {}
+    if config.extract.credential_id:
+        found = resolve(config.extract.credential_id, hadoop_lookup=hadoop_lookup)
+        secrets = reader_options(config.extract.source_type, found)
+    return PipelineRun(request, database, secrets, stop).execute(session)
+
+
+def _credential_id(config: PipelineConfig) -> str:
+    if not config.load.credential_id:
+        raise ConfigError(
+            "load.credentialId is missing",
+            expected="the name of the connection that holds the database's password",
+            cure="Add it, and set AIRFLOW_CONN_<ID> (or the connection in Airflow)",
+        )
+    return config.load.credential_id
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run under ``spark-submit``; return the exit code."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr, force=True
+    )
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    options = _options(args)
+    stop = Stop()
+    stop.on_signals()
+    try:
+        ended = _run(options, stop)
+    except EtlError as error:
+        log.debug("The run did not begin", exc_info=True)
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        return int(error.exit_code)
+    if ended.error is not None:
+        print(f"Error: {ended.error}", file=sys.stderr, flush=True)
+    stop.ended(int(ended.exit_code))
+    return int(ended.exit_code)
+
+
+def _run(options: argparse.Namespace, stop: Stop) -> Ended:
+    name = f"etl {options.run_id or options.file}"
+    session: Callable[[], SparkSession] = partial(get_session, name, {})
+    if options.run_id:
+        parameters = _pairs(options.connection_param, "--connection-param")
+        database = resolve_database(options.credential, parameters, hadoop_lookup=_hadoop_lookup)
+        return run_registered(
+            options.run_id,
+            database,
+            tracker_schema=options.tracker_schema,
+            stop=stop,
+            session=session,
+            hadoop_lookup=_hadoop_lookup,
+        )
+    return run_file(
+        Path(options.file),
+        _pairs(options.var, "--var"),
+        resume=_resume(options),
+        tracker_schema=options.tracker_schema,
+        stop=stop,
+        session=session,
+        hadoop_lookup=_hadoop_lookup,
+    )
+
+
+def _hadoop_lookup(alias: str) -> str | None:
+    # Only spark-submit's configuration names a credential provider, so the session is needed to ask it.
+    return hadoop_credentials(get_session("etl", {}), alias)
+
+
+def _pairs(values: Sequence[str], option: str) -> dict[str, str]:
+    pairs = dict(value.partition("=")[::2] for value in values)
+    wrong = [value for value in values if "=" not in value]
+    if wrong:
+        raise ConfigError(f"{option} {wrong[0]!r} has no value", expected=f"{option} name=value")
+    return pairs
+
+
+def _resume(options: argparse.Namespace) -> Resume:
+    if options.resume_from_ledger:
+        return "from_ledger"
+    return "accept_new_checkpoint" if options.accept_new_checkpoint else "none"
+
+
+def _options(args: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(args)
+    if bool(options.file) == bool(options.run_id):
+        parser.error("give either a pipeline file or --run-id")
+    if options.run_id and not options.credential:
+        parser.error("--run-id needs --credential")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="run_pipeline.py", description="Run one pipeline under spark-submit.")
+    parser.add_argument("file", nargs="?", help="the pipeline's JSON file")
+    parser.add_argument("--var", action="append", default=[], metavar="NAME=VALUE", help="value of a ${variable}")
+    parser.add_argument("--run-id", help="a registered run, instead of a file")
+    parser.add_argument("--credential", help="with --run-id: name of the database's connection")
+    parser.add_argument("--connection-param", action="append", default=[], metavar="NAME=VALUE", help="what it lacks")
+    parser.add_argument("--tracker-schema", default="etl")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--resume-from-ledger", action="store_true", help="a lost checkpoint: go on where the ledger is")
+    group.add_argument("--accept-new-checkpoint", action="store_true", help="a lost checkpoint: start over knowingly")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

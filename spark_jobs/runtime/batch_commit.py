@@ -1,0 +1,192 @@
+"""What happens to one micro-batch: fence, identity, already there?, write, commit, tell."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.streaming import StreamingQuery
+
+from spark_jobs.contracts.config import WriteStrategy
+from spark_jobs.contracts.events import BatchCommitted
+from spark_jobs.contracts.tracker.records import BatchRecord, Books
+from spark_jobs.runtime.batch import MicroBatch, describe, identify
+from spark_jobs.runtime.checkpoint import Checkpoint
+from spark_jobs.runtime.executors import require_ready_executors
+from spark_jobs.runtime.flow import Flow
+from spark_jobs.runtime.gaps import may_skip
+from spark_jobs.runtime.second_look import AggregateBooks, StatelessBooks
+from spark_jobs.runtime.stopping import Stop
+from spark_jobs.sinks import parts
+from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.postgres import PostgresSink, Written
+from spark_jobs.sinks.strategy import Choice, choose
+
+log = logging.getLogger("etl.batch")
+
+
+@dataclass(slots=True)
+class Totals:
+    """What this driver has committed so far."""
+
+    batches: int = 0
+    duplicates: int = 0
+    written: int = 0
+
+
+@dataclass(slots=True)
+class BatchCommit:
+    """The function that ``foreachBatch`` calls. One per query; never called twice at once."""
+
+    spark: SparkSession
+    flow: Flow
+    checkpoint: Checkpoint
+    query_id: str
+    ledger: Ledger
+    sink: PostgresSink
+    stop: Stop
+    totals: Totals = field(default_factory=Totals)
+    failure: Exception | None = None
+    rolled_back: bool = False
+    current_batch: int = 0
+    _query: StreamingQuery | None = None
+    _attached: threading.Event = field(default_factory=threading.Event)
+    _executors_ready: bool = False
+
+    def attach(self, query: StreamingQuery) -> None:
+        """Give the query whose batches come here; the first batch may come before."""
+        self._query = query
+        self._attached.set()
+
+    def __call__(self, df: DataFrame, batch_id: int) -> None:
+        """Commit one micro-batch, or raise with nothing written. The first error is kept in ``failure``."""
+        try:
+            self.current_batch = batch_id
+            self.stop.enter_batch()
+            self._commit(df, batch_id)
+        except Exception as error:
+            # Through the JVM and back an exception loses its type; the runner wants the original.
+            self.failure = self.failure or error
+            self.rolled_back = self.stop.in_batch
+            raise
+        finally:
+            self.stop.leave_batch()
+
+    def _commit(self, df: DataFrame, batch_id: int) -> None:
+        started = monotonic()
+        self.ledger.check_fence()
+        batch = identify(self.checkpoint, self.ledger.pipeline_id, self.query_id, batch_id)
+        if self.ledger.is_committed(batch.identity):
+            self._skip(df, batch)
+            return
+        if not self._executors_ready:
+            require_ready_executors(self.spark)
+            self._executors_ready = True
+        choice = self._choose(batch)
+        record = self._record(batch, choice, started)
+        written = self._write(df, batch, record, choice)
+        if written.state == parts.ALREADY_THERE:
+            self._skip(None, batch)
+            return
+        self.totals.batches += 1
+        self.totals.written += written.books.written
+        _tell(batch, written, choice, monotonic() - started)
+
+    def _skip(self, df: DataFrame | None, batch: MicroBatch) -> None:
+        if df is not None and self.flow.stateful:
+            # The rows are there, but Spark's state for the batch is not: without an evaluation the next one lacks it.
+            df.write.format("noop").mode("append").save()
+        self.ledger.count_duplicate(batch.identity)
+        self.totals.duplicates += 1
+        log.info("event=batch_skipped batch=%d reason=already_in_ledger", batch.identity.batch_id)
+
+    def _choose(self, batch: MicroBatch) -> Choice:
+        streaming, load = self.flow.streaming, self.flow.config.load
+        aggregation = self.flow.aggregation
+        if may_skip(self.flow.source) and not self.flow.stateful and load.write_strategy is WriteStrategy.AUTO:
+            # What the source lost is known once all rows were read, and must be in the same commit.
+            return Choice(WriteStrategy.STAGED, "failOnDataLoss=false: gaps are looked for before the commit")
+        return choose(
+            load.write_strategy,
+            self.flow.source.size(batch.offsets),
+            stateful=self.flow.stateful,
+            output_mode=streaming.output_mode,
+            windows_per_row=aggregation.windows_per_row if aggregation else 1,
+            state_rows=self._state_rows(batch),
+        )
+
+    def _state_rows(self, batch: MicroBatch) -> int | None:
+        if batch.identity.batch_id == 0:
+            return 0
+        progress = self._running_query().lastProgress
+        if progress is None or progress.batchId != batch.identity.batch_id - 1:
+            return None
+        return sum(operator.numRowsTotal for operator in progress.stateOperators)
+
+    def _record(self, batch: MicroBatch, choice: Choice, started: float) -> BatchRecord:
+        return BatchRecord(
+            identity=batch.identity,
+            run_id=self.ledger.run_id,
+            epoch=self.ledger.epoch,
+            checkpoint_location=self.checkpoint.location,
+            books=Books.empty(),
+            duration_ms=int((monotonic() - started) * 1000),
+            strategy=choice.strategy.value,
+            strategy_reason=choice.reason,
+            watermark=batch.watermark,
+            files=batch.offsets.files,
+        )
+
+    def _write(self, df: DataFrame, batch: MicroBatch, record: BatchRecord, choice: Choice) -> Written:
+        event = self._event(batch)
+        single = choice.strategy is WriteStrategy.SINGLE
+        if not self.flow.stateful:
+            if single:
+                return self.sink.write_in_one_task(df, record, event)
+            return self.sink.write_staged(df, record, event, StatelessBooks(self.spark, self.flow, batch, record))
+        books = AggregateBooks.before_action(self.spark, self._running_query(), self.flow, self.sink, batch, record)
+        if single:
+            return self.sink.write_handed_over(df, record, event, books)
+        return self.sink.write_staged(df, record, event, books)
+
+    def _running_query(self) -> StreamingQuery:
+        # Spark's thread may call for the first batch before `start()` has returned the query to ours.
+        self._attached.wait()
+        assert self._query is not None
+        return self._query
+
+    def _event(self, batch: MicroBatch) -> dict[str, Any]:
+        event = BatchCommitted(
+            pipeline_id=self.ledger.pipeline_id,
+            run_id=self.ledger.run_id,
+            query_id=self.query_id,
+            batch_id=batch.identity.batch_id,
+            epoch=self.ledger.epoch,
+            rows=0,
+            watermark=batch.watermark,
+        )
+        return event.model_dump(mode="json")
+
+
+def _tell(batch: MicroBatch, written: Written, choice: Choice, seconds: float) -> None:
+    books = written.books
+    log.info(
+        "event=batch_committed batch=%d source=%s rows_in=%d passed=%d dead_lettered=%d late=%d filtered=%d written=%d "
+        "deduplicated=%d strategy=%s reason=%r seconds=%.2f",
+        batch.identity.batch_id,
+        describe(batch.offsets),
+        books.source,
+        books.passed,
+        books.dead_lettered,
+        books.late,
+        books.filtered,
+        books.written,
+        books.write_deduplicated,
+        choice.strategy.value,
+        choice.reason,
+        seconds,
+    )

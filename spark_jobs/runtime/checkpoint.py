@@ -1,0 +1,179 @@
+"""Spark's checkpoint, read (and seeded) as files: query id, offset log, commit log, the file source's own log.
+
+Formats: Spark's OffsetSeqLog, CommitLog and FileStreamSourceLog, version ``v1``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from py4j.protocol import Py4JJavaError
+from pyspark.sql import SparkSession
+
+from spark_jobs.contracts.errors import CheckpointMismatchError
+from spark_jobs.contracts.tracker.records import SourceFile
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetEntry:
+    """One entry of the offset log: what a micro-batch is to read up to.
+
+    :param watermark_ms: the watermark at the batch's start (it evicts state); lateness uses the entry before.
+    :param source: the end offset of the only source, parsed; None while the source has none.
+    """
+
+    watermark_ms: int
+    source: Any
+
+
+class Checkpoint:
+    """A checkpoint folder on any file system that Spark can reach."""
+
+    def __init__(self, spark: SparkSession, location: str) -> None:
+        self._jvm: Any = spark._jvm
+        self.location = location
+        try:
+            self._root = self._jvm.org.apache.hadoop.fs.Path(location)
+            self._files = self._root.getFileSystem(spark._jsc.hadoopConfiguration())  # type: ignore[attr-defined]
+        except Py4JJavaError as error:
+            raise CheckpointMismatchError(
+                f"The checkpoint location {location} cannot be reached",
+                found=str(error.java_exception.getMessage()),
+                expected="streamingConfigJson.checkpointLocation, writable by Spark",
+                cure="Check the path, its scheme and the permissions",
+            ) from error
+
+    def query_id(self) -> str | None:
+        """Return the query's id; None when there is no checkpoint yet."""
+        text = self._read("metadata")
+        return None if text is None else str(json.loads(text)["id"])
+
+    def has_offsets(self) -> bool:
+        """Tell whether any micro-batch was ever planned here."""
+        return bool(self._numbers("offsets"))
+
+    def last_commit(self) -> int | None:
+        """Return the newest batch id that Spark holds for committed."""
+        return max(self._numbers("commits"), default=None)
+
+    def offsets(self, batch_id: int) -> OffsetEntry | None:
+        """Return the offset log's entry for a batch."""
+        text = self._read(f"offsets/{batch_id}")
+        if text is None:
+            return None
+        _version, metadata, *sources = text.splitlines()
+        if len(sources) != 1:
+            raise CheckpointMismatchError(
+                f"The checkpoint {self.location} belongs to a query with {len(sources)} sources",
+                expected="one source",
+                cure="Give the pipeline a checkpointLocation of its own",
+            )
+        source = None if sources[0] == "-" else json.loads(sources[0])
+        return OffsetEntry(int(json.loads(metadata)["batchWatermarkMs"]), source)
+
+    def initial_offset(self) -> Any:
+        """Return where the first batch started, as Kafka's source keeps it; None for other sources."""
+        text = self._read("sources/0/0")
+        if text is None:
+            return None
+        last = text.strip().splitlines()[-1]
+        try:
+            offset = json.loads(last)
+        except ValueError:
+            return None
+        return None if "path" in offset else offset
+
+    def source_files(self, start: Any, end: Any) -> tuple[SourceFile, ...]:
+        """Return the files of the file source's log entries after offset ``start`` up to ``end``, by path."""
+        first = -1 if start is None else int(start["logOffset"])
+        last = int(end["logOffset"])
+        entries = [entry for number in range(first + 1, last + 1) for entry in self._source_entries(number)]
+        return tuple(sorted(map(self._source_file, entries), key=lambda file: file.path))
+
+    def all_source_files(self, last: int) -> tuple[SourceFile, ...]:
+        """Return every file of the log up to offset ``last``."""
+        return self.source_files(None, {"logOffset": last})
+
+    def write_metadata(self, query_id: str) -> None:
+        """Give a new checkpoint its query id, so that the ledger knows it before Spark starts."""
+        self._write("metadata", json.dumps({"id": query_id}))
+
+    def seed_files(self, query_id: str, files: Iterable[SourceFile]) -> None:
+        """Write a checkpoint that has read ``files`` as its batch 0 and nothing since.
+
+        ``metadata`` comes last: without it a half-written seed is no checkpoint, and is written again.
+        """
+        entries = [
+            json.dumps({"path": f.path, "timestamp": int(f.modified_at.timestamp() * 1000), "batchId": 0}) for f in files
+        ]
+        now = int(datetime.now(UTC).timestamp() * 1000)
+        metadata = json.dumps({"batchWatermarkMs": 0, "batchTimestampMs": now, "conf": {}})
+        self._write("sources/0/0", "\n".join(["v1", *entries]))
+        self._write("offsets/0", "\n".join(["v1", metadata, json.dumps({"logOffset": 0})]))
+        self._write("commits/0", "\n".join(["v1", json.dumps({"nextBatchWatermarkMs": 0})]))
+        self.write_metadata(query_id)
+
+    def _source_entries(self, number: int) -> list[dict[str, Any]]:
+        text = self._read(f"sources/0/{number}")
+        if text is None:
+            text = self._compacted(number)
+        if text is None:
+            raise CheckpointMismatchError(
+                f"The checkpoint {self.location} has lost entry {number} of its source log",
+                expected=f"sources/0/{number}, or a later .compact file that holds it",
+                cure="Restore the checkpoint, or start a new one with --resume-from-ledger",
+            )
+        entries = [json.loads(line) for line in text.splitlines()[1:] if line.strip()]
+        return [entry for entry in entries if entry["batchId"] == number]
+
+    def _compacted(self, number: int) -> str | None:
+        names = [name for name in self._names("sources/0") if name.endswith(".compact")]
+        later = sorted(int(name.removesuffix(".compact")) for name in names)
+        holder = next((candidate for candidate in later if candidate >= number), None)
+        return None if holder is None else self._read(f"sources/0/{holder}.compact")
+
+    def _source_file(self, entry: dict[str, Any]) -> SourceFile:
+        modified = datetime.fromtimestamp(entry["timestamp"] / 1000, UTC)
+        path = self._jvm.org.apache.hadoop.fs.Path(self._jvm.java.net.URI(entry["path"]))
+        try:
+            size = int(self._files_of(path).getFileStatus(path).getLen())
+        except Py4JJavaError:
+            # Gone since: Spark's own read says so. The entry itself is still the batch's.
+            size = 0
+        return SourceFile(entry["path"], modified, size)
+
+    def _files_of(self, path: Any) -> Any:
+        return path.getFileSystem(self._files.getConf())
+
+    def _path(self, name: str) -> Any:
+        return self._jvm.org.apache.hadoop.fs.Path(self._root, name)
+
+    def _names(self, folder: str) -> list[str]:
+        path = self._path(folder)
+        if not self._files.exists(path):
+            return []
+        return [str(status.getPath().getName()) for status in self._files.listStatus(path)]
+
+    def _numbers(self, folder: str) -> list[int]:
+        return [int(name) for name in self._names(folder) if name.isdigit()]
+
+    def _read(self, name: str) -> str | None:
+        path = self._path(name)
+        if not self._files.exists(path):
+            return None
+        stream = self._files.open(path)
+        try:
+            return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
+        finally:
+            stream.close()
+
+    def _write(self, name: str, text: str) -> None:
+        stream = self._files.create(self._path(name), True)
+        try:
+            stream.write(bytearray(text.encode()))
+        finally:
+            stream.close()

@@ -1,0 +1,161 @@
+"""A pipeline's flow of rows: source, watermark, transforms, aggregation. The same for a stream and for a past range."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType, TimestampNTZType, TimestampType
+
+from spark_jobs.contracts.config import AggregationTransform, PipelineConfig, Streaming
+from spark_jobs.contracts.config.transforms import Transform
+from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.rows import EVENT_TIME, OUTCOME, Outcome, data_columns, passed
+from spark_jobs.sources.base import OffsetRange, Source
+from spark_jobs.sources.registry import build_source
+from spark_jobs.transforms import registry
+from spark_jobs.transforms.aggregation import WindowedAggregation
+
+BOOKS = "etl_books"
+"""Name of the observation that counts rows before an aggregation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A pipeline's flow, put together once per run.
+
+    :param aggregation: None for a stateless pipeline.
+    """
+
+    config: PipelineConfig
+    source: Source
+    stateless: tuple[Transform, ...]
+    aggregation: WindowedAggregation | None
+
+    @classmethod
+    def build(cls, spark: SparkSession, config: PipelineConfig, secrets: dict[str, str]) -> Flow:
+        """Put the parts together; nothing is read yet.
+
+        :raises ConfigError: for transforms that cannot follow one another.
+        """
+        last = config.transforms[-1] if config.transforms else None
+        aggregation = last if isinstance(last, AggregationTransform) else None
+        before = config.transforms[:-1] if aggregation else config.transforms
+        if any(isinstance(transform, AggregationTransform) for transform in before):
+            raise ConfigError(
+                "transforms: something follows the aggregation",
+                found=", ".join(transform.transform_type for transform in config.transforms),
+                expected="one aggregation at most, as the last transform",
+                cure="Move the other transforms before it",
+            )
+        watermark = streaming_of(config).watermark
+        windowed = WindowedAggregation(aggregation, watermark.event_time_column if watermark else None) if aggregation else None
+        return cls(config, build_source(spark, config, secrets), tuple(before), windowed)
+
+    @property
+    def streaming(self) -> Streaming:
+        """How Spark runs the query."""
+        return streaming_of(self.config)
+
+    @property
+    def stateful(self) -> bool:
+        """Tell whether Spark keeps state for the pipeline."""
+        return self.aggregation is not None
+
+    def streaming_frame(self) -> DataFrame:
+        """Return what the query writes: sorted-out rows of a stateless pipeline, results of an aggregation."""
+        sorted_out = self.sort_out(self._watermarked(self.source.stream()))
+        if self.aggregation is None:
+            return sorted_out
+        return self.aggregation.aggregate(self._observed(sorted_out))
+
+    def past_range(self, offsets: OffsetRange) -> DataFrame:
+        """Return the sorted-out rows of a past offset range, before any aggregation: the second look."""
+        return self.sort_out(self.past_source(offsets))
+
+    def past_source(self, offsets: OffsetRange) -> DataFrame:
+        """Return the rows of a past offset range as the source gives them, before any transform."""
+        return self._with_event_time(self.source.read_range(offsets))
+
+    def sort_out(self, df: DataFrame) -> DataFrame:
+        """Apply the stateless transforms; every row keeps its outcome."""
+        for number, transform in enumerate(self.stateless):
+            df = _checked(df, transform, number)
+        if self.aggregation is not None:
+            self.aggregation.check_columns(df)
+            df = self.aggregation.sort_out_without_time(df, self.source.coordinates)
+        return df
+
+    def result_schema(self) -> StructType:
+        """Return the schema of the rows that reach the target, without the carried columns."""
+        frame = self.streaming_frame()
+        return StructType([frame.schema[name] for name in data_columns(frame)])
+
+    def _watermarked(self, df: DataFrame) -> DataFrame:
+        watermark = self.streaming.watermark
+        if watermark is None:
+            return df
+        self._check_event_time(df, watermark.event_time_column)
+        marked = df.withWatermark(watermark.event_time_column, watermark.delay_threshold)
+        return self._with_event_time(marked)
+
+    def _with_event_time(self, df: DataFrame) -> DataFrame:
+        watermark = self.streaming.watermark
+        if watermark is None:
+            return df
+        # A plain copy would carry the watermark's mark twice; rows that did not pass have no event time.
+        return df.withColumn(EVENT_TIME, F.when(passed(), F.col(watermark.event_time_column)))
+
+    @staticmethod
+    def _check_event_time(df: DataFrame, column: str) -> None:
+        types = {field.name.lower(): field.dataType for field in df.schema.fields}
+        found = types.get(column.lower())
+        if isinstance(found, TimestampType):
+            return
+        cure = "Declare the column as TIMESTAMP in the schema"
+        if isinstance(found, TimestampNTZType):
+            cure += " (Spark has no watermark for TIMESTAMP_NTZ)"
+        raise ConfigError(
+            f"streamingConfigJson.watermark.eventTimeColumn: {column} cannot carry a watermark",
+            found="no such column" if found is None else f"type {found.simpleString()}",
+            expected=f"a TIMESTAMP column of the source; it has {', '.join(data_columns(df))}",
+            cure=cure,
+        )
+
+    @staticmethod
+    def _observed(df: DataFrame) -> DataFrame:
+        def count(value: Outcome) -> Any:
+            return F.count_if(F.col(OUTCOME) == int(value))
+
+        counts = [
+            F.count(F.lit(1)).alias("source"),
+            count(Outcome.PASSED).alias("passed"),
+            count(Outcome.DEAD_LETTER).alias("dead_lettered"),
+            count(Outcome.FILTERED).alias("filtered"),
+        ]
+        if EVENT_TIME in df.columns:
+            micros = F.unix_micros(F.when(passed(), F.col(EVENT_TIME)))
+            counts += [F.min(micros).alias("event_time_min"), F.max(micros).alias("event_time_max")]
+        return df.observe(BOOKS, *counts)
+
+
+def streaming_of(config: PipelineConfig) -> Streaming:
+    """Return the part of the configuration that ``mode`` ``streaming`` requires (validation has seen to it)."""
+    if config.streaming is None:
+        raise ConfigError("streamingConfigJson is missing", expected="streamingConfigJson, for mode streaming")
+    return config.streaming
+
+
+def _checked(df: DataFrame, transform: Transform, number: int) -> DataFrame:
+    try:
+        return registry.apply(df, transform)
+    except AnalysisException as error:
+        raise ConfigError(
+            f"transforms[{number}] ({transform.transform_type}) cannot be applied",
+            found=str(error).splitlines()[0],
+            expected=f"SQL over the columns {', '.join(data_columns(df))}",
+            cure="Correct the expression or the column's name",
+        ) from error

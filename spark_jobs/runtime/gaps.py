@@ -1,0 +1,67 @@
+"""What a Kafka source with ``failOnDataLoss=false`` skipped: recorded in the ledger, never silence.
+
+The broker deletes what is older than its retention. Spark then goes on at the first offset that is left. Where a batch
+has fewer rows than its offsets, its partitions are looked at one by one. Compaction and transaction markers leave holes
+as well; those are named as what they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from spark_jobs.contracts.tracker.records import SourceGap
+from spark_jobs.sources.base import OffsetRange, Source
+from spark_jobs.sources.kafka import KafkaSource
+from spark_jobs.sources.kafka_admin import earliest_offsets
+
+log = logging.getLogger("etl.batch")
+
+
+def may_skip(source: Source) -> bool:
+    """Tell whether the source goes on after a loss instead of failing."""
+    return isinstance(source, KafkaSource) and not source.fails_on_data_loss
+
+
+def source_gaps(spark: SparkSession, source: Source, offsets: OffsetRange, rows_read: int) -> tuple[SourceGap, ...]:
+    """Return what is missing in a batch that read ``rows_read`` rows; empty when nothing is."""
+    if not isinstance(source, KafkaSource) or source.fails_on_data_loss:
+        return ()
+    expected = source.size(offsets).rows
+    if expected is not None and rows_read >= expected:
+        return ()
+    gaps = tuple(_gaps(spark, source, offsets))
+    for gap in gaps:
+        log.warning("event=source_gap source=%s missing_rows=%s reason=%r", gap.source, gap.missing_rows, gap.reason)
+    return gaps
+
+
+def _gaps(spark: SparkSession, source: KafkaSource, offsets: OffsetRange) -> list[SourceGap]:
+    start, end = source.bounds(offsets)
+    partitions = [(topic, int(part)) for topic, parts in end.items() for part in parts]
+    earliest = earliest_offsets(spark, source.client_options, partitions)
+    counts = _counts(source, offsets)
+    gaps = []
+    for topic, part in partitions:
+        first, last = start[topic][str(part)], end[topic][str(part)]
+        first = earliest[topic, part] if first < 0 else first
+        missing = (last - first) - counts.get((topic, part), 0)
+        deleted = min(max(earliest[topic, part] - first, 0), missing)
+        where = {"topic": topic, "partition": part}
+        if deleted:
+            reason = "deleted by the broker before it was read (retention)"
+            gaps.append(SourceGap({**where, "from_offset": first, "to_offset": first + deleted}, deleted, reason))
+        if missing > deleted:
+            reason = "no records at these offsets (compaction or transaction markers)"
+            left = {**where, "from_offset": first + deleted, "to_offset": last}
+            gaps.append(SourceGap(left, missing - deleted, reason))
+    return gaps
+
+
+def _counts(source: KafkaSource, offsets: OffsetRange) -> dict[tuple[str, int], int]:
+    # One row a partition: a bounded result.
+    rows: list[Any] = source.read_range(offsets).groupBy("_topic", "_partition").agg(F.count(F.lit(1)).alias("n")).collect()
+    return {(row["_topic"], row["_partition"]): row["n"] for row in rows}

@@ -1,0 +1,48 @@
+"""The sign of life that a run leaves in the tracker, on a connection of its own."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from types import TracebackType
+from typing import Self
+
+from spark_jobs.contracts.errors import EtlError
+from spark_jobs.contracts.tracker.connect import Connection, connect
+from spark_jobs.contracts.tracker.runs import heartbeat
+from spark_jobs.sinks.ledger import Ledger
+
+log = logging.getLogger("etl.run")
+
+_EVERY_SECONDS = 10.0
+
+
+class Heartbeat:
+    """Beats at most every ten seconds. A heartbeat that fails is logged: the commits find out for themselves."""
+
+    def __init__(self, ledger: Ledger, application_id: str) -> None:
+        self._ledger = ledger
+        self._application_id = application_id
+        self._conn: Connection | None = None
+        self._last = float("-inf")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._conn is not None:
+            self._conn.close()
+
+    def beat(self) -> None:
+        """Beat if it is time."""
+        if monotonic() - self._last < _EVERY_SECONDS:
+            return
+        self._last = monotonic()
+        ledger = self._ledger
+        try:
+            if self._conn is None or self._conn.closed:
+                self._conn = connect(ledger.database, application_name="etl:heartbeat")
+            heartbeat(self._conn, ledger.schema, ledger.run_id, self._application_id)
+        except EtlError as error:
+            log.warning("event=heartbeat_failed reason=%s", error.found or error.what)
+            self._conn = None

@@ -1,0 +1,97 @@
+"""Start the query, wait for its end, keep the heartbeat, and say truthfully how it ended."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from pyspark.errors import StreamingQueryException
+from pyspark.sql.streaming import StreamingQuery
+from pyspark.sql.streaming.readwriter import DataStreamWriter
+
+from spark_jobs.contracts.config import TriggerKind
+from spark_jobs.contracts.errors import BooksDoNotBalanceError
+from spark_jobs.runtime.batch import identify
+from spark_jobs.runtime.batch_commit import BatchCommit
+from spark_jobs.runtime.diagnosis import explain, expression_failed
+from spark_jobs.runtime.heartbeat import Heartbeat
+from spark_jobs.runtime.spark_errors import translate
+from spark_jobs.runtime.stopping import StopRequestedError
+
+log = logging.getLogger("etl.run")
+
+_POLL_SECONDS = 0.2
+_MOST_RESTARTS = 2
+
+
+@dataclass(slots=True)
+class QueryRunner:
+    """Runs one streaming query to its end."""
+
+    commit: BatchCommit
+    application_id: str
+
+    def run(self) -> None:
+        """Run until the trigger has nothing more to do, or somebody asks to stop.
+
+        A batch whose books do not balance ends the query, which starts again from its checkpoint, twice at most.
+
+        :raises EtlError: what ended the query; nothing of the micro-batch under way was written.
+        :raises StopRequestedError: the run was asked to stop.
+        """
+        for restart in range(_MOST_RESTARTS + 1):
+            try:
+                self._run_once()
+            except BooksDoNotBalanceError:
+                if restart == _MOST_RESTARTS:
+                    raise
+                log.exception("event=query_restarted reason=books_do_not_balance restart=%d", restart + 1)
+                self.commit.failure = None
+            else:
+                return
+
+    def _run_once(self) -> None:
+        query = self._writer().start()
+        self.commit.attach(query)
+        try:
+            self._wait(query)
+        except StreamingQueryException as error:
+            raise self._cause(error) from error
+        if self.commit.stop.asked and query.isActive:
+            query.stop()
+        if self.commit.stop.asked:
+            raise StopRequestedError("The run was asked to stop", cure="The next run goes on from here")
+
+    def _writer(self) -> DataStreamWriter:
+        streaming = self.commit.flow.streaming
+        trigger = streaming.trigger
+        writer = (
+            self.commit.flow.streaming_frame()
+            .writeStream.queryName(streaming.query_name)
+            .outputMode(streaming.output_mode.value)
+            .option("checkpointLocation", streaming.checkpoint_location)
+            .foreachBatch(self.commit)
+        )
+        if trigger.kind is TriggerKind.AVAILABLE_NOW:
+            return writer.trigger(availableNow=True)
+        if trigger.kind is TriggerKind.ONCE:
+            return writer.trigger(once=True)
+        # Spark's own continuous mode has no micro-batches, and so nothing that could be committed exactly once: here it
+        # means one micro-batch right after the other.
+        return writer.trigger(processingTime=str(trigger.interval or "0 seconds"))
+
+    def _wait(self, query: StreamingQuery) -> None:
+        with Heartbeat(self.commit.ledger, self.application_id) as heartbeat:
+            while not query.awaitTermination(_POLL_SECONDS):
+                if self.commit.stop.asked and not self.commit.stop.in_batch:
+                    return
+                heartbeat.beat()
+
+    def _cause(self, error: StreamingQueryException) -> Exception:
+        cause: Exception = self.commit.failure or error
+        words = expression_failed(cause) or expression_failed(error)
+        if words is None:
+            return translate(cause)
+        commit = self.commit
+        batch = identify(commit.checkpoint, commit.ledger.pipeline_id, commit.query_id, commit.current_batch)
+        return explain(commit.spark, commit.flow, batch.offsets, words)

@@ -1,0 +1,180 @@
+"""Before the first batch: checkpoint and ledger must agree on what was already done.
+
+A lost checkpoint would read everything again under new batch ids; a checkpoint that is ahead of the ledger would skip
+what the ledger's database does not have. Both stop the run, and say what to do.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, NoReturn
+from uuid import uuid4
+
+from spark_jobs.contracts.errors import CheckpointMismatchError
+from spark_jobs.contracts.run_request import Resume
+from spark_jobs.runtime.checkpoint import Checkpoint
+from spark_jobs.runtime.flow import Flow
+from spark_jobs.sinks.ledger import KnownQuery, Ledger
+from spark_jobs.sources.files import FileSource
+from spark_jobs.sources.kafka import KafkaSource
+
+log = logging.getLogger("etl.run")
+
+_RESUME = (
+    "To go on where the ledger stopped, start once with --resume-from-ledger (operator: resume='from_ledger'); to start "
+    "over knowingly, with --accept-new-checkpoint (resume='accept_new_checkpoint')"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyQuery:
+    """The query that the run is to start."""
+
+    query_id: str
+
+
+def ready_query(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, resume: Resume) -> ReadyQuery:
+    """Compare checkpoint and ledger; make a new checkpoint where there is none and none is missed.
+
+    :raises CheckpointMismatchError: lost, foreign, ahead of the ledger, or written under another configuration.
+    """
+    known = {query.query_id: query for query in ledger.queries()}
+    query_id = checkpoint.query_id()
+    if query_id is None:
+        return _new_query(ledger, checkpoint, flow, list(known.values()), resume)
+    if query_id not in known:
+        _refuse_unknown(ledger, checkpoint, query_id, list(known.values()))
+    query = known[query_id]
+    _check_configuration(checkpoint, flow, query)
+    _check_not_ahead(ledger, checkpoint, query)
+    if query.start_offsets is not None and not checkpoint.has_offsets():
+        _start_at(flow, query.start_offsets)
+    return ReadyQuery(query_id)
+
+
+def fingerprint(flow: Flow) -> dict[str, Any]:
+    """Return what Spark cannot change under an existing checkpoint."""
+    aggregation = flow.aggregation
+    return {
+        **flow.source.identity(),
+        "outputMode": flow.streaming.output_mode.value,
+        "aggregation": None
+        if aggregation is None
+        else {
+            "groups": list(aggregation.config.group_by),
+            "window": aggregation.window_column,
+            "windowDuration": aggregation.config.window_duration,
+            "slideDuration": aggregation.config.slide_duration,
+            "aggregations": [f"{a.column}:{a.function}" for a in aggregation.config.aggregations],
+            "watermark": aggregation.event_time,
+        },
+    }
+
+
+def _new_query(
+    ledger: Ledger, checkpoint: Checkpoint, flow: Flow, known: list[KnownQuery], resume: Resume
+) -> ReadyQuery:
+    done = [query for query in known if query.batches]
+    query_id = str(uuid4())
+    if not done:
+        ledger.add_query(query_id, checkpoint.location, "fresh", fingerprint(flow))
+        checkpoint.write_metadata(query_id)
+        return ReadyQuery(query_id)
+    last = done[-1]
+    if resume == "from_ledger":
+        return _resumed(ledger, checkpoint, flow, query_id, last)
+    if resume == "accept_new_checkpoint":
+        log.warning("event=new_checkpoint_accepted query=%s before=%s", query_id, last.query_id)
+        ledger.add_query(query_id, checkpoint.location, "accepted", fingerprint(flow), seeded_from=last.query_id)
+        checkpoint.write_metadata(query_id)
+        return ReadyQuery(query_id)
+    raise CheckpointMismatchError(
+        f"The checkpoint of pipeline {ledger.pipeline_id!r} is lost",
+        found=f"nothing at {checkpoint.location}, but {sum(q.batches for q in done)} micro-batches in the ledger, the last "
+        f"one from {last.checkpoint_location}",
+        expected="the checkpoint that those micro-batches were read with: a new one would load everything again",
+        cure=f"Restore the checkpoint, or correct checkpointLocation. {_RESUME}",
+    )
+
+
+def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, last: KnownQuery) -> ReadyQuery:
+    if flow.stateful:
+        raise CheckpointMismatchError(
+            f"Pipeline {ledger.pipeline_id!r} aggregates: it cannot be resumed from the ledger",
+            found="--resume-from-ledger, and a checkpoint whose state is gone",
+            expected="the checkpoint: it alone holds the running totals, which would restart from nothing",
+            cure="Restore the checkpoint; or empty the target and start over with --accept-new-checkpoint",
+        )
+    if isinstance(flow.source, FileSource):
+        files = ledger.files()
+        ledger.add_query(query_id, checkpoint.location, "resumed", fingerprint(flow), seeded_from=last.query_id)
+        checkpoint.seed_files(query_id, files)
+        log.warning("event=resumed_from_ledger query=%s files_already_read=%d", query_id, len(files))
+    elif isinstance(flow.source, KafkaSource):
+        offsets = ledger.end_offsets(last.query_id)
+        ledger.add_query(
+            query_id, checkpoint.location, "resumed", fingerprint(flow), seeded_from=last.query_id, start_offsets=offsets
+        )
+        checkpoint.write_metadata(query_id)
+        _start_at(flow, offsets)
+        log.warning("event=resumed_from_ledger query=%s offsets=%s", query_id, offsets)
+    else:
+        raise CheckpointMismatchError(
+            f"The source {flow.config.extract.source_type} cannot be resumed from the ledger",
+            expected="a kafka or file source",
+            cure="Start over with --accept-new-checkpoint",
+        )
+    return ReadyQuery(query_id)
+
+
+def _start_at(flow: Flow, offsets: Any) -> None:
+    if isinstance(flow.source, KafkaSource):
+        flow.source.start_at(offsets)
+
+
+def _refuse_unknown(ledger: Ledger, checkpoint: Checkpoint, query_id: str, known: list[KnownQuery]) -> NoReturn:
+    owner = ledger.owner_of(query_id)
+    if owner is not None:
+        raise CheckpointMismatchError(
+            f"The checkpoint {checkpoint.location} belongs to another pipeline",
+            found=f"query {query_id} of pipeline {owner!r}",
+            expected=f"a checkpoint of pipeline {ledger.pipeline_id!r}",
+            cure="Give each pipeline a checkpointLocation of its own",
+        )
+    done = sum(query.batches for query in known)
+    raise CheckpointMismatchError(
+        f"The ledger does not know the checkpoint {checkpoint.location}",
+        found=f"query {query_id} with last committed micro-batch {checkpoint.last_commit()}; the ledger of pipeline "
+        f"{ledger.pipeline_id!r} holds {done} micro-batches of other queries",
+        expected="a checkpoint that this pipeline's runs made with this database",
+        cure="Check load.credentialId (is it the database that this checkpoint wrote to?) and checkpointLocation. If the "
+        f"database is the right one, move the checkpoint away. {_RESUME}",
+    )
+
+
+def _check_configuration(checkpoint: Checkpoint, flow: Flow, query: KnownQuery) -> None:
+    now = fingerprint(flow)
+    before = query.fingerprint or {}
+    changed = [name for name in sorted(now.keys() | before.keys()) if now.get(name) != before.get(name)]
+    if changed:
+        raise CheckpointMismatchError(
+            f"The pipeline was changed in a way that the checkpoint {checkpoint.location} cannot follow",
+            found="; ".join(f"{name}: {now.get(name)}" for name in changed),
+            expected="; ".join(f"{name}: {before.get(name)}" for name in changed),
+            cure="Change it back; or give the changed pipeline a new pipelineId, checkpointLocation and table",
+        )
+
+
+def _check_not_ahead(ledger: Ledger, checkpoint: Checkpoint, query: KnownQuery) -> None:
+    last = checkpoint.last_commit()
+    seed = 0 if query.origin == "resumed" and query.start_offsets is None else None
+    if last is None or last == seed or ledger.has_batch(query.query_id, last):
+        return
+    raise CheckpointMismatchError(
+        f"The checkpoint {checkpoint.location} is ahead of the ledger",
+        found=f"micro-batch {last} committed in the checkpoint; the ledger's last one is {query.last_batch}",
+        expected="each micro-batch of the checkpoint in the ledger: its rows would be missing in the target",
+        cure="Was the database restored, or is it another one? If its rows are really gone, move the checkpoint away. "
+        f"{_RESUME}",
+    )

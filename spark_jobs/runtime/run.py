@@ -1,0 +1,163 @@
+"""One run of a pipeline, from its request to its result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pyspark.sql import SparkSession
+
+from spark_jobs.contracts.config import OutputMode, PipelineConfig, require_supported
+from spark_jobs.contracts.credentials import DatabaseConnection
+from spark_jobs.contracts.errors import EtlError, FencedError
+from spark_jobs.contracts.exit_codes import ExitCode
+from spark_jobs.contracts.run_request import EndState, RunRequest, RunResult
+from spark_jobs.contracts.tracker.connect import classify, connect
+from spark_jobs.contracts.tracker.queries import summarise_run
+from spark_jobs.contracts.tracker.runs import claim_epoch, finish_run
+from spark_jobs.runtime.batch_commit import BatchCommit
+from spark_jobs.runtime.checkpoint import Checkpoint
+from spark_jobs.runtime.flow import Flow, streaming_of
+from spark_jobs.runtime.query_runner import QueryRunner
+from spark_jobs.runtime.readiness import ready_query
+from spark_jobs.runtime.spark_errors import translate
+from spark_jobs.runtime.stopping import Stop, StopRequestedError
+from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.postgres import PostgresSink
+from spark_jobs.sinks.staging import sweep
+from spark_jobs.sinks.target import Target, create_if_missing, inspect, resolved
+
+log = logging.getLogger("etl.run")
+
+SessionFactory = Callable[[], SparkSession]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended. :param error: what ended it, None when it finished."""
+
+    exit_code: ExitCode
+    result: RunResult
+    error: EtlError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineRun:
+    """Carries out one registered run.
+
+    :param database: connection of the target and of its ledger: both are in one database, or nothing is atomic.
+    :param source_secrets: reader options from the source's connection.
+    """
+
+    request: RunRequest
+    database: DatabaseConnection
+    source_secrets: dict[str, str]
+    stop: Stop
+
+    def execute(self, session: SessionFactory) -> Ended:
+        """Claim the epoch, run the query, and record the end in the tracker. Raises nothing that a run can meet."""
+        request = self.request
+        with connect(self.database, application_name="etl:control") as conn:
+            epoch = claim_epoch(conn, request.tracker_schema, request.pipeline_id, request.run_id)
+        log.info("event=run_started run=%s pipeline=%s epoch=%d", request.run_id, request.pipeline_id, epoch)
+        ledger = Ledger(self.database, request.tracker_schema, request.pipeline_id, request.run_id, epoch)
+        error = None
+        try:
+            self._run(session, ledger)
+        except Exception as raised:
+            error = _as_etl_error(raised)
+            if not isinstance(error, StopRequestedError):
+                log.exception("event=run_failed run=%s", request.run_id)
+        finally:
+            ledger.close()
+        return self._finish(error)
+
+    def _run(self, session: SessionFactory, ledger: Ledger) -> None:
+        config = PipelineConfig.from_json(self.request.config)
+        require_supported(config)
+        left_behind = sweep(ledger)
+        if left_behind:
+            log.info("event=staging_swept tables=%d", len(left_behind))
+        spark = session()
+        self.stop.on_jvm_shutdown(spark)
+        flow = Flow.build(spark, config, self.source_secrets)
+        flow.source.check()
+        target = self._target(flow, ledger)
+        checkpoint = Checkpoint(spark, streaming_of(config).checkpoint_location)
+        ready = ready_query(ledger, checkpoint, flow, self.request.resume)
+        commit = BatchCommit(
+            spark=spark,
+            flow=flow,
+            checkpoint=checkpoint,
+            query_id=ready.query_id,
+            ledger=ledger,
+            sink=PostgresSink(ledger, target, config.load.write_mode, _keys(flow)),
+            stop=self.stop,
+        )
+        try:
+            QueryRunner(commit, spark.sparkContext.applicationId).run()
+        except StopRequestedError:
+            raise
+        finally:
+            spark.streams.resetTerminated()
+
+    def _target(self, flow: Flow, ledger: Ledger) -> Target:
+        load = flow.config.load
+        conn = ledger.connection()
+        schema = flow.result_schema()
+        try:
+            table = resolved(conn, load.target)
+            if load.auto_create_table and create_if_missing(conn, table, schema, _keys(flow)):
+                log.info("event=table_created table=%s", table)
+            return inspect(conn, table, schema, _keys(flow), deletes=flow.streaming.output_mode is OutputMode.COMPLETE)
+        except EtlError:
+            raise
+        except Exception as error:
+            raise classify(error, f"Checking the table {load.target}") from error
+
+    def _finish(self, error: EtlError | None) -> Ended:
+        request = self.request
+        exit_code = error.exit_code if error else ExitCode.FINISHED
+        state: EndState = _state(error)
+        with connect(self.database, application_name="etl:control") as conn:
+            result = summarise_run(conn, request.tracker_schema, request.run_id).model_copy(update={"state": state})
+            finish_run(
+                conn,
+                request.tracker_schema,
+                request.run_id,
+                state,
+                exit_code,
+                error=error.to_json() if error and state != "stopped" else None,
+                result=result.model_dump(mode="json"),
+            )
+        log.info(
+            "event=run_ended run=%s state=%s exit_code=%d batches=%d duplicates=%d rows_in=%d written=%d",
+            request.run_id,
+            state,
+            exit_code,
+            result.batches,
+            result.duplicates,
+            result.rows.get("source", 0),
+            result.rows.get("written", 0),
+        )
+        return Ended(exit_code, result, error)
+
+
+def _keys(flow: Flow) -> tuple[str, ...]:
+    return flow.config.load.keys if flow.config.load.write_mode == "upsert" else ()
+
+
+def _state(error: EtlError | None) -> EndState:
+    if error is None:
+        return "finished"
+    if isinstance(error, FencedError):
+        return "fenced"
+    return "stopped" if isinstance(error, StopRequestedError) else "failed"
+
+
+def _as_etl_error(error: Exception) -> EtlError:
+    if isinstance(error, EtlError):
+        return error
+    module = type(error).__module__
+    return classify(error) if module.startswith(("psycopg", "adbc")) else translate(error)

@@ -1,0 +1,75 @@
+"""The Spark session of a run, and what it must not be told otherwise."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from pyspark import SparkConf
+from pyspark.sql import SparkSession
+
+from spark_jobs.contracts.errors import ConfigError
+
+# What a user may set otherwise.
+_DEFAULTS = {
+    # Event times and casts to DATE must not depend on the machine that happens to run the driver.
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
+    # Values that look like a secret are hidden already; these are our own keys.
+    "spark.redaction.regex": "(?i)secret|password|passwd|token|access[.]key|sasl[.]jaas|credential|airflow_conn|conninfo",
+}
+# What would lose or double rows.
+_REQUIRED = {
+    "spark.sql.files.ignoreMissingFiles": "false",
+    "spark.sql.files.ignoreCorruptFiles": "false",
+    "spark.sql.ansi.enabled": "true",
+}
+_SHUFFLE = "spark.sql.shuffle.partitions"
+
+
+def get_session(name: str, conf: Mapping[str, str], *, master: str | None = None) -> SparkSession:
+    """Return the Spark session: the one that ``spark-submit`` configured, or a local one.
+
+    :param conf: settings of the command line; they win over the defaults here.
+    :raises ConfigError: a setting would lose or double rows.
+    """
+    # Workers would otherwise run whatever `python3` the PATH has.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.appName(name)
+    given = SparkConf()
+    for key, value in conf.items():
+        builder = builder.config(key, value)
+    for key, value in _DEFAULTS.items():
+        if key not in conf and not given.contains(key):
+            builder = builder.config(key, value)
+    if not given.contains("spark.master") and "spark.master" not in conf:
+        builder = builder.master(master or "local[*]")
+    spark = builder.getOrCreate()
+    _check(spark)
+    if _SHUFFLE not in conf and not given.contains(_SHUFFLE):
+        # Spark's 200 make 200 state stores of every aggregation; a checkpoint keeps what it began with.
+        spark.conf.set(_SHUFFLE, str(max(spark.sparkContext.defaultParallelism, 1)))
+    return spark
+
+
+def _check(spark: SparkSession) -> None:
+    for key, required in _REQUIRED.items():
+        found = spark.conf.get(key, None)
+        if found is not None and found.lower() != required:
+            raise ConfigError(
+                f"The Spark setting {key} would lose rows without a word",
+                found=found,
+                expected=required,
+                cure="Remove the setting",
+            )
+
+
+def hadoop_credentials(spark: SparkSession, alias: str) -> str | None:
+    """Return an entry of the Hadoop credential provider that ``spark-submit`` configured; None without one."""
+    conf: Any = spark._jsc.hadoopConfiguration()  # type: ignore[attr-defined]
+    if not conf.get("hadoop.security.credential.provider.path"):
+        return None
+    found = conf.getPassword(alias)
+    return None if found is None else "".join(found)

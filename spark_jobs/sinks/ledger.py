@@ -1,0 +1,193 @@
+"""The driver's side of the tracker: one connection, reopened when it was lost between two micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from spark_jobs.contracts.credentials import DatabaseConnection
+from spark_jobs.contracts.tracker import statements
+from spark_jobs.contracts.tracker.connect import Connection, classified, connect, query, raw, short_transaction
+from spark_jobs.contracts.tracker.fence import check_fence
+from spark_jobs.contracts.tracker.records import BatchIdentity, SourceFile, StoredBatch, settle
+from spark_jobs.contracts.tracker.statements import application_name, quote_identifier
+
+
+@dataclass(frozen=True, slots=True)
+class KnownQuery:
+    """A streaming query of a pipeline, as the ledger knows it.
+
+    :param origin: ``fresh``, ``resumed`` (seeded from the ledger) or ``accepted`` (started over knowingly).
+    :param batches: how many of its micro-batches the ledger holds. :param last_batch: the newest of them.
+    """
+
+    query_id: str
+    checkpoint_location: str
+    origin: str
+    start_offsets: Any
+    fingerprint: dict[str, Any] | None
+    batches: int
+    last_batch: int | None
+
+
+class Ledger:
+    """What the driver asks and tells the tracker about one run of one pipeline."""
+
+    def __init__(self, database: DatabaseConnection, schema: str, pipeline_id: str, run_id: str, epoch: int) -> None:
+        self.database = database
+        self.schema = schema
+        self.ident = quote_identifier(schema)
+        self.pipeline_id = pipeline_id
+        self.run_id = run_id
+        self.epoch = epoch
+        self._conn: Connection | None = None
+
+    @property
+    def application_name(self) -> str:
+        """The tag of this driver's sessions, by which a newer run finds them."""
+        return application_name(self.pipeline_id, self.epoch, self.schema)
+
+    def connection(self) -> Connection:
+        """Return an open connection.
+
+        :raises DatabaseUnreachableError: the server does not answer.
+        """
+        if self._conn is None or self._conn.closed or self._conn.broken:
+            self._conn = connect(self.database, application_name=self.application_name)
+        return self._conn
+
+    def forget_connection(self) -> None:
+        """Close the connection: what it was doing is open, and asked of a new one."""
+        if self._conn is not None:
+            self._conn.close()
+        self._conn = None
+
+    def check_fence(self) -> None:
+        """Raise :class:`FencedError` when a newer run exists."""
+        check_fence(self.connection(), self.schema, self.pipeline_id, self.run_id, self.epoch, lock=False)
+
+    def is_committed(self, identity: BatchIdentity) -> bool:
+        """Tell whether the ledger holds the batch.
+
+        :raises LedgerConflictError: it holds the same batch id with other offsets.
+        """
+        with classified("Looking up the micro-batch in the ledger"):
+            rows = raw(self.connection(), statements.find_batch(self.ident), *identity.key)
+        stored = StoredBatch.from_json(rows[0][0]) if rows else None
+        return settle(stored, identity) == "committed"
+
+    def settle_unknown(self, identity: BatchIdentity) -> bool:
+        """Say whether a batch whose COMMIT got no answer is there.
+
+        Takes the fence's lock first: a commit that is still under way holds it, so the answer is final.
+        """
+        self.forget_connection()
+        conn = self.connection()
+        with short_transaction(conn, "Settling a commit without an answer", lock_timeout_ms=60_000):
+            check_fence(conn, self.schema, self.pipeline_id, self.run_id, self.epoch, lock=True)
+            return self.is_committed(identity)
+
+    def count_duplicate(self, identity: BatchIdentity) -> None:
+        """Count that a committed batch came again; checked against the fence in the same transaction."""
+        conn = self.connection()
+        with short_transaction(conn, "Counting a skipped micro-batch"):
+            raw(conn, statements.count_duplicate(self.ident), *identity.key, self.run_id)
+            check_fence(conn, self.schema, self.pipeline_id, self.run_id, self.epoch, lock=True)
+
+    def queries(self) -> list[KnownQuery]:
+        """Return the pipeline's queries, oldest first."""
+        with classified("Reading the pipeline's queries"):
+            rows = query(
+                self.connection(),
+                self.schema,
+                "SELECT q.query_id, q.checkpoint_location, q.origin, q.start_offsets, q.fingerprint, "
+                "count(b.batch_id), max(b.batch_id) FROM {schema}.pipeline_query q "
+                "LEFT JOIN {schema}.batch_tracker b USING (pipeline_id, query_id) "
+                "WHERE q.pipeline_id = %s GROUP BY q.pipeline_id, q.query_id ORDER BY q.created_at",
+                (self.pipeline_id,),
+            ).fetchall()
+        return [KnownQuery(*row) for row in rows]
+
+    def owner_of(self, query_id: str) -> str | None:
+        """Return the other pipeline that a query belongs to, None when no other one has it."""
+        with classified("Reading whose query it is"):
+            row = query(
+                self.connection(),
+                self.schema,
+                "SELECT pipeline_id FROM {schema}.pipeline_query WHERE query_id = %s AND pipeline_id <> %s LIMIT 1",
+                (query_id, self.pipeline_id),
+            ).fetchone()
+        return None if row is None else str(row[0])
+
+    def add_query(
+        self,
+        query_id: str,
+        location: str,
+        origin: str,
+        fingerprint: Mapping[str, Any],
+        *,
+        seeded_from: str | None = None,
+        start_offsets: Any = None,
+    ) -> None:
+        """Record a new query before its checkpoint exists."""
+        conn = self.connection()
+        with short_transaction(conn, "Recording the query"):
+            query(
+                conn,
+                self.schema,
+                "INSERT INTO {schema}.pipeline_query (pipeline_id, query_id, checkpoint_location, origin, seeded_from, "
+                "start_offsets, fingerprint, run_id) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+                (
+                    self.pipeline_id,
+                    query_id,
+                    location,
+                    origin,
+                    seeded_from,
+                    None if start_offsets is None else Jsonb(start_offsets),
+                    Jsonb(dict(fingerprint)),
+                    self.run_id,
+                ),
+            )
+            check_fence(conn, self.schema, self.pipeline_id, self.run_id, self.epoch, lock=True)
+
+    def has_batch(self, query_id: str, batch_id: int) -> bool:
+        """Tell whether the ledger holds a batch of the query, whatever its offsets."""
+        with classified("Looking up the checkpoint's last micro-batch"):
+            return bool(raw(self.connection(), statements.find_batch(self.ident), self.pipeline_id, query_id, str(batch_id)))
+
+    def end_offsets(self, query_id: str) -> Any:
+        """Return where the query's newest committed batch ended."""
+        with classified("Reading the ledger's end offsets"):
+            row = query(
+                self.connection(),
+                self.schema,
+                "SELECT end_offsets FROM {schema}.batch_tracker WHERE pipeline_id = %s AND query_id = %s "
+                "ORDER BY batch_id DESC LIMIT 1",
+                (self.pipeline_id, query_id),
+            ).fetchone()
+        return None if row is None else row[0]
+
+    def files(self) -> list[SourceFile]:
+        """Return every file that the pipeline has read, in any of its queries."""
+        with classified("Reading the files that the ledger knows"):
+            rows = query(
+                self.connection(),
+                self.schema,
+                "SELECT path, max(modified_at), max(size_bytes) FROM {schema}.batch_file WHERE pipeline_id = %s GROUP BY path",
+                (self.pipeline_id,),
+            ).fetchall()
+        return [SourceFile(*row) for row in rows]
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._conn is not None:
+            self._conn.close()
+
+
+def lost(error: BaseException) -> bool:
+    """Tell whether the server's answer never came."""
+    return isinstance(error, psycopg.OperationalError) and error.sqlstate is None

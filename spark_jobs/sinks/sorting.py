@@ -1,0 +1,127 @@
+"""Executor side: split Arrow batches by outcome, and count. Imports nothing but pyarrow, so that any executor can."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# The names of spark_jobs.rows, which imports pyspark and therefore stays out of here.
+OUTCOME = "__outcome"
+LETTER = "__letter"
+EVENT_TIME = "__event_time"
+_PASSED, _DEAD, _FILTERED, _LATE = range(4)
+_MEMORY_BYTES = 8 << 20
+LETTERS_PER_BATCH = 1000
+
+
+@dataclass(slots=True)
+class Tally:
+    """Rows by what became of them. Event times are microseconds since 1970, None where there were none."""
+
+    source: int = 0
+    passed: int = 0
+    dead_lettered: int = 0
+    filtered: int = 0
+    late: int = 0
+    event_time_min: int | None = None
+    event_time_max: int | None = None
+
+    def add(self, other: Tally) -> None:
+        """Add the counts of another part."""
+        for name in ("source", "passed", "dead_lettered", "filtered", "late"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.widen(other.event_time_min, other.event_time_max)
+
+    def widen(self, low: int | None, high: int | None) -> None:
+        """Take a range of event times into this one."""
+        if low is not None:
+            self.event_time_min = low if self.event_time_min is None else min(self.event_time_min, low)
+        if high is not None:
+            self.event_time_max = high if self.event_time_max is None else max(self.event_time_max, high)
+
+
+TALLY_FIELDS = tuple(field.name for field in fields(Tally))
+
+
+class LetterSpool:
+    """Dead letters of one part, kept on the executor's disk until the part's rows are written. Memory stays flat."""
+
+    def __init__(self) -> None:
+        self._file: IO[str] = tempfile.SpooledTemporaryFile(  # noqa: SIM115
+            max_size=_MEMORY_BYTES, mode="w+", encoding="utf-8", newline="\n"
+        )
+        self.count = 0
+
+    def add(self, letters: pa.Array) -> None:
+        """Keep letters, each one JSON text."""
+        for text in letters.to_pylist():
+            self._file.write(_clean(text) + "\n")
+        self.count += len(letters)
+
+    def batches(self) -> Iterator[list[str]]:
+        """Give the letters back, some at a time."""
+        self._file.seek(0)
+        chunk: list[str] = []
+        for line in self._file:
+            chunk.append(line.rstrip("\n"))
+            if len(chunk) == LETTERS_PER_BATCH:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._file.close()
+
+
+def _clean(text: str) -> str:
+    # PostgreSQL's text cannot hold U+0000. The raw bytes travel in base64, so nothing of them is changed.
+    if "\\u0000" not in text:
+        return text
+    return json.dumps({key: _without_nul(value) for key, value in json.loads(text).items()})
+
+
+def _without_nul(value: Any) -> Any:
+    return value.replace("\0", "\ufffd").replace("\\u0000", "\\ufffd") if isinstance(value, str) else value
+
+
+def passed_rows(
+    batches: Iterable[pa.RecordBatch], columns: list[str], tally: Tally, letters: LetterSpool
+) -> Iterator[pa.RecordBatch]:
+    """Yield the data columns of the rows that passed; count all, and spool the dead letters."""
+    for batch in batches:
+        tally.source += batch.num_rows
+        rows = _sorted_out(batch, tally, letters)
+        _see_event_times(rows, tally)
+        tally.passed += rows.num_rows
+        if rows.num_rows:
+            yield rows.select(columns)
+
+
+def _sorted_out(batch: pa.RecordBatch, tally: Tally, letters: LetterSpool) -> pa.RecordBatch:
+    if OUTCOME not in batch.schema.names:
+        return batch
+    outcomes = batch.column(OUTCOME)
+    if pc.max(outcomes).as_py() in (None, _PASSED):
+        return batch
+    dead = pc.equal(outcomes, _DEAD)
+    letters.add(batch.column(LETTER).filter(dead))
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(outcomes).to_pylist()}
+    tally.dead_lettered += counts.get(_DEAD, 0)
+    tally.filtered += counts.get(_FILTERED, 0)
+    tally.late += counts.get(_LATE, 0)
+    return batch.filter(pc.equal(outcomes, _PASSED))
+
+
+def _see_event_times(rows: pa.RecordBatch, tally: Tally) -> None:
+    if EVENT_TIME not in rows.schema.names or not rows.num_rows:
+        return
+    span = pc.min_max(rows.column(EVENT_TIME).cast(pa.timestamp("us", "UTC")).cast(pa.int64())).as_py()
+    tally.widen(span["min"], span["max"])

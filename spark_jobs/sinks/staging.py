@@ -1,0 +1,111 @@
+"""Staging tables: made for one attempt at one batch, dropped after its commit, swept when their driver died."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from spark_jobs.contracts.errors import EtlError, TransientError
+from spark_jobs.contracts.tracker import statements
+from spark_jobs.contracts.tracker.connect import classified, short_transaction
+from spark_jobs.sinks import merging
+from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.parts import PartReport
+from spark_jobs.sinks.sorting import Tally
+from spark_jobs.sinks.target import Target
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """The staging tables of one attempt at one batch; ``rows`` or ``letters`` are the tables' names."""
+
+    schema: str
+    rows: str
+    letters: str
+
+    def names(self) -> list[str]:
+        """Return the names of the tables that there are."""
+        return [name for name in (self.rows, self.letters) if name]
+
+    def identifier(self, name: str) -> sql.Identifier:
+        """Return a table of this staging, quoted."""
+        return sql.Identifier(self.schema, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What all winning parts of a staging hold."""
+
+    staging: Staging
+    reports: tuple[PartReport, ...]
+    tally: Tally
+
+    @property
+    def winners(self) -> dict[str, list[int]]:
+        """The winning attempts, as parameters of :func:`merging.winners`."""
+        return {"parts": [r.part for r in self.reports], "attempts": [r.attempt for r in self.reports]}
+
+
+def create(ledger: Ledger, target: Target | None, attempt: int, comment: str) -> Staging:
+    """Create the staging tables of one attempt.
+
+    :param target: whose columns the rows' table gets; None when only dead letters are staged.
+    :param attempt: number of the attempt within this driver's epoch; no two are the same.
+    """
+    conn = ledger.connection()
+    prefix = f"{staging_prefix(ledger.pipeline_id, ledger.schema)}{ledger.epoch}_{attempt}"
+    staging = Staging(ledger.schema, f"{prefix}_rows" if target else "", f"{prefix}_letters")
+    with short_transaction(conn, "Creating the staging tables"):
+        if target:
+            conn.execute(merging.create_staging(staging.identifier(staging.rows), target, kind="UNLOGGED"))
+        conn.execute(
+            sql.SQL("CREATE UNLOGGED TABLE {} (envelope text, _part integer, _attempt bigint, _seq bigint)").format(
+                staging.identifier(staging.letters)
+            )
+        )
+        for name in staging.names():
+            conn.execute(
+                sql.SQL("COMMENT ON TABLE {} IS {}").format(staging.identifier(name), sql.Literal(comment))
+            )
+    return staging
+
+
+def drop(ledger: Ledger, staging: Staging) -> None:
+    """Remove staging tables; what cannot be removed now is swept by the next run."""
+    conn = ledger.connection()
+    for name in staging.names():
+        try:
+            with short_transaction(conn, "Dropping a staging table"):
+                conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(staging.identifier(name)))
+        except EtlError as error:
+            log.warning("event=staging_left_behind table=%s reason=%s", name, error.found)
+
+
+def sweep(ledger: Ledger) -> list[str]:
+    """Drop the staging tables that older drivers of this pipeline left behind; return their names."""
+    conn = ledger.connection()
+    prefix = staging_prefix(ledger.pipeline_id, ledger.schema)
+    with classified("Looking for staging tables left behind"):
+        rows = conn.execute(
+            "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = %s AND c.relkind = 'r' AND starts_with(c.relname, %s) "
+            "AND split_part(substr(c.relname, length(%s) + 1), '_', 1)::bigint < %s",
+            (ledger.schema, prefix, prefix, ledger.epoch),
+        ).fetchall()
+    dropped = []
+    for (name,) in rows:
+        # A zombie's COPY may still hold it; the run after this one will find it again.
+        with suppress(TransientError), short_transaction(conn, "Dropping a staging table"):
+            conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(ledger.schema, name)))
+            dropped.append(str(name))
+    return dropped
+
+
+def staging_prefix(pipeline_id: str, schema: str) -> str:
+    """Return what the names of a pipeline's staging tables begin with; the epoch follows."""
+    return f"stage_{statements.tag(pipeline_id, schema).split(':')[1][:16]}_"

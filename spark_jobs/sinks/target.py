@@ -1,0 +1,236 @@
+"""The target table: made from the query's schema when asked for, else checked column by column before data moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from spark_jobs.contracts.config import TableName
+from spark_jobs.contracts.errors import TargetMismatchError
+from spark_jobs.rows import data_columns
+from spark_jobs.sinks.types import PostgresType, column_type, fits, to_sent
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetColumn:
+    """A column of the target table."""
+
+    name: str
+    type: PostgresType
+    not_null: bool
+    has_default: bool
+    generated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The target table as it was found (or made) at the start of the run.
+
+    :param columns: the columns that the query fills, in the query's order.
+    :param has_unique_index: whether any unique or exclusion constraint guards it.
+    """
+
+    table: TableName
+    columns: tuple[TargetColumn, ...]
+    has_unique_index: bool
+
+    def identifier(self) -> sql.Identifier:
+        """Return the quoted, qualified name."""
+        return qualified(self.table)
+
+    def prepare(self, df: DataFrame) -> DataFrame:
+        """Cast each data column to what COPY sends for the target's column; carried columns stay."""
+        types = {field.name: field.dataType for field in df.schema.fields}
+        names = data_columns(df)
+        sent = [
+            to_sent(F.col("`" + name.replace("`", "``") + "`"), types[name], column.type).alias(column.name)
+            for name, column in zip(names, self.columns, strict=True)
+        ]
+        return df.select(*sent, *[name for name in df.columns if name not in names])
+
+
+def resolved(conn: Connection, table: TableName) -> TableName:
+    """Give a table without a schema the one that the connection's search path says: where it is, or would be made."""
+    if table.schema:
+        return table
+    row = conn.execute(
+        "SELECT coalesce((SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE c.oid = to_regclass(%s)), current_schema())",
+        [sql.Identifier(table.table).as_string(conn)],
+    ).fetchone()
+    if row is None or row[0] is None:
+        raise TargetMismatchError(
+            f"The table {table} has no schema", found="a search_path without any existing schema",
+            cure="Write load.table as schema.table",
+        )  # fmt: skip
+    return TableName(str(row[0]), table.table)
+
+
+def qualified(table: TableName) -> sql.Identifier:
+    """Return ``schema.table`` quoted."""
+    return sql.Identifier(str(table.schema), table.table)
+
+
+def create_if_missing(conn: Connection, table: TableName, schema: StructType, keys: Sequence[str]) -> bool:
+    """Create the table from the query's schema; return whether it was missing. Safe when two start at once.
+
+    :param keys: columns of the unique key that an upsert needs. NULL counts as a value there (PostgreSQL 15), as it
+        does for Spark's groups.
+    """
+    unplaced = [f"{field.name} {field.dataType.simpleString()}" for field in schema.fields if not column_type(field.dataType)]
+    if unplaced:
+        raise TargetMismatchError(
+            f"The table {table} cannot be created", found=f"columns without a PostgreSQL type: {', '.join(unplaced)}",
+            cure="Cast them in a select",
+        )  # fmt: skip
+    with conn.transaction():
+        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"etl create {table.schema}.{table.table}"])
+        if _exists(conn, table):
+            return False
+        conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(str(table.schema))))
+        definitions = [
+            sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(column_type(field.dataType)))
+            for field in schema.fields
+        ]
+        if keys:
+            definitions.append(_unique(conn, keys))
+        conn.execute(sql.SQL("CREATE TABLE {} ({})").format(qualified(table), sql.SQL(", ").join(definitions)))
+        return True
+
+
+def _unique(conn: Connection, keys: Sequence[str]) -> sql.Composed:
+    columns = sql.SQL(", ").join(map(sql.Identifier, keys))
+    form = "UNIQUE NULLS NOT DISTINCT ({})" if conn.info.server_version >= 150000 else "PRIMARY KEY ({})"
+    return sql.SQL(form).format(columns)
+
+
+def _exists(conn: Connection, table: TableName) -> bool:
+    found = conn.execute("SELECT to_regclass(%s) IS NOT NULL", [qualified(table).as_string(conn)]).fetchone()
+    return bool(found and found[0])
+
+
+def inspect(
+    conn: Connection, table: TableName, schema: StructType, keys: Sequence[str], *, deletes: bool = False
+) -> Target:
+    """Compare the table with the query's schema.
+
+    :param deletes: whether each batch replaces all rows.
+
+    :raises TargetMismatchError: naming every difference at once.
+    """
+    if not _exists(conn, table):
+        raise TargetMismatchError(
+            f"The table {table} does not exist",
+            expected="a table with the columns " + ", ".join(f"{f.name} {column_type(f.dataType)}" for f in schema.fields),
+            cure="Create it, or set load.autoCreateTable to true",
+        )
+    have = {column.name: column for column in _columns(conn, table)}
+    problems = _differences(schema, have)
+    problems += _privileges(conn, table, keys, deletes=deletes)
+    if keys:
+        problems += _key_problems(conn, table, keys, have)
+    if problems:
+        raise TargetMismatchError(
+            f"The table {table} does not fit the pipeline",
+            found="; ".join(problems),
+            cure="Change the table, or the select before the load",
+        )
+    columns = tuple(have[field.name] for field in schema.fields)
+    return Target(table, columns, has_unique_index=_guarded(conn, table))
+
+
+def _columns(conn: Connection, table: TableName) -> list[TargetColumn]:
+    rows = (
+        conn.cursor(row_factory=dict_row)
+        .execute(
+            "SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null, "
+            "a.atthasdef OR a.attidentity <> '' AS has_default, a.attgenerated <> '' AS generated "
+            "FROM pg_attribute a WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+            [qualified(table).as_string(conn)],
+        )
+        .fetchall()
+    )
+    return [
+        TargetColumn(r["name"], PostgresType.parse(r["type"]), r["not_null"], r["has_default"], r["generated"]) for r in rows
+    ]
+
+
+def _differences(schema: StructType, have: dict[str, TargetColumn]) -> list[str]:
+    problems = []
+    for field in schema.fields:
+        column = have.get(field.name)
+        if column is None:
+            problems.append(f"column {field.name} ({column_type(field.dataType) or field.dataType.simpleString()}) is missing")
+        elif column.generated:
+            problems.append(f"column {field.name} is generated by the server and cannot be written")
+        elif not fits(field.dataType, column.type):
+            problems.append(
+                f"column {field.name} is {column.type}, the query has {field.dataType.simpleString()} "
+                f"(a column of type {column_type(field.dataType) or 'none'})"
+            )
+    written = {field.name for field in schema.fields}
+    problems += [
+        f"column {column.name} is NOT NULL without a default, and the query does not fill it"
+        for column in have.values()
+        if column.name not in written and column.not_null and not column.has_default and not column.generated
+    ]
+    return problems
+
+
+def _privileges(conn: Connection, table: TableName, keys: Sequence[str], *, deletes: bool) -> list[str]:
+    name = qualified(table).as_string(conn)
+    wanted = ["INSERT", *(["SELECT", "UPDATE"] if keys else []), *(["SELECT", "DELETE"] if deletes and not keys else [])]
+    row = conn.execute(
+        sql.SQL("SELECT current_user, {}").format(
+            sql.SQL(", ").join(sql.SQL("has_table_privilege({}, {})").format(name, privilege) for privilege in wanted)
+        )
+    ).fetchone()
+    assert row is not None
+    return [f"role {row[0]} lacks {privilege}" for privilege, granted in zip(wanted, row[1:], strict=True) if not granted]
+
+
+def _key_problems(conn: Connection, table: TableName, keys: Sequence[str], have: dict[str, TargetColumn]) -> list[str]:
+    missing = [key for key in keys if key not in have]
+    if missing:
+        return [f"key column {key} is missing" for key in missing]
+    rows = conn.execute(_UNIQUE_INDEXES, [qualified(table).as_string(conn)]).fetchall()
+    fitting = [nulls_not_distinct for columns, nulls_not_distinct in rows if set(columns) == set(keys)]
+    if not fitting:
+        return [f"there is no unique key over exactly ({', '.join(keys)}), which upsert needs"]
+    nullable = [key for key in keys if not have[key].not_null]
+    if nullable and not any(fitting):
+        return [
+            f"key column {', '.join(nullable)} may be NULL, and NULLs would be inserted again each time "
+            "(make it NOT NULL, or the key UNIQUE NULLS NOT DISTINCT)"
+        ]
+    return []
+
+
+# Valid, complete, immediate unique indexes over plain columns. `indnullsnotdistinct` exists from PostgreSQL 15 on.
+_UNIQUE_INDEXES = """
+SELECT array_agg(a.attname::text), coalesce((to_jsonb(i)->>'indnullsnotdistinct')::boolean, false)
+FROM pg_index i
+CROSS JOIN LATERAL unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k(attnum)
+JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+WHERE i.indrelid = to_regclass(%s) AND i.indisunique AND i.indisvalid AND i.indimmediate
+  AND i.indpred IS NULL AND i.indexprs IS NULL
+GROUP BY i.indexrelid, 2
+"""
+
+
+def _guarded(conn: Connection, table: TableName) -> bool:
+    row = conn.execute(
+        "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = to_regclass(%s) AND (indisunique OR indisexclusion))",
+        [qualified(table).as_string(conn)],
+    ).fetchone()
+    return bool(row and row[0])

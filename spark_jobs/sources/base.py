@@ -1,0 +1,68 @@
+"""What every source does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyspark.sql import DataFrame
+
+from spark_jobs.contracts.tracker.records import SourceFile
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetRange:
+    """The part of a source that one micro-batch reads: from ``start`` (exclusive end of the last batch) to ``end``.
+
+    :param start: the source's own offset as parsed JSON; None before the first batch.
+    :param end: the source's own offset as parsed JSON.
+    :param files: for file sources the very files of the batch, as the checkpoint's source log names them.
+    """
+
+    start: Any
+    end: Any
+    files: tuple[SourceFile, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """How much a micro-batch reads, judged from offsets or file sizes. None where nobody can tell.
+
+    :param rows: an upper bound of its rows, exact where nothing is missing in the source.
+    """
+
+    rows: int | None = None
+    data_bytes: int | None = None
+
+
+class Source(ABC):
+    """A source of rows: as a stream, and any past offset range again as a batch.
+
+    Both give the same columns: the schema's, the source's own (``_file``, ``_offset``, …) and the carried ones of
+    :mod:`spark_jobs.rows`. A value that does not fit the schema is a row with the outcome ``DEAD_LETTER``, never an
+    exception and never a row of nulls.
+    """
+
+    #: The coordinates of a row in its source, kept with dead letters and named in errors.
+    coordinates: tuple[str, ...] = ()
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise :class:`SourceUnreachableError` or :class:`ConfigError` when the source cannot be read."""
+
+    @abstractmethod
+    def stream(self) -> DataFrame:
+        """Return the streaming DataFrame."""
+
+    @abstractmethod
+    def read_range(self, offsets: OffsetRange) -> DataFrame:
+        """Return exactly the rows of ``offsets``, as a batch DataFrame."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return what must not change under an existing checkpoint."""
+
+    def size(self, offsets: OffsetRange) -> BatchSize:
+        """Return how much there is in ``offsets``, judged without reading it."""
+        return BatchSize()

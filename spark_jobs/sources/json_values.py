@@ -1,0 +1,71 @@
+"""JSON text to columns, strictly: one value, one object, every field of the schema's type.
+
+Spark's ``from_json`` alone would let three kinds of damage pass as good rows: text after the first object is ignored
+(a second record is lost), invalid UTF-8 is replaced, and an empty value is a row of nulls. Each is a dead letter here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import StringType, StructField, StructType
+
+_CORRUPT = "__corrupt"
+_PARSED = "__parsed"
+_TEXT = "__text"
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedJson:
+    """:param frame: the input with the schema's columns added. :param error: STRING, why the value was refused, or NULL."""
+
+    frame: DataFrame
+    error: Column
+
+
+def parse_json(df: DataFrame, value: str, schema: StructType, options: Mapping[str, str]) -> ParsedJson:
+    """Add the columns of ``schema``, parsed from the BINARY column ``value``, to ``df``.
+
+    :param options: Spark's JSON options (``timestampFormat``, …).
+    """
+    with_corrupt = StructType([*schema.fields, StructField(_CORRUPT, StringType())])
+    reader = {**options, "mode": "PERMISSIVE", "columnNameOfCorruptRecord": _CORRUPT}
+    text = F.col(value).cast("string")
+    parsed = df.withColumn(_TEXT, text).withColumn(_PARSED, F.from_json(F.col(_TEXT), with_corrupt, reader))
+    fields = [F.col(_PARSED)[field.name].alias(field.name) for field in schema.fields]
+    return ParsedJson(parsed.select("*", *fields), _error())
+
+
+def drop_working_columns(df: DataFrame) -> DataFrame:
+    """Remove what :func:`parse_json` needed on the way."""
+    return df.drop(_TEXT, _PARSED)
+
+
+def _error() -> Column:
+    text = F.col(_TEXT)
+    return (
+        F.when(text.isNull(), F.lit("NULL_VALUE: the value is null (a tombstone?)"))
+        .when(~F.is_valid_utf8(text), F.lit("INVALID_UTF8: the value is not valid UTF-8"))
+        .when(F.col(_PARSED).isNull(), F.lit("EMPTY_VALUE: the value is empty"))
+        .when(
+            F.col(_PARSED)[_CORRUPT].isNotNull(),
+            F.lit("MALFORMED_JSON: the value is no JSON object of the schema's types"),
+        )
+        .when(~_one_object(text), F.lit("TRAILING_CONTENT: more follows the first JSON object"))
+    )
+
+
+def _one_object(text: Column) -> Column:
+    # A flat object's only closing brace is its last character: cheap, and true of nearly every record. Only the
+    # others are tokenised again, wrapped into an array that must then have exactly one element.
+    flat = F.instr(text, "}") == F.length(text)
+    exactly_one = F.coalesce(F.json_array_length(F.concat(F.lit("["), text, F.lit("]"))) == 1, F.lit(False))
+    return flat | exactly_one
+
+
+def error_class(error: Column) -> Column:
+    """Return the part of an error text before its colon."""
+    return F.substring_index(error, ":", 1)

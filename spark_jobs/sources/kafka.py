@@ -1,0 +1,157 @@
+"""Kafka, through Spark's own connector: JSON values by a schema, and the record's own columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from spark_jobs.contracts.errors import ConfigError, SourceUnreachableError
+from spark_jobs.rows import LETTER, OUTCOME, Outcome, letter, outcome
+from spark_jobs.sources.base import BatchSize, OffsetRange, Source
+from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
+
+_SUBSCRIPTIONS = ("subscribe", "subscribePattern", "assign")
+# Options that only a stream has, or that a batch read of a past range sets itself.
+_NOT_FOR_RANGES = {
+    "startingoffsets", "endingoffsets", "startingtimestamp", "endingtimestamp", "startingoffsetsbytimestamp",
+    "endingoffsetsbytimestamp", "startingoffsetsbytimestampstrategy", "maxoffsetspertrigger", "minoffsetspertrigger",
+    "maxtriggerdelay", "maxrecordsperpartition", "failondataloss", "subscribe", "subscribepattern", "assign",
+}  # fmt: skip
+
+
+class KafkaSource(Source):
+    """Records of Kafka topics.
+
+    Columns: the schema's, then ``_key`` BINARY, ``_topic`` STRING, ``_partition`` INT, ``_offset`` BIGINT, ``_timestamp``
+    TIMESTAMP, ``_headers`` ARRAY<STRUCT<key: STRING, value: BINARY>>. Ordering within a partition is the broker's.
+    """
+
+    coordinates = ("_topic", "_partition", "_offset")
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        schema: StructType,
+        options: Mapping[str, str],
+        secrets: Mapping[str, str],
+    ) -> None:
+        self._spark = spark
+        self._schema = schema
+        self._options = {**options, **secrets}
+        self._options.setdefault("includeHeaders", "true")
+
+    @property
+    def fails_on_data_loss(self) -> bool:
+        """Tell whether Spark stops when offsets it still needs are gone from the broker."""
+        return str(self._option("failOnDataLoss") or "true").lower() != "false"
+
+    def check(self) -> None:
+        if not self._option("kafka.bootstrap.servers"):
+            raise ConfigError(
+                "The Kafka source has no brokers",
+                expected="extract.connectionParams['kafka.bootstrap.servers']",
+                cure="Name the brokers as host:port,host:port",
+            )
+        self._check_connector()
+        self._check_topics()
+
+    def _check_connector(self) -> None:
+        try:
+            self._spark._jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(  # type: ignore[union-attr]
+                "org.apache.spark.sql.kafka010.KafkaSourceProvider"
+            )
+        except Exception as error:
+            version = self._spark.version
+            raise ConfigError(
+                "Spark's Kafka connector is not on the class path",
+                expected=f"org.apache.spark:spark-sql-kafka-0-10_2.13:{version}",
+                cure=f"Start with --packages org.apache.spark:spark-sql-kafka-0-10_2.13:{version}, or give its jars by --jars",
+            ) from error
+
+    def _check_topics(self) -> None:
+        from spark_jobs.sources.kafka_admin import list_topics
+
+        names = self._option("subscribe")
+        existing = list_topics(self._spark, self.client_options)
+        wanted = [name.strip() for name in names.split(",")] if names else []
+        missing = [name for name in wanted if name not in existing]
+        if missing:
+            raise SourceUnreachableError(
+                f"The Kafka topic {', '.join(missing)} does not exist",
+                found=f"topics {', '.join(sorted(existing)[:20]) or '(none)'}",
+                expected=f"extract.connectionParams.subscribe = {names}",
+                cure="Create the topic, or correct its name",
+            )
+
+    @property
+    def client_options(self) -> dict[str, str]:
+        """The options of the Kafka client itself; they may hold secrets."""
+        return {name[6:]: value for name, value in self._options.items() if name.startswith("kafka.")}
+
+    def start_at(self, offsets: dict[str, dict[str, int]]) -> None:
+        """Let a query without checkpointed offsets start at these (topic → partition → offset)."""
+        self._options = {name: v for name, v in self._options.items() if not name.lower().startswith("starting")}
+        self._options["startingOffsets"] = json.dumps(offsets)
+
+    def stream(self) -> DataFrame:
+        return self._parse(self._spark.readStream.format("kafka").options(**self._options).load())
+
+    def read_range(self, offsets: OffsetRange) -> DataFrame:
+        options = {name: value for name, value in self._options.items() if name.lower() not in _NOT_FOR_RANGES}
+        start, end = _aligned(offsets.start, offsets.end)
+        options["assign"] = json.dumps({topic: [int(p) for p in parts] for topic, parts in end.items()})
+        options["startingOffsets"] = json.dumps(start)
+        options["endingOffsets"] = json.dumps(end)
+        options["failOnDataLoss"] = "true" if self.fails_on_data_loss else "false"
+        return self._parse(self._spark.read.format("kafka").options(**options).load())
+
+    def identity(self) -> dict[str, Any]:
+        subscription = {name: self._option(name) for name in _SUBSCRIPTIONS if self._option(name)}
+        return {"source": "kafka", **subscription}
+
+    def bounds(self, offsets: OffsetRange) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+        """Return first and end offset of each partition (topic → partition → offset); -2 is the earliest there is."""
+        return _aligned(offsets.start, offsets.end)
+
+    def size(self, offsets: OffsetRange) -> BatchSize:
+        start, end = _aligned(offsets.start, offsets.end)
+        if any(first < 0 for parts in start.values() for first in parts.values()):
+            return BatchSize()
+        return BatchSize(rows=sum(last - start[topic][part] for topic, parts in end.items() for part, last in parts.items()))
+
+    def _option(self, name: str) -> str | None:
+        return next((value for key, value in self._options.items() if key.lower() == name.lower()), None)
+
+    def _parse(self, raw: DataFrame) -> DataFrame:
+        renamed = raw.select(
+            F.col("value").alias("__value"),
+            *(F.col(name).alias(f"_{name}") for name in ("key", "topic", "partition", "offset", "timestamp", "headers")),
+        )
+        parsed = parse_json(renamed, "__value", self._schema, {})
+        envelope = letter(
+            stage="parse",
+            error_class=error_class(F.col("__error")),
+            message=F.col("__error"),
+            source=F.struct(*(F.col(f"_{name}").alias(name) for name in ("topic", "partition", "offset", "timestamp"))),
+            raw_value=F.col("__value"),
+            raw_key=F.col("_key"),
+            raw_headers=F.col("_headers"),
+        )
+        bad = F.col("__error").isNotNull()
+        sorted_out = (
+            parsed.frame.withColumn("__error", parsed.error)
+            .withColumn(OUTCOME, F.when(bad, outcome(Outcome.DEAD_LETTER)).otherwise(outcome(Outcome.PASSED)))
+            .withColumn(LETTER, F.when(bad, envelope))
+        )
+        return drop_working_columns(sorted_out).drop("__value", "__error")
+
+
+def _aligned(start: Any, end: dict[str, dict[str, int]]) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+    """Give every partition of ``end`` a start: a partition that is new to the query starts at its earliest offset (-2)."""
+    known = start or {}
+    return {topic: {part: known.get(topic, {}).get(part, -2) for part in parts} for topic, parts in end.items()}, end

@@ -1,0 +1,1 @@
+"""What happens to rows on the way: DataFrame in, DataFrame out."""
