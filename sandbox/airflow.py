@@ -83,7 +83,7 @@ class Airflow(AirflowApi):
         except (OSError, ValueError, KeyError) as error:
             raise SandboxError("Airflow has made no password yet", found=str(error)) from error
 
-    def start(self, *, seconds: float = 180) -> Self:
+    def start(self, *, seconds: float = 300) -> Self:
         """Start all components and wait until all say that they are healthy.
 
         :raises SandboxError: they do not within ``seconds``.

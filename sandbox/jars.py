@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from sandbox.errors import SandboxError
 from sandbox.java import java
+from sandbox.java_trust import trust_settings
 from sandbox.places import cache_dir, only_one
 
 Group = Literal["spark-kafka", "broker", "jdbc"]
@@ -71,7 +72,7 @@ def _fetch(group: Group, folder: Path) -> None:
     place = ["-cache", str(cache_dir() / "ivy"), "-retrieve", f"{half}/[artifact]-[revision].[ext]"]
     what = ["-ivy", str(_PINS), "-confs", group, "-types", "jar", "bundle"]
     print(f"Fetching the jars of {group} (the first time only) …", file=sys.stderr, flush=True)
-    command = [str(java()), "-jar", str(ivy), *what, *place]
+    command = [str(java()), *trust_settings(), "-jar", str(ivy), *what, *place]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=half)
     if done.returncode != 0 or not any(half.glob("*.jar")):
         raise SandboxError(

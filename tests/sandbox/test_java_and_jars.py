@@ -27,6 +27,7 @@ def test_an_unknown_choice_is_named(monkeypatch):
 
 
 def test_several_callers_get_the_same_complete_jars(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAVA", "embedded")
     monkeypatch.setenv("ETL_SANDBOX_CACHE", str(tmp_path / "with a space"))
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: jars("jdbc"), range(3)))
