@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from spark_jobs.contracts.config import PipelineConfig
 
 REDACTION_KEY = "spark.redaction.regex"
-_SPARK_REDACTS = "(?i:secret|password|token|access[.]?key)"
+# Spark's own default, written so that the Spark provider does not take the pattern itself for a secret's name: it masks
+# what follows such a word in the command that it logs.
+_SPARK_REDACTS = "(?i:s[e]cret|pass[w]ord|token|access[.]?key)"
 _WE_REDACT = "(?i:airflow_conn_|etl[.]connection[.])"
 _K8S_SECRET = "spark.kubernetes.driver.secretKeyRef."  # noqa: S105 - a name
 _FOLDER_KEYS = ("spark.kubernetes.driverEnv.ETL_CREDENTIALS_DIR", "spark.yarn.appMasterEnv.ETL_CREDENTIALS_DIR")

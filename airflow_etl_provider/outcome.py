@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow_etl_provider.hooks.ledger import RunRow
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.exit_codes import ExitCode
+
+# Of the Spark provider's message, what is neither the whole command nor the log once more.
+_SUBMIT_SAID = re.compile(r"Error code is: .*|Spark application .*|Driver .*|YARN application .*|No driver id .*")
 
 # What a run's state says when the driver left no error: what happened, and what to do.
 _WITHOUT_ERROR = {
@@ -73,8 +77,8 @@ def _why(row: RunRow | None, run_id: str, submit_error: str) -> AirflowException
     lines = [f"Run {run_id} {what}.", f"What to do: {cure}."]
     if row.exit_code is not None:
         lines.append(f"Exit code: {_code(row.exit_code)}")
-    if submit_error:
-        lines.append(f"spark-submit: {submit_error}")
+    if said := _SUBMIT_SAID.search(submit_error):
+        lines.append(f"spark-submit: {said[0]}")
     return AirflowException("\n  ".join(lines))
 
 

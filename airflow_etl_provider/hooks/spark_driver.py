@@ -98,13 +98,15 @@ class PipelineSubmitHook(SparkSubmitHook):
         return found
 
     def stop_driver(self, grace_seconds: float) -> bool:
-        """Ask a driver below this process to stop, and wait; return whether it has ended.
+        """Ask a driver below this process to stop, and wait; return whether one was there and has ended.
 
         The Python driver gets the SIGTERM, not the JVM above it: it ends the micro-batch first. A guard process kills
         what still runs one second after the time is over, also if this process is killed meanwhile.
         """
         process = self._submit_sp
-        if process is None or process.poll() is not None:
+        if process is None:
+            return False  # it may be started in the next moment
+        if process.poll() is not None:
             return True
         self.guard = subprocess.Popen(  # noqa: S603 - our own interpreter and text
             [sys.executable, "-c", _GUARD, str(process.pid), str(grace_seconds + 1)],

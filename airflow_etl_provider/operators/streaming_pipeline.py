@@ -140,8 +140,8 @@ class StreamingPipelineOperator(SparkSubmitOperator):
                 self._ledger.retire(self._run_id)
             except EtlError as error:
                 self.log.warning("Run %s could not be fenced; the next run's start fences it. %s", self._run_id, error)
-        super().on_kill()
         if isinstance(hook, PipelineSubmitHook):
+            super().on_kill()
             hook.kill_driver()
 
     # -- before the submit ------------------------------------------------------------------------------------------

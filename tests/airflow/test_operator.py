@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,10 @@ def test_the_package_is_shipped_beside_the_users_files(
     assert command[-1].endswith("spark_jobs/run_pipeline.py")
     redaction = next(word for word in command if word.startswith("spark.redaction.regex="))
     assert "airflow_conn_" in redaction
-    assert "password" in redaction
+    pattern = re.compile(redaction.partition("=")[2])
+    for name in ("PASSWORD", "my.secret", "spark.executorEnv.AIRFLOW_CONN_WAREHOUSE", "spark.hadoop.etl.connection.a"):
+        assert pattern.search(name)
+    assert not pattern.search("spark.app.name")
 
 
 CLUSTERS = {

@@ -111,9 +111,9 @@ def test_it_is_not_in_the_tasks_process_group(submitted: Callable[[float], Pipel
     assert os.getpgid(hook._submit_sp.pid) == hook._submit_sp.pid != os.getpgid(0)
 
 
-def test_nothing_to_stop_is_stopped(connections: Callable[..., None]) -> None:
+def test_a_driver_that_is_not_there_yet_has_not_ended(connections: Callable[..., None]) -> None:
     connections(spark_default="spark://local[1]")
     hook = PipelineSubmitHook.taking_over(
         SparkSubmitHook(conn_id="spark_default"), application=Path("run_pipeline.py"), environment={}
     )
-    assert hook.stop_driver(1)
+    assert not hook.stop_driver(1)

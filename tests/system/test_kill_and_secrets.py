@@ -26,14 +26,14 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 90) -> An
     return found
 
 
-def drivers() -> list[psutil.Process]:
+def drivers(site: Site) -> list[psutil.Process]:
     """Return the running drivers of the endless pipeline's runs, JVM and Python."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        words = process.info["cmdline"] or []
-        if any(word.endswith("run_pipeline.py") for word in words) and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return found
+    runs = {run for (run,) in site.rows("SELECT run_id FROM etl.pipeline_run WHERE pipeline_id = 'endless'")}
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if runs & set(process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def running(site: Site) -> Iterator[str]:
     yield run_id
     if site.airflow.run_state("endless", run_id) == "running":
         site.airflow.mark("endless", run_id, "run_pipeline", "failed")
-    wait_for(lambda: not drivers(), "the end of the drivers", 60)
+    wait_for(lambda: not drivers(site), "the end of the drivers", 60)
 
 
 def _table_exists(site: Site) -> bool:
@@ -94,9 +94,9 @@ def read(url: str) -> str:
 
 
 def test_a_killed_task_leaves_no_driver_that_can_commit(site: Site, running: str) -> None:
-    assert drivers()
+    assert drivers(site)
     site.airflow.mark("endless", running, "run_pipeline", "failed")
-    wait_for(lambda: not drivers(), "the end of the drivers", 30)
+    wait_for(lambda: not drivers(site), "the end of the drivers", 30)
     [(_, state)] = site.rows(RUN)
     assert state in ("stopped", "fenced")
 
@@ -116,7 +116,7 @@ def test_a_cleared_running_task_is_replaced_by_one_run(site: Site, running: str)
 def test_a_task_whose_worker_is_gone_cannot_commit_beside_its_successor(site: Site, running: str) -> None:
     """SIGKILL for the task's process: nobody stops the driver, and the next run fences it."""
     [(first, _)] = site.rows(RUN)
-    survivors = drivers()
+    survivors = drivers(site)
     for process in task_processes(site, survivors):
         process.kill()
     wait_for(lambda: site.airflow.run_state("endless", running) == "failed", "the failed run")
