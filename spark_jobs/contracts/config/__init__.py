@@ -67,6 +67,6 @@ __all__ = [
 
 def json_schema() -> dict[str, Any]:
     """Return the published JSON Schema, with which editors complete and check pipeline files."""
-    from spark_jobs.contracts.config.json_schema import published_schema  # noqa: PLC0415 - only editors need it
+    from spark_jobs.contracts.config.editor_schema import published_schema  # noqa: PLC0415 - only editors need it
 
     return published_schema()

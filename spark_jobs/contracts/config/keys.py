@@ -14,6 +14,9 @@ from spark_jobs.contracts.config.problems import Location, Problem, any_of, fold
 from spark_jobs.contracts.config.secret_values import is_secret_key
 from spark_jobs.contracts.config.section import Section
 
+REFUSED = object()
+"""Stands for an object of unknown type, which has been noted; a null in the file is another matter."""
+
 
 @dataclass(frozen=True)
 class Key:
@@ -68,7 +71,7 @@ class Document:
         actual = model.model_for(value)
         if actual is None:
             self._note_unknown_type(value, location)
-            return None
+            return REFUSED
         keys, result = keys_of(actual), dict[str, Any]()
         for given, item in value.items():
             key = keys.get(given)

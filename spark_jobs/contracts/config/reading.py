@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from spark_jobs.contracts.config import document as json_document
 from spark_jobs.contracts.config import registry, rules, schemas
 from spark_jobs.contracts.config import variables as variable_texts
-from spark_jobs.contracts.config.keys import Document, keys_of
+from spark_jobs.contracts.config.keys import REFUSED, Document, keys_of
 from spark_jobs.contracts.config.parts import Parts
 from spark_jobs.contracts.config.pipeline import PipelineConfig
 from spark_jobs.contracts.config.problems import InvalidConfigError, Location, Problem, shown
@@ -170,8 +170,7 @@ def _transforms(value: Any, document: Document) -> tuple[Transform, ...] | None:
 
 def _transform(value: Any, document: Document, location: Location) -> Transform | None:
     if not isinstance(value, dict):
-        # None stands for a transform of unknown type, which is noted already.
-        if value is not None:
+        if value is not REFUSED:
             document.note(location, shown(value), "an object with transformType and parameters")
         return None
     model = Transform.model_for(value)

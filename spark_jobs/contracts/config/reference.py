@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic.alias_generators import to_snake
 
+from spark_jobs.contracts.config.editor_schema import models, published_schema, transform_models
 from spark_jobs.contracts.config.enumerations import OutputMode
 from spark_jobs.contracts.config.extract import PLANNED_FORMATS, PLANNED_SOURCES
-from spark_jobs.contracts.config.json_schema import models, published_schema, transform_models
 from spark_jobs.contracts.config.keys import keys_of
 from spark_jobs.contracts.config.load import CONNECTION_PARAMS, PLANNED_SINKS
 from spark_jobs.contracts.config.pipeline import PipelineConfig
@@ -88,8 +88,8 @@ JSON path, what was found, what was expected and the nearest known name. `etl-pi
   milliseconds, seconds, minutes, hours, days, weeks.
 - **Schemas** are Spark DDL (`"id BIGINT, name STRING"`) or Spark's JSON form.
 - **Aggregations** are `column:function` or `column:function:output`. The result is named after its column; where
-  that is ambiguous (two functions of one column, or a group column), it must be named. `name:count` where no such column exists
-  counts rows, and so does `*:count:name`. A windowed result has the columns `window_start` and `window_end`.
+  that is ambiguous (two functions of one column, or a group column), it must be named. `name:count` where no such
+  column exists counts rows, and so does `*:count:name`. A windowed result has `window_start` and `window_end`, too.
 """
 
 
@@ -200,13 +200,12 @@ def _default(value: Any) -> str:
 
 def _kind(schema: dict[str, Any]) -> str:
     """Say in words what a JSON Schema accepts."""
-    if "$ref" in schema:
-        return _link(schema["$ref"])
+    reference = schema.get("$ref") or schema.get("then", {}).get("$ref")
+    if reference:
+        return _link(reference)
     branches = [branch for branch in schema.get("anyOf", [schema]) if branch.get("type") != "null"]
     branches = [branch for branch in branches if branch.get("pattern") != r"\$\{[^{}]+\}"]
     first = branches[0]
-    if "$ref" in first:
-        return _link(first["$ref"])
     if "anyOf" in first:
         return _kind(first)
     if "enum" in first:

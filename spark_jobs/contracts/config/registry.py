@@ -107,3 +107,8 @@ def _parameters(entry: EntryPoint) -> type[BaseModel]:
 @cache
 def _registered(group: str) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=group)}
+
+
+def forget() -> None:
+    """Look for registrations again: packages have come or gone."""
+    _registered.cache_clear()

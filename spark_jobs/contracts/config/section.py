@@ -162,17 +162,22 @@ def _string_map(value: Any) -> dict[str, str]:
     return result
 
 
-_VARIABLE = {"type": "string", "pattern": r"\$\{[^{}]+\}"}
+VARIABLE = {"type": "string", "pattern": r"\$\{[^{}]+\}"}
 
 
 def _or_text(schema: dict[str, Any], pattern: str) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [schema, {"type": "string", "pattern": pattern}, _VARIABLE]})
+    return WithJsonSchema({"anyOf": [schema, {"type": "string", "pattern": pattern}, VARIABLE]})
 
 
-_UNIT = "|".join(f"{unit}s?" for unit in UNITS)
-DURATION_PATTERN = rf"^\s*([Ii][Nn][Tt][Ee][Rr][Vv][Aa][Ll]\s+)?\d+\s+({_UNIT})(\s+\d+\s+({_UNIT}))*\s*$"
+def cased(word: str) -> str:
+    """Return the pattern that finds a word in any case, with any separators in it."""
+    return "[_ -]*".join(f"[{letter.upper()}{letter.lower()}]" for letter in fold(word))
+
+
+_UNIT = "|".join(f"{cased(unit)}[sS]?" for unit in UNITS)
+DURATION_PATTERN = rf"^\s*({cased('interval')}\s+)?\d+\s+({_UNIT})(\s+\d+\s+({_UNIT}))*\s*$"
 _DURATION_SCHEMA = WithJsonSchema(
-    {"anyOf": [{"type": "string", "pattern": DURATION_PATTERN, "examples": ["10 minutes", "1 hour"]}, _VARIABLE]}
+    {"anyOf": [{"type": "string", "pattern": DURATION_PATTERN, "examples": ["10 minutes", "1 hour"]}, VARIABLE]}
 )
 _NAMES_SCHEMA = WithJsonSchema(
     {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
@@ -220,7 +225,7 @@ def spelled(kind: type[E_], aliases: Mapping[str, E_] | None = None) -> BeforeVa
 
 def any_case(*names: str) -> WithJsonSchema:
     """Return the JSON Schema of an enumeration: its names for completion, every other spelling by a pattern."""
-    pattern = "|".join("[_ -]*".join(f"[{c.upper()}{c.lower()}]" for c in fold(name)) for name in names)
+    pattern = "|".join(cased(name) for name in names)
     return WithJsonSchema(
-        {"anyOf": [{"enum": list(names)}, {"type": "string", "pattern": f"^\\s*({pattern})\\s*$"}, _VARIABLE]}
+        {"anyOf": [{"enum": list(names)}, {"type": "string", "pattern": f"^\\s*({pattern})\\s*$"}, VARIABLE]}
     )

@@ -17,6 +17,7 @@ from spark_jobs.contracts.config.enumerations import (
 from spark_jobs.contracts.config.problems import fold, nearest
 from spark_jobs.contracts.config.section import (
     DURATION_PATTERN,
+    VARIABLE,
     Duration,
     DurationOrZero,
     Flag,
@@ -24,6 +25,7 @@ from spark_jobs.contracts.config.section import (
     Long,
     Section,
     Text,
+    cased,
     mismatch,
 )
 
@@ -72,15 +74,11 @@ def _trigger(value: Any) -> TriggerMode:
 
 def _trigger_schema() -> WithJsonSchema:
     duration = DURATION_PATTERN.removeprefix("^").removesuffix("$")
-    names = "|".join("[_ -]*".join(f"[{c.upper()}{c.lower()}]" for c in name) for name in ("availablenow", "once"))
-    timed = "|".join(
-        "[_ -]*".join(f"[{c.upper()}{c.lower()}]" for c in name) for name in ("processingtime", "continuous")
-    )
-    continuous = "[_ -]*".join(f"[{c.upper()}{c.lower()}]" for c in "continuous")
+    plain = "|".join(cased(kind) for kind in TriggerKind if kind is not TriggerKind.PROCESSING_TIME)
+    timed = "|".join(cased(kind) for kind in (TriggerKind.PROCESSING_TIME, TriggerKind.CONTINUOUS))
     examples = ["availablenow", "once", "processingtime=30 seconds", "continuous"]
-    pattern = rf"^\s*({names}|{continuous}|({timed})\s*={duration})\s*$"
-    variable = {"type": "string", "pattern": r"\$\{[^{}]+\}"}
-    return WithJsonSchema({"anyOf": [{"enum": examples}, {"type": "string", "pattern": pattern}, variable]})
+    pattern = rf"^\s*({plain}|({timed})\s*={duration})\s*$"
+    return WithJsonSchema({"anyOf": [{"enum": examples}, {"type": "string", "pattern": pattern}, VARIABLE]})
 
 
 TriggerModeText = Annotated[

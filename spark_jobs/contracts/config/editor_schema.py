@@ -55,7 +55,7 @@ def published_schema() -> Schema:
     )
     definitions["Load"]["properties"] |= _types("sinkType", definitions["Load"], list(SINKS), SINKS, PLANNED_SINKS)
     about = {"title": "Pipeline", "description": "A pipeline file for etl-pipeline."}
-    return {"$schema": _DIALECT, **about, **{k: v for k, v in _without_titles(schema).items() if k not in about}}
+    return {"$schema": _DIALECT, **about, **{k: v for k, v in _for_editors(schema).items() if k not in about}}
 
 
 def models() -> list[type[Section]]:
@@ -115,11 +115,18 @@ def _pointer(model: type[Section]) -> str:
     return "#" if model is PipelineConfig else f"#/$defs/{model.__name__}"
 
 
-def _without_titles(value: Any) -> Any:
-    # pydantic titles every property with its own name.
-    if isinstance(value, dict):
-        return {k: _without_titles(v) for k, v in value.items() if not (k == "title" and isinstance(v, str))}
-    return [_without_titles(item) for item in value] if isinstance(value, list) else value
+def _for_editors(value: Any) -> Any:
+    """Take out what makes an editor's messages vague: a title for each property, and object-or-null choices."""
+    if isinstance(value, list):
+        return [_for_editors(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    result = {k: _for_editors(v) for k, v in value.items() if not (k == "title" and isinstance(v, str))}
+    match result.get("anyOf"):
+        case [{"$ref": reference}, {"type": "null"}]:
+            del result["anyOf"]
+            return {**result, "if": {"not": {"type": "null"}}, "then": {"$ref": reference}}
+    return result
 
 
 def _aggregations() -> Schema:
