@@ -60,8 +60,12 @@ def test_a_server_that_accepts_and_says_nothing(database):
 
 
 def test_a_server_that_hangs_up(database):
+    def hang_up():
+        caller, _ = rude.accept()
+        caller.close()
+
     with closing(socket.create_server(("127.0.0.1", 0))) as rude:
-        thread = threading.Thread(target=lambda: rude.accept()[0].close())
+        thread = threading.Thread(target=hang_up)
         thread.start()
         with pytest.raises(DatabaseUnreachableError):
             connect(connection_to(database, port=rude.getsockname()[1]), application_name="t")
@@ -87,13 +91,17 @@ def test_classes_of_states(expected, state):
     assert error.retryable == (expected in (TransientError, DatabaseUnreachableError))
 
 
+def fetch(cursor, statement):
+    cursor.execute(statement)
+    return cursor.fetchall()
+
+
 def test_errors_of_adbc_are_classified_alike(database):
     connection = connection_to(database)
     with adbc.connect(connection.uri(), autocommit=True) as conn, conn.cursor() as cursor:
         for statement, expected in (("SELECT * FROM nowhere", TargetMismatchError), ("SELECT 1/0", DataError)):
             with pytest.raises(adbc_driver_manager.Error) as caught:
-                cursor.execute(statement)
-                cursor.fetchall()
+                fetch(cursor, statement)
             assert type(classify(caught.value)) is expected
     with pytest.raises(adbc_driver_manager.Error) as caught:
         adbc.connect(connection_to(database, user="nobody").uri()).close()
@@ -114,8 +122,7 @@ def test_a_privilege_that_is_missing(database):
         conn.execute("CREATE SCHEMA etl; CREATE TABLE etl.pipeline (id int); CREATE ROLE etl_poor")
         try:
             with pytest.raises(TargetMismatchError, match="grant the privilege"), short_transaction(conn, "Reading"):
-                conn.execute("SET LOCAL ROLE etl_poor")
-                conn.execute("SELECT * FROM etl.pipeline")
+                conn.execute("SET LOCAL ROLE etl_poor; SELECT * FROM etl.pipeline")
         finally:
             conn.execute("DROP ROLE etl_poor")
 

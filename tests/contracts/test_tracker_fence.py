@@ -20,6 +20,8 @@ from spark_jobs.contracts.exit_codes import ExitCode
 from spark_jobs.contracts.tracker import runs
 from spark_jobs.contracts.tracker import statements as st
 from spark_jobs.contracts.tracker.connect import connect, raw
+from spark_jobs.contracts.tracker.queries import pipeline_status
+from spark_jobs.contracts.tracker.retire import retire_run
 
 FROZEN_DRIVER = """
 import os, signal, sys
@@ -252,6 +254,21 @@ def test_a_fenced_run_that_waits_for_the_row_ends_nobody(tracker):
             runs.claim_epoch(tracker.conn, "etl", "orders", "old", lock_timeout_ms=50)
         assert driver.info.transaction_status == TransactionStatus.INTRANS
         driver.execute("COMMIT")
+
+
+def test_a_run_that_was_given_up_commits_no_more_and_the_next_run_does(tracker):
+    epoch = tracker.start("r1")
+    with closing(tracker.connect()) as frozen:
+        in_commit(tracker, frozen, "r1", epoch)
+        assert retire_run(tracker.conn, "etl", "r1")
+        assert not alive(frozen)
+    with pytest.raises(FencedError):
+        runs.check_fence(tracker.conn, "etl", "orders", "r1", epoch, lock=False)
+    with pytest.raises(FencedError):
+        runs.claim_epoch(tracker.conn, "etl", "orders", "r1")
+    assert not retire_run(tracker.conn, "etl", "r1")
+    assert [status.run_state for status in pipeline_status(tracker.conn, "etl")] == ["fenced"]
+    assert tracker.start("r2") == epoch + 1
 
 
 @pytest.mark.parametrize("pipeline_id", ["orders", "x" * 255, "naïve % _ pipeline", "заказы" * 40])

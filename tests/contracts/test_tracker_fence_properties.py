@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import itertools
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 
 import psycopg
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as some
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from spark_jobs.contracts.errors import EtlError, FencedError
 from spark_jobs.contracts.run_request import RunRequest
@@ -21,6 +28,16 @@ NAMES = itertools.count()
 DRIVERS = some.integers(0, 2)
 
 
+def passes_fence(conn, pipeline_id, run_id, epoch):
+    try:
+        conn.execute("BEGIN")
+        raw(conn, st.begin_settings(), runs.application_name(pipeline_id, epoch), "20ms", "600s")
+        runs.check_fence(conn, "etl", pipeline_id, run_id, epoch, lock=True)
+    except (EtlError, psycopg.Error):
+        return False
+    return True
+
+
 def machine_for(tracker, pool):
     """Return the machine; its three drivers have real sessions of their own."""
 
@@ -28,7 +45,6 @@ def machine_for(tracker, pool):
         @initialize()
         def begin(self):
             self.pipeline = f"p{next(NAMES)}"
-            self.newest = None
             self.epoch = 0
             self.epochs = [None, None, None]
             self.run_of = [None, None, None]
@@ -36,11 +52,14 @@ def machine_for(tracker, pool):
             self.committed = []
             for place in range(3):
                 self.renew(place)
+            self.a_run_is_registered()
+            self.a_driver_claims(0, stale=False)
 
         def renew(self, place):
-            if pool[place] is not None and not pool[place].closed:
-                pool[place].close()
-            pool[place] = tracker.connect("driver")
+            with suppress(psycopg.Error):
+                pool[place].rollback()
+            if pool[place].closed:
+                pool[place] = tracker.connect("driver")
             self.inside.discard(place)
 
         @rule()
@@ -51,8 +70,6 @@ def machine_for(tracker, pool):
         @rule(place=DRIVERS, stale=some.booleans())
         def a_driver_claims(self, place, stale):
             run = self.run_of[place] if stale and self.run_of[place] else self.newest
-            if run is None:
-                return
             try:
                 epoch = runs.claim_epoch(tracker.conn, "etl", self.pipeline, run, lock_timeout_ms=20)
             except FencedError:
@@ -64,29 +81,28 @@ def machine_for(tracker, pool):
             self.renew(place)
             self.epochs[place], self.run_of[place] = epoch, run
 
-        @rule(place=DRIVERS)
-        def a_commit_passes_the_fence(self, place):
+        @precondition(lambda self: self.outside())
+        @rule(choice=DRIVERS)
+        def a_commit_passes_the_fence(self, choice):
+            place = self.outside()[choice % len(self.outside())]
             conn = pool[place]
-            if self.epochs[place] is None or place in self.inside:
-                return
             allowed = self.run_of[place] == self.newest and self.epochs[place] == self.epoch
-            try:
-                conn.execute("BEGIN")
-                name = runs.application_name(self.pipeline, self.epochs[place])
-                raw(conn, st.begin_settings(), name, "20ms", "600s")
-                runs.check_fence(conn, "etl", self.pipeline, self.run_of[place], self.epochs[place], lock=True)
-            except (EtlError, psycopg.Error) as error:
-                # Refused; or another driver, which passed before, still holds the fence.
-                assert not allowed or self.inside, error
-                self.renew(place)
-            else:
+            passed = passes_fence(conn, self.pipeline, self.run_of[place], self.epochs[place])
+            if passed:
                 assert allowed
                 self.inside.add(place)
+            else:
+                # Another driver that passed before may still hold the fence.
+                assert not allowed or self.inside
+                self.renew(place)
 
-        @rule(place=DRIVERS)
-        def a_commit_ends(self, place):
-            if place not in self.inside:
-                return
+        def outside(self):
+            return [place for place in range(3) if self.epochs[place] is not None and place not in self.inside]
+
+        @precondition(lambda self: self.inside)
+        @rule(choice=DRIVERS)
+        def a_commit_ends(self, choice):
+            place = sorted(self.inside)[choice % len(self.inside)]
             epoch, run = self.epochs[place], self.run_of[place]
             try:
                 pool[place].execute("COMMIT")
@@ -107,12 +123,12 @@ def machine_for(tracker, pool):
 
 
 def test_interleavings(tracker):
-    pool = [None, None, None]
+    pool = [tracker.connect("driver") for _ in range(3)]
     try:
         run_state_machine_as_test(
-            lambda: machine_for(tracker, pool)(),
+            machine_for(tracker, pool),
             settings=settings(
-                max_examples=25,
+                max_examples=120,
                 stateful_step_count=25,
                 deadline=None,
                 database=None,
@@ -121,8 +137,7 @@ def test_interleavings(tracker):
         )
     finally:
         for conn in pool:
-            if conn is not None:
-                conn.close()
+            conn.close()
 
 
 def test_drivers_that_run_at_the_same_time(tracker):
