@@ -7,9 +7,10 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from rich.table import Table
 
 from sandbox.demo_pipelines import LINES, LINES_TABLE, WINDOWS, WINDOWS_TABLE
-from sandbox.demo_screen import Screen
+from sandbox.demo_screen import Screen, table
 from sandbox.orders import Counts, OrderDay
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -40,25 +41,32 @@ class Watch:
 
 
 def show(connection: Connection, screen: Screen) -> None:
-    """Print the windows and, after them, the books."""
-    windows = connection.execute(
-        _on(WINDOWS_TABLE, "SELECT window_start, country, orders, quantity, round(average_price, 2) FROM {} ")
-        + sql.SQL("ORDER BY orders DESC, window_start, country LIMIT 10")
-    ).fetchall()
-    title = f"{WINDOWS_TABLE}: the ten busiest windows"
-    screen.table(title, ["window start", "country", "orders", "quantity", "average price"], windows)
-    countries = connection.execute(
-        _on(WINDOWS_TABLE, "SELECT country, count(*), sum(orders)::bigint, sum(quantity)::bigint FROM {} ")
-        + sql.SQL("GROUP BY country ORDER BY 3 DESC")
-    ).fetchall()
-    screen.table(f"{WINDOWS_TABLE}: the day", ["country", "windows", "orders", "quantity"], countries)
+    """Print the windows and, beside them, the books."""
     columns = ["pipeline", "batch", "source", "= passed", "+ dead", "+ late", "sink", "= written"]
-    screen.table("etl.batch_tracker: the books", columns, connection.execute(_BATCHES).fetchall())
-    letters = connection.execute(
-        "SELECT pipeline_id, stage, count(*), min(left(convert_from(raw_value, 'UTF8'), 60)) FROM etl.dead_letter "
+    books = table("etl.batch_tracker: the books", columns, connection.execute(_BATCHES).fetchall())
+    screen.beside(_busiest(connection), books, _countries(connection), _letters(connection))
+
+
+def _busiest(connection: Connection) -> Table:
+    columns = "to_char(window_start, 'YYYY-MM-DD HH24:MI'), country, orders, quantity, round(average_price, 2)"
+    query = f"SELECT {columns} FROM {{}} ORDER BY orders DESC, window_start, country LIMIT 12"
+    rows = connection.execute(_on(WINDOWS_TABLE, query)).fetchall()
+    return table(f"{WINDOWS_TABLE}: the busiest", ["window (UTC)", "country", "orders", "quantity", "avg price"], rows)
+
+
+def _countries(connection: Connection) -> Table:
+    query = "SELECT country, count(*), sum(orders)::bigint, sum(quantity)::bigint FROM {} GROUP BY 1 ORDER BY 3 DESC"
+    rows = connection.execute(_on(WINDOWS_TABLE, query)).fetchall()
+    return table(f"{WINDOWS_TABLE}: the day", ["country", "windows", "orders", "quantity"], rows)
+
+
+def _letters(connection: Connection) -> Table:
+    query = (
+        "SELECT pipeline_id, stage, count(*), min(left(convert_from(raw_value, 'UTF8'), 40)) FROM etl.dead_letter "
         "GROUP BY 1, 2 ORDER BY 1, 2"
-    ).fetchall()
-    screen.table("etl.dead_letter", ["pipeline", "stage", "letters", "one of them"], letters)
+    )
+    rows = connection.execute(query).fetchall()
+    return table("etl.dead_letter", ["pipeline", "stage", "letters", "one of them"], rows)
 
 
 def check(connection: Connection, screen: Screen, day: OrderDay) -> bool:

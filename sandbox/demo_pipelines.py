@@ -29,18 +29,18 @@ def write_pipelines(folder: Path, extract: dict[str, Any], checkpoints: Path) ->
 
 
 def from_files(folder: Path) -> dict[str, Any]:
-    """Read JSON-lines files, six in a micro-batch."""
-    options = {"path": str(folder), "format": "json", "maxFilesPerTrigger": "6"}
+    """Read JSON-lines files, four in a micro-batch."""
+    options = {"path": str(folder), "format": "json", "maxFilesPerTrigger": "4"}
     return {"sourceType": "file", "schemaName": "order", "connectionParams": options}
 
 
 def from_kafka(bootstrap_servers: str, topic: str) -> dict[str, Any]:
-    """Read a topic from its beginning, 6,000 records in a micro-batch."""
+    """Read a topic from its beginning, 4,000 records in a micro-batch."""
     options = {
         "kafka.bootstrap.servers": bootstrap_servers,
         "subscribe": topic,
         "startingOffsets": "earliest",
-        "maxOffsetsPerTrigger": "6000",
+        "maxOffsetsPerTrigger": "4000",
     }
     return {"sourceType": "kafka", "topic": topic, "schemaName": "order", "connectionParams": options}
 

@@ -107,7 +107,7 @@ class KafkaBroker:
         if self._admin is None:
             from confluent_kafka.admin import AdminClient
 
-            self._admin = AdminClient({"bootstrap.servers": self.bootstrap_servers})
+            self._admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 2})
         return self._admin
 
     def create_topic(self, name: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> str:
@@ -130,7 +130,9 @@ class KafkaBroker:
         from confluent_kafka import Producer
 
         refused: list[str] = []
-        producer = Producer({"bootstrap.servers": self.bootstrap_servers, "linger.ms": 20, "enable.idempotence": True})
+        producer = Producer(
+            {"bootstrap.servers": self.bootstrap_servers, "linger.ms": 20, "enable.idempotence": True, "log_level": 3}
+        )
 
         def delivered(error: object, _message: object) -> None:
             if error is not None:
@@ -200,6 +202,9 @@ def _settings(port: int, controller_port: int, logs: Path) -> dict[str, str]:
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "log.dirs": str(logs),
         "auto.create.topics.enable": "false",
+        # Records keep the time of their events, which may be long ago: nothing is deleted for its age.
+        "log.retention.ms": "-1",
+        "message.timestamp.before.max.ms": "9223372036854775807",
         "offsets.topic.replication.factor": "1",
         "offsets.topic.num.partitions": "1",
         "transaction.state.log.replication.factor": "1",

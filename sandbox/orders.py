@@ -163,7 +163,7 @@ def _event(chance: random.Random, number: int, midnight: datetime) -> Event:
         kind = Kind.MALFORMED
     elif fate < 0.004:
         kind = Kind.MISTYPED
-    elif fate < 0.005 and created < midnight + timedelta(hours=16):
+    elif fate < 0.008 and created < midnight + timedelta(hours=16):
         kind, delay = Kind.STRAGGLER, timedelta(hours=chance.uniform(3, 7))
     return _make(chance, kind, number, created, created + delay)
 

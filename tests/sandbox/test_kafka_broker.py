@@ -11,7 +11,7 @@ from sandbox.kafka import KafkaBroker, Record
 
 @pytest.fixture
 def topic(kafka):
-    name = kafka.create_topic(f"test-{uuid.uuid4().hex[:8]}", partitions=2, config={"retention.ms": "-1"})
+    name = kafka.create_topic(f"test-{uuid.uuid4().hex[:8]}", partitions=2, config={"cleanup.policy": "delete"})
     yield name
     kafka.delete_topic(name)
 
