@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spark_jobs.contracts.exit_codes import ExitCode
-from spark_jobs.contracts.tracker.connect import Connection, query
+from spark_jobs.contracts.tracker.connect import Connection, classified, query
 from spark_jobs.contracts.tracker.fence import with_fence_row
 
 _LOCK = """
@@ -31,7 +31,8 @@ def retire_run(conn: Connection, schema: str, run_id: str, *, lock_timeout_ms: i
     :raises TransientError: if another session keeps the pipeline's row.
     """
     values = {"run_id": run_id, "exit_code": int(ExitCode.FENCED)}
-    where = query(conn, schema, _WHERE, values).fetchone()
+    with classified(f"Giving up run {run_id!r}"):
+        where = query(conn, schema, _WHERE, values).fetchone()
     if where is None:
         return False
     pipeline_id, epoch = str(where[0]), int(where[1])
