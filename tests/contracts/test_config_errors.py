@@ -68,6 +68,42 @@ def test_everything_that_is_wrong_in_one_error() -> None:
     assert len(caught.value.to_json()["problems"]) == 8
 
 
+def test_rules_still_judge_what_is_left_of_a_section() -> None:
+    document = windowed(
+        load__writeMode="overwrite",
+        load__table="a.b.c",
+        load__credentialId=...,
+        streamingConfigJson__triggerMode="continuos",
+        streamingConfigJson__queryName=...,
+        streamingConfigJson__maxFilesPerTrigger=5,
+        extract__schema=5,
+        extract__topic=...,
+        transforms__0__parameters__slideDuration="1 hour",
+    )
+    assert {item.path for item in problems(document)} == {
+        "load.table",
+        "load.credentialId",
+        "load.writeMode",
+        "streamingConfigJson.triggerMode",
+        "streamingConfigJson.queryName",
+        "streamingConfigJson.maxFilesPerTrigger",
+        "extract.schema",
+        "extract.topic",
+        "transforms[0].parameters.slideDuration",
+    }
+
+
+def test_a_wrong_setting_brings_no_follow_up_problems() -> None:
+    assert problem(windowed(streamingConfigJson__watermark=5)).path == "streamingConfigJson.watermark"
+    wrong = windowed(
+        transforms__0__parameters__windowColumn=..., streamingConfigJson__watermark={"delayThreshold": "1 day"}
+    )
+    assert problem(wrong).path == "streamingConfigJson.watermark.eventTimeColumn"
+    assert problem(windowed(streamingConfigJson__outputMode="updaet", load__writeMode="upsert", load__keys="country"))
+    assert problem(stateless(extract__sourceType=5)).path == "extract.sourceType"
+    assert problem(stateless(load__writeMode=5, load__keys="id")).path == "load.writeMode"
+
+
 SYNTAX = [
     ("", "an empty file", "etl-pipeline schema"),
     ("  \n", "an empty file", "etl-pipeline schema"),
@@ -167,6 +203,12 @@ def test_objects_that_are_no_json() -> None:
 
 WRONG: list[tuple[Document, str, str, str]] = [
     (stateless(pipelineId=...), "pipelineId", "Identifies the pipeline", ""),
+    (
+        windowed(transforms__0__parameters={"groupBy": "a", "aggregations": "b:sum", "windowDuration": "1 day"}),
+        "tr",
+        "groupByColumns",
+        '"groupByColumns"',
+    ),
     (stateless(load=[]), "load", "an object", ""),
     (stateless(load=None), "load", "an object", ""),
     (stateless(transforms={}), "transforms", "a list of transforms", ""),

@@ -9,7 +9,8 @@ from spark_jobs.contracts.config.durations import parse_duration
 from spark_jobs.contracts.config.keys import Document
 from spark_jobs.contracts.config.parts import Parts
 from spark_jobs.contracts.config.problems import Location, nearest, quoted
-from spark_jobs.contracts.config.streaming import Streaming
+from spark_jobs.contracts.config.salvage import UnknowableError
+from spark_jobs.contracts.config.streaming import Streaming, Watermark
 from spark_jobs.contracts.config.transforms import AggregationTransform
 
 
@@ -17,16 +18,23 @@ def check(parts: Parts, document: Document) -> Columns | None:
     """Note what does not fit in the transforms; return the result's columns, None when the transforms are not valid."""
     if parts.transforms is None:
         return None
-    watermark = parts.streaming.watermark if parts.streaming else None
+    streaming, watermark = _watermark(parts)
     columns = Columns(None, frozenset({watermark.event_time_column} if watermark else ()))
     for index, step in enumerate(parts.transforms):
         if isinstance(step, AggregationTransform):
             location: Location = ("transforms", index, "parameters")
-            _check_window(step, parts.streaming, columns, document, location)
+            _check_window(step, streaming, columns, document, location)
             _check_names(step, document, location)
             _check_columns(step, columns, document, location)
         columns = columns.after(step)
     return columns
+
+
+def _watermark(parts: Parts) -> tuple[Streaming | None, Watermark | None]:
+    try:
+        return parts.streaming, parts.streaming.watermark if parts.streaming else None
+    except UnknowableError:
+        return None, None
 
 
 def window_column(step: AggregationTransform, columns: Columns) -> str | None:

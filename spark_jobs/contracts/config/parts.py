@@ -1,4 +1,4 @@
-"""The sections of a pipeline as the cross-field rules see them: those that are valid by themselves."""
+"""The sections of a pipeline as the cross-field rules see them: valid ones, and what is left of others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spark_jobs.contracts.config.transforms import Transform
 
 @dataclass(frozen=True)
 class Parts:
-    """Valid sections; None for one that is missing or has problems of its own, which a rule then skips."""
+    """The sections; None for one that is missing or wholly wrong, or else what is left of it (``salvage.py``)."""
 
     config: PipelineConfig | None
     extract: Extract | None
@@ -31,7 +31,7 @@ class Parts:
         """Sort validated values by section."""
 
         def valid(name: str) -> Any:
-            return None if name in failed else values.get(name)
+            return values.get(name)
 
         return cls(
             config=config,

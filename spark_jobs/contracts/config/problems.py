@@ -149,6 +149,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     folded = fold(name)
     if folded in by_folded:
         return f"did you mean {quoted(by_folded[folded])}?"
+    beginnings = [name for name in by_folded if len(folded) > 3 and name.startswith(folded)]
+    if len(beginnings) == 1:
+        return f"did you mean {quoted(by_folded[beginnings[0]])}?"
     matches = get_close_matches(folded[:_SHOWN], by_folded, n=1, cutoff=0.7)
     return f"did you mean {quoted(by_folded[matches[0]])}?" if matches else ""
 

@@ -15,6 +15,7 @@ from spark_jobs.contracts.config.keys import REFUSED, Document, keys_of
 from spark_jobs.contracts.config.parts import Parts
 from spark_jobs.contracts.config.pipeline import PipelineConfig
 from spark_jobs.contracts.config.problems import InvalidConfigError, Location, Problem, shown
+from spark_jobs.contracts.config.salvage import salvage
 from spark_jobs.contracts.config.secret_values import assigns_secret, is_secret_key, is_secret_value
 from spark_jobs.contracts.config.section import Section
 from spark_jobs.contracts.config.transforms import RegisteredTransform, Transform
@@ -127,30 +128,38 @@ def _add_named_schemas(body: dict[str, Any], base_dir: Path | None, document: Do
 
 def _validated(body: dict[str, Any], document: Document) -> Parts:
     """Validate each section by itself, so that one's problem does not hide another's; then the whole."""
-    values, failed = dict(body), set[str]()
+    values, remains = dict(body), dict[str, Section | None]()
     for name, key in keys_of(PipelineConfig).items():
-        if name != key.name or name not in values or key.section is None or values[name] is None:
+        if name != key.name or values.get(name) is None or key.section is None:
             continue
-        value = (
-            _transforms(values[name], document)
-            if key.section is Transform
-            else _section(key.section, name, values, document)
-        )
-        values[name] = value
-        if value is None:
-            failed.add(name)
-    config: PipelineConfig | None = None
+        if key.section is Transform:
+            valid, remain = _transforms(values[name], document), None
+        else:
+            valid, remain = _section(key.section, name, values[name], document)
+        values[name] = valid
+        if valid is None:
+            remains[name] = remain
+    config = _whole({name: value for name, value in values.items() if name not in remains}, set(remains), document)
+    return Parts.of(values | remains, set(remains), config)
+
+
+def _whole(values: Mapping[str, Any], failed: set[str], document: Document) -> PipelineConfig | None:
     try:
-        config = PipelineConfig.model_validate({k: v for k, v in values.items() if k not in failed})
+        config = PipelineConfig.model_validate(values)
     except ValidationError as error:
-        lines = [line for line in error.errors() if not (line["loc"] and line["loc"][0] in failed)]
-        if lines:
-            _note_top_level(error, failed, document)
-    return Parts.of(values, failed, None if failed else config)
+        _note_top_level(error, failed, document)
+        return None
+    return None if failed else config
 
 
-def _section(model: type[Section], name: str, values: Mapping[str, Any], document: Document) -> Section | None:
-    return validate(model, values[name], document, (name,))
+def _section(model: type[Section], name: str, value: Any, document: Document) -> tuple[Any, Section | None]:
+    """Return the valid section, or else what is left of it."""
+    try:
+        return model.model_validate(value), None
+    except ValidationError as error:
+        note(error, model, document, (name,))
+        bad = {str(line["loc"][0]) for line in error.errors() if line["loc"]}
+    return None, salvage(model, value, bad) if bad and isinstance(value, dict) else None
 
 
 def _note_top_level(error: ValidationError, failed: set[str], document: Document) -> None:

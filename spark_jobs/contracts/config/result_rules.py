@@ -12,6 +12,7 @@ from spark_jobs.contracts.config.keys import Document
 from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.config.parts import Parts
 from spark_jobs.contracts.config.problems import Location, any_of, nearest, quoted
+from spark_jobs.contracts.config.salvage import attempt
 from spark_jobs.contracts.config.streaming import Streaming
 from spark_jobs.contracts.config.transforms import AggregationTransform, Transform
 
@@ -36,21 +37,22 @@ def check(parts: Parts, result: Columns | None, document: Document) -> None:
     if parts.is_streaming and not parts.has_streaming:
         document.note(_STREAMING, "nothing", "how Spark runs the query: checkpointLocation, queryName, …")
     if parts.load:
-        _check_keys(parts.load, result, document)
+        attempt(_check_keys, parts.load, result, document)
     if parts.streaming is None:
         return
-    _check_late_data(parts.streaming, document)
+    attempt(_check_late_data, parts.streaming, document)
     if parts.load:
-        _check_write_mode(parts.streaming.output_mode, parts.load, document)
+        attempt(_check_write_mode, parts.streaming, parts.load, document)
     if parts.transforms is None:
         return
     aggregations = [step for step in parts.transforms if isinstance(step, AggregationTransform)]
-    _check_output_mode(parts.streaming, parts.transforms, aggregations, document)
+    attempt(_check_output_mode, parts.streaming, parts.transforms, aggregations, document)
     if parts.load and result and len(aggregations) == 1:
-        _check_group_keys(parts.streaming.output_mode, parts.load, result, aggregations[0], document)
+        attempt(_check_group_keys, parts.streaming, parts.load, result, aggregations[0], document)
 
 
-def _check_write_mode(output: OutputMode, load: Load, document: Document) -> None:
+def _check_write_mode(streaming: Streaming, load: Load, document: Document) -> None:
+    output = streaming.output_mode
     if load.write_mode in FITTING[output]:
         return
     fitting = [mode.value for mode in FITTING[output]]
@@ -141,10 +143,10 @@ def _note_open_groups(
 
 
 def _check_group_keys(
-    output: OutputMode, load: Load, result: Columns, step: AggregationTransform, document: Document
+    streaming: Streaming, load: Load, result: Columns, step: AggregationTransform, document: Document
 ) -> None:
     """In update and complete mode a row is identified by its group, so the keys are exactly the group's columns."""
-    if output is OutputMode.APPEND or load.write_mode is not WriteMode.UPSERT or not load.keys:
+    if streaming.output_mode is OutputMode.APPEND or load.write_mode is not WriteMode.UPSERT or not load.keys:
         return
     keyed = {result.groups[name] for name in load.keys if name in result.groups}
     windowed = step.window_duration is not None

@@ -7,6 +7,7 @@ from spark_jobs.contracts.config.columns import Columns
 from spark_jobs.contracts.config.keys import Document
 from spark_jobs.contracts.config.parts import Parts
 from spark_jobs.contracts.config.pipeline import PipelineConfig
+from spark_jobs.contracts.config.salvage import attempt
 from spark_jobs.contracts.config.transforms import AggregationTransform
 
 
@@ -14,7 +15,7 @@ def check(parts: Parts, document: Document) -> None:
     """Note everything that does not fit together."""
     source_rules.check(parts, document)
     result = aggregation_rules.check(parts, document)
-    load_rules.check(parts, document)
+    attempt(load_rules.check, parts, document)
     result_rules.check(parts, result, document)
 
 

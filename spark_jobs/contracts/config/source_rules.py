@@ -9,6 +9,7 @@ from spark_jobs.contracts.config.extract import FORMATS, PLANNED_FORMATS, PLANNE
 from spark_jobs.contracts.config.keys import Document
 from spark_jobs.contracts.config.parts import Parts
 from spark_jobs.contracts.config.problems import Location, any_of, nearest, quoted
+from spark_jobs.contracts.config.salvage import attempt
 from spark_jobs.contracts.config.streaming import Streaming
 from spark_jobs.contracts.config.validation import note
 from spark_jobs.contracts.errors import ConfigError
@@ -24,7 +25,13 @@ def check(parts: Parts, document: Document) -> None:
     extract = parts.extract
     if extract is None:
         return
-    _check_schema(extract, document)
+    attempt(_check_schema, extract, document)
+    attempt(_check_kind, extract, document)
+    if parts.streaming:
+        attempt(_check_limits, extract, parts.streaming, document)
+
+
+def _check_kind(extract: Extract, document: Document) -> None:
     match extract.source_type:
         case "kafka":
             _check_kafka(extract, document)
@@ -34,8 +41,6 @@ def check(parts: Parts, document: Document) -> None:
             _check_rate(extract, document)
         case other if other not in PLANNED_SOURCES:
             _check_registered(extract, document)
-    if parts.streaming:
-        _check_limits(extract, parts.streaming, document)
 
 
 def _check_schema(extract: Extract, document: Document) -> None:
