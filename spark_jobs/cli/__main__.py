@@ -1,5 +1,6 @@
-"""``python -m spark_jobs.cli`` is ``etl-pipeline``."""
+"""``python -m spark_jobs.cli``: the same as ``etl-pipeline``."""
 
 from spark_jobs.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

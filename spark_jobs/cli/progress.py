@@ -1,0 +1,118 @@
+"""What a run shows while it runs: a live line on a terminal, plain lines elsewhere; everything in the log file."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from spark_jobs.contracts.run_request import RunResult
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+_PAIR = re.compile(r"(\w+)=('[^']*'|\S+)")
+
+
+@contextmanager
+def run_log(path: Path, title: str) -> Iterator[None]:
+    """Log into ``path``; show progress on standard error."""
+    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter(_FORMAT))
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.DEBUG)
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    root.addHandler(to_file)
+    try:
+        with _terminal(title) if sys.stderr.isatty() else _plain():
+            yield
+    finally:
+        root.removeHandler(to_file)
+        root.setLevel(before)
+        to_file.close()
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    handler = _Lines(sys.stderr)
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    with _handling(handler):
+        yield
+
+
+@contextmanager
+def _terminal(title: str) -> Iterator[None]:
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("[bold]{task.description}"), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=None, state="starting Spark")
+        with _handling(_Live(progress, task)):
+            yield
+
+
+@contextmanager
+def _handling(handler: logging.Handler) -> Iterator[None]:
+    handler.setLevel(logging.INFO)
+    logger = logging.getLogger("etl")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Lines(logging.StreamHandler):  # type: ignore[type-arg]
+    """Plain lines; the trace stays in the log file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format without the trace."""
+        shown = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
+        return super().format(shown)
+
+
+class _Live(logging.Handler):
+    """Moves the live line on with each micro-batch; warnings stay above it."""
+
+    def __init__(self, progress: Progress, task: object) -> None:
+        super().__init__()
+        self._progress = progress
+        self._task = task
+        self._rows = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record."""
+        fields = dict(_PAIR.findall(record.getMessage()))
+        event = fields.get("event", "")
+        if event == "batch_committed":
+            self._rows += int(fields["rows_in"])
+            state = f"batch {fields['batch']} · {self._rows:,} rows read · {fields['written']} written in {fields['seconds']} s"
+            self._progress.update(self._task, state=state)  # type: ignore[arg-type]
+        elif event == "run_started":
+            self._progress.update(self._task, state="reading")  # type: ignore[arg-type]
+        elif record.levelno >= logging.WARNING and not record.exc_info:
+            self._progress.console.print(record.getMessage(), style="yellow", highlight=False, markup=False)
+
+
+def show_result(result: RunResult, *, as_json: bool) -> None:
+    """Print a run's result on standard output."""
+    if as_json:
+        print(result.model_dump_json(indent=2))  # noqa: T201 - the command's output
+        return
+    table = Table(title=f"{result.pipeline_id}: {result.state} in {result.duration_seconds:.1f} s", title_justify="left")
+    table.add_column("what")
+    table.add_column("", justify="right")
+    rows = [("micro-batches", result.batches), ("skipped, already there", result.duplicates)]
+    rows += [(f"rows {name.replace('_', ' ')}", count) for name, count in result.rows.items() if count or name in _ALWAYS]
+    for name, value in rows:
+        table.add_row(name, f"{value:,}")
+    table.add_row("books", result.ledger)
+    Console().print(table)
+
+
+_ALWAYS = ("source", "written")

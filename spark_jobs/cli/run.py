@@ -1,0 +1,97 @@
+"""``etl-pipeline run FILE``: one run of a pipeline, without Airflow."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spark_jobs.cli.progress import run_log, show_result
+from spark_jobs.cli.tracker_session import SCHEMA
+from spark_jobs.contracts.errors import ConfigError, EtlError
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="The pipeline's JSON file.", show_default=False)],
+    var: Annotated[list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="Value of a ${variable}.")] = None,
+    master: Annotated[str | None, typer.Option(help="Spark master; `local[*]` unless given.")] = None,
+    conf: Annotated[list[str] | None, typer.Option("--conf", metavar="KEY=VALUE", help="Spark setting.")] = None,
+    packages: Annotated[str | None, typer.Option(help="Maven coordinates for Spark, as in spark-submit.")] = None,
+    jars: Annotated[str | None, typer.Option(help="Jar files for Spark, with commas between.")] = None,
+    resume_from_ledger: Annotated[
+        bool, typer.Option("--resume-from-ledger", help="The checkpoint is lost: go on where the ledger stopped.")
+    ] = False,
+    accept_new_checkpoint: Annotated[
+        bool, typer.Option("--accept-new-checkpoint", help="The checkpoint is lost: start over, knowingly.")
+    ] = False,
+    schema: Annotated[str, SCHEMA] = "etl",
+    log_file: Annotated[Path | None, typer.Option(help="Where the log goes; a temporary file unless given.")] = None,
+    json_result: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Run a pipeline until everything that is there now was read; new data is read since the last run."""
+    if resume_from_ledger and accept_new_checkpoint:
+        raise ConfigError(
+            "--resume-from-ledger and --accept-new-checkpoint contradict each other",
+            cure="Give one: go on where the ledger stopped, or start over knowingly",
+        )
+    settings = _settings(conf or [], packages, jars)
+    variables = _pairs(var or [], "--var")
+    log_path = log_file or Path(tempfile.mkstemp(prefix="etl-pipeline-", suffix=".log")[1])
+    # Spark is imported from here on: everything above must be quick to say no.
+    from spark_jobs.run_pipeline import run_file  # noqa: PLC0415
+    from spark_jobs.runtime.session import get_session  # noqa: PLC0415
+    from spark_jobs.runtime.stopping import Stop  # noqa: PLC0415
+
+    stop = Stop()
+    stop.on_signals()
+    with run_log(log_path, file.stem):
+        try:
+            ended = run_file(
+                file,
+                variables,
+                resume="from_ledger" if resume_from_ledger else "accept_new_checkpoint" if accept_new_checkpoint else "none",
+                tracker_schema=schema,
+                stop=stop,
+                session=partial(get_session, f"etl-pipeline {file.name}", _logging(settings, log_path), master=master),
+            )
+        except EtlError:
+            logging.getLogger("etl.run").debug("The run did not begin", exc_info=True)
+            raise
+    stop.ended(int(ended.exit_code))
+    show_result(ended.result, as_json=json_result)
+    if ended.error is not None:
+        print(f"Error: {ended.error}\nThe log is in {log_path}", file=sys.stderr)  # noqa: T201 - the terminal's one message
+        raise typer.Exit(int(ended.exit_code))
+
+
+def _settings(conf: list[str], packages: str | None, jars: str | None) -> dict[str, str]:
+    settings = _pairs(conf, "--conf")
+    if packages:
+        settings["spark.jars.packages"] = packages
+    if jars:
+        settings["spark.jars"] = jars
+    return settings
+
+
+def _logging(settings: dict[str, str], log_path: Path) -> dict[str, str]:
+    """Send the JVM's log into the file, away from the terminal."""
+    properties = Path(__file__).with_name("log4j2.properties")
+    options = settings.get("spark.driver.extraJavaOptions", "")
+    return {
+        "spark.ui.showConsoleProgress": "false",
+        **settings,
+        "spark.driver.extraJavaOptions": f"{options} -Dlog4j2.configurationFile='{properties.as_uri()}' "
+        f"-Detl.log='{log_path.resolve()}'".strip(),
+    }
+
+
+def _pairs(values: list[str], option: str) -> dict[str, str]:
+    for value in values:
+        if "=" not in value:
+            raise ConfigError(f"{option} {value!r} has no value", expected=f"{option} NAME=VALUE")
+    return {name: text for name, _, text in (value.partition("=") for value in values)}
