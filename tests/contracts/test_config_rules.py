@@ -16,6 +16,8 @@ from spark_jobs.contracts.config import (
     WriteMode,
     WriteStrategy,
 )
+from spark_jobs.contracts.config.load import CONNECTION_PARAMS
+from spark_jobs.contracts.credentials import DatabaseConnection
 
 ALLOWED = {
     ("append", "append"),
@@ -331,6 +333,14 @@ def test_other_enumerations_in_other_spellings() -> None:
 )
 def test_table_names(text: str, target: TableName) -> None:
     assert parse(stateless(load__table=text)).load.target == target
+
+
+def test_every_setting_of_the_database_is_one_that_the_connection_takes() -> None:
+    settings = {name: "1" for name in CONNECTION_PARAMS if name != "dbname"}
+    load = parse(stateless(load__connectionParams=settings)).load
+    assert "batchsize" not in load.database_settings
+    connection = DatabaseConnection.from_airflow("warehouse", "postgres://").completed(load.database_settings)
+    assert connection.port == 1
 
 
 def test_a_configuration_is_frozen() -> None:

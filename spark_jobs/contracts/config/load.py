@@ -106,6 +106,11 @@ class Load(Section):
     )
 
     @property
+    def database_settings(self) -> dict[str, str]:
+        """``connection_params`` for libpq: without ``batchsize``, which only means something to JDBC."""
+        return {key: value for key, value in self.connection_params.items() if key != "batchsize"}
+
+    @property
     def target(self) -> TableName:
         """The table's schema (None: the search path decides) and name, unquoted."""
         return parse_table(self.table)
