@@ -61,12 +61,11 @@ def _countries(connection: Connection) -> Table:
 
 
 def _letters(connection: Connection) -> Table:
-    query = (
-        "SELECT pipeline_id, stage, count(*), min(left(convert_from(raw_value, 'UTF8'), 40)) FROM etl.dead_letter "
-        "GROUP BY 1, 2 ORDER BY 1, 2"
-    )
+    one = "(array_agg({} ORDER BY length(raw_value) DESC, raw_value))[1]"
+    raw, why = one.format("left(convert_from(raw_value, 'UTF8'), 40)"), one.format("left(message, 60)")
+    query = f"SELECT pipeline_id, count(*), {raw}, {why} FROM etl.dead_letter GROUP BY 1 ORDER BY 1"
     rows = connection.execute(query).fetchall()
-    return table("etl.dead_letter", ["pipeline", "stage", "letters", "one of them"], rows)
+    return table("etl.dead_letter", ["pipeline", "letters", "one of them", "its error"], rows)
 
 
 def check(connection: Connection, screen: Screen, day: OrderDay) -> bool:
