@@ -44,7 +44,8 @@ def show(connection: Connection, screen: Screen) -> None:
     """Print the windows and, beside them, the books."""
     columns = ["pipeline", "batch", "source", "= passed", "+ dead", "+ late", "sink", "= written"]
     books = table("etl.batch_tracker: the books", columns, connection.execute(_BATCHES).fetchall())
-    screen.beside(_busiest(connection), books, _countries(connection), _letters(connection))
+    screen.beside(_busiest(connection), books)
+    screen.beside(_countries(connection), _letters(connection))
 
 
 def _busiest(connection: Connection) -> Table:
