@@ -99,14 +99,14 @@ class Site:
     def run(self, dag_id: str) -> tuple[str, str]:
         """Trigger, wait; return the run's id and how it ended."""
         run_id = self.airflow.trigger(dag_id)
-        return run_id, self.airflow.wait_run(dag_id, run_id, seconds=180)
+        return run_id, self.airflow.wait_run(dag_id, run_id, seconds=420)
 
     def log(self, dag_id: str, run_id: str, try_number: int = 1) -> str:
         return self.airflow.task_log(dag_id, run_id, TASK, try_number=try_number)
 
     def target_events(self, name: str) -> list[dict[str, Any]]:
         """Return the asset events of a pipeline's target table, oldest first."""
-        events: list[dict[str, Any]] = self.airflow.api("GET", "/assets/events", order_by="id")["asset_events"]
+        events: list[dict[str, Any]] = self.airflow.api("GET", "/assets/events", order_by="timestamp")["asset_events"]
         return [event for event in events if str(event["uri"]).endswith(f"/warehouse/shop/{name}")]
 
 
@@ -125,7 +125,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "warehouse": server.airflow_uri("warehouse"),
             "spark_default": json.dumps({"conn_type": "spark", "host": "local[2]"}),
         }
-        airflow = Airflow(home, connections=connections)
+        server.create_database("airflow")
+        metadata = server.uri("airflow").replace("postgresql://", "postgresql+psycopg2://")
+        airflow = Airflow(home, connections=connections, metadata=metadata)
         site = Site(airflow, server, root, f"http://127.0.0.1:{ui}")
         (root / "endless").mkdir()
         document = site.document("endless", triggerMode="processingtime=1 second")

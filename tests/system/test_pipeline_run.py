@@ -51,7 +51,7 @@ def test_clearing_a_finished_task_runs_it_again(site: Site, name: str) -> None:
     first = site.airflow.xcom(name, run_id, "run_pipeline")
     site.add_lines(name, 2)
     site.airflow.clear(name, run_id)
-    assert site.airflow.wait_run(name, run_id, seconds=180) == "success", site.log(name, run_id, 2)
+    assert site.airflow.wait_run(name, run_id, seconds=420) == "success", site.log(name, run_id, 2)
     second = site.airflow.xcom(name, run_id, "run_pipeline")
     assert second["run_id"] != first["run_id"]
     assert second["rows"]["written"] == 1
