@@ -7,7 +7,8 @@ ride along with the data:
 - ``__outcome`` TINYINT NOT NULL: one of :class:`Outcome`;
 - ``__letter`` STRING: for dead letters the envelope as JSON (raw bytes in base64), else NULL.
 
-``__event_time`` TIMESTAMP rides along where the pipeline has a watermark.
+``__event_time`` TIMESTAMP rides along where the pipeline has a watermark, and ``__source`` STRUCT, the row's coordinates in
+its source, up to the writers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pyspark.sql import functions as F
 OUTCOME = "__outcome"
 LETTER = "__letter"
 EVENT_TIME = "__event_time"
-CARRIED = (OUTCOME, LETTER, EVENT_TIME)
+SOURCE = "__source"
+CARRIED = (OUTCOME, LETTER, EVENT_TIME, SOURCE)
+TO_WRITERS = (OUTCOME, LETTER, EVENT_TIME)
 
 
 class Outcome(IntEnum):

@@ -57,7 +57,7 @@ def run_file(
     """
     config = load_pipeline(path, variables)
     require_supported(config)
-    database = resolve_database(_credential_id(config), config.load.connection_params, hadoop_lookup=hadoop_lookup)
+    database = resolve_database(_credential_id(config), config.load.database_settings, hadoop_lookup=hadoop_lookup)
     request = RunRequest(
         run_id=str(uuid.uuid4()),
         pipeline_id=config.pipeline_id,

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
+import psycopg
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
 from spark_jobs.contracts.config import WriteStrategy
+from spark_jobs.contracts.errors import EtlError, FencedError
 from spark_jobs.contracts.events import BatchCommitted
+from spark_jobs.contracts.tracker.connect import classify
 from spark_jobs.contracts.tracker.records import BatchRecord, Books
 from spark_jobs.runtime.batch import MicroBatch, describe, identify
 from spark_jobs.runtime.checkpoint import Checkpoint
@@ -70,7 +73,7 @@ class BatchCommit:
             self._commit(df, batch_id)
         except Exception as error:
             # Through the JVM and back an exception loses its type; the runner wants the original.
-            self.failure = self.failure or error
+            self.failure = self.failure or self._truth(error)
             self.rolled_back = self.stop.in_batch
             raise
         finally:
@@ -95,6 +98,19 @@ class BatchCommit:
         self.totals.batches += 1
         self.totals.written += written.books.written
         _tell(batch, written, choice, monotonic() - started)
+
+    def _truth(self, error: Exception) -> Exception:
+        # Whoever takes over ends our sessions: a lost connection may be the newer run's doing, and must not be retried.
+        known = classify(error) if isinstance(error, psycopg.Error) else error
+        if isinstance(known, EtlError) and known.retryable:
+            try:
+                self.ledger.forget_connection()
+                self.ledger.check_fence()
+            except FencedError as fenced:
+                return fenced
+            except EtlError:
+                log.debug("The fence could not be asked", exc_info=True)
+        return known
 
     def _skip(self, df: DataFrame | None, batch: MicroBatch) -> None:
         if df is not None and self.flow.stateful:

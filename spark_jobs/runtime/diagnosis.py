@@ -13,7 +13,7 @@ from pyspark.sql.classic.column import Column as ClassicColumn
 from spark_jobs.contracts.config import FilterTransform, SelectTransform
 from spark_jobs.contracts.config.transforms import Transform
 from spark_jobs.contracts.errors import DataError
-from spark_jobs.rows import data_columns, passed
+from spark_jobs.rows import SOURCE, data_columns, passed
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.sources.base import OffsetRange
 from spark_jobs.transforms import registry
@@ -53,7 +53,7 @@ def explain(spark: SparkSession, flow: Flow, offsets: OffsetRange, words: str) -
     """Return the error that names expression and row."""
     frame = flow.past_source(offsets)
     for number, transform in enumerate(flow.stateless):
-        for failed, row in _failures(spark, flow, frame, transform, number):
+        for failed, row in _failures(spark, frame, transform, number):
             return DataError(
                 f"The expression {failed.text} ({failed.path}) fails on a row",
                 found=f"{words} Row: {row}",
@@ -70,13 +70,12 @@ def explain(spark: SparkSession, flow: Flow, offsets: OffsetRange, words: str) -
 
 
 def _failures(
-    spark: SparkSession, flow: Flow, frame: DataFrame, transform: Transform, number: int
+    spark: SparkSession, frame: DataFrame, transform: Transform, number: int
 ) -> list[tuple[FailedExpression, str]]:
-    where = [name for name in flow.source.coordinates if name in frame.columns]
+    shown = F.to_json(F.struct(F.col(SOURCE).alias("source"), *(_column(name) for name in data_columns(frame))))
     for failed in _expressions(transform, number):
         # `struct` is never null, so that a null tells a failure from a null result.
         fails = _tried(spark, F.struct(F.expr(failed.text))).isNull()
-        shown = F.to_json(F.struct(*(F.col("`" + c.replace("`", "``") + "`") for c in dict.fromkeys([*where, *data_columns(frame)]))))
         rows: list[Any] = frame.filter(passed()).filter(fails).select(shown.alias("row")).limit(1).collect()
         if rows:
             return [(failed, str(rows[0]["row"])[:_LONGEST_ROW])]
@@ -92,6 +91,10 @@ def _expressions(transform: Transform, number: int) -> list[FailedExpression]:
     if isinstance(transform, FilterTransform):
         return [FailedExpression(f"transforms[{number}].parameters.condition", transform.condition)]
     return []
+
+
+def _column(name: str) -> Column:
+    return F.col("`" + name.replace("`", "``") + "`")
 
 
 def _tried(spark: SparkSession, column: Column) -> Column:

@@ -10,10 +10,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType, TimestampNTZType, TimestampType
 
-from spark_jobs.contracts.config import AggregationTransform, PipelineConfig, Streaming
+from spark_jobs.contracts.config import AggregationTransform, PipelineConfig, SelectTransform, Streaming
 from spark_jobs.contracts.config.transforms import Transform
 from spark_jobs.contracts.errors import ConfigError
-from spark_jobs.rows import EVENT_TIME, OUTCOME, Outcome, data_columns, passed
+from spark_jobs.rows import EVENT_TIME, OUTCOME, SOURCE, Outcome, data_columns, passed
 from spark_jobs.sources.base import OffsetRange, Source
 from spark_jobs.sources.registry import build_source
 from spark_jobs.transforms import registry
@@ -69,7 +69,8 @@ class Flow:
         """Return what the query writes: sorted-out rows of a stateless pipeline, results of an aggregation."""
         sorted_out = self.sort_out(self._watermarked(self.source.stream()))
         if self.aggregation is None:
-            return sorted_out
+            selected = any(isinstance(transform, SelectTransform) for transform in self.stateless)
+            return sorted_out.drop(SOURCE, *(() if selected else self.source.own_columns))
         return self.aggregation.aggregate(self._observed(sorted_out))
 
     def past_range(self, offsets: OffsetRange) -> DataFrame:
@@ -78,7 +79,7 @@ class Flow:
 
     def past_source(self, offsets: OffsetRange) -> DataFrame:
         """Return the rows of a past offset range as the source gives them, before any transform."""
-        return self._with_event_time(self.source.read_range(offsets))
+        return self._with_carried(self.source.read_range(offsets))
 
     def sort_out(self, df: DataFrame) -> DataFrame:
         """Apply the stateless transforms; every row keeps its outcome."""
@@ -86,7 +87,7 @@ class Flow:
             df = _checked(df, transform, number)
         if self.aggregation is not None:
             self.aggregation.check_columns(df)
-            df = self.aggregation.sort_out_without_time(df, self.source.coordinates)
+            df = self.aggregation.sort_out_without_time(df)
         return df
 
     def result_schema(self) -> StructType:
@@ -97,13 +98,15 @@ class Flow:
     def _watermarked(self, df: DataFrame) -> DataFrame:
         watermark = self.streaming.watermark
         if watermark is None:
-            return df
+            return self._with_carried(df)
         self._check_event_time(df, watermark.event_time_column)
         marked = df.withWatermark(watermark.event_time_column, watermark.delay_threshold)
-        return self._with_event_time(marked)
+        return self._with_carried(marked)
 
-    def _with_event_time(self, df: DataFrame) -> DataFrame:
+    def _with_carried(self, df: DataFrame) -> DataFrame:
         watermark = self.streaming.watermark
+        where = F.struct(*(F.col(name).alias(name.removeprefix("_")) for name in self.source.coordinates))
+        df = df.withColumn(SOURCE, where)
         if watermark is None:
             return df
         # A plain copy would carry the watermark's mark twice; rows that did not pass have no event time.

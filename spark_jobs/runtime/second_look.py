@@ -17,7 +17,7 @@ from pyspark.sql.streaming import StreamingQuery
 from spark_jobs.contracts.config import LateDataStrategy
 from spark_jobs.contracts.errors import BooksDoNotBalanceError
 from spark_jobs.contracts.tracker.records import BatchRecord, Books
-from spark_jobs.rows import CARRIED, OUTCOME, Outcome, outcome
+from spark_jobs.rows import OUTCOME, TO_WRITERS, Outcome, outcome
 from spark_jobs.runtime.batch import MicroBatch
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.gaps import source_gaps
@@ -146,7 +146,7 @@ class AggregateBooks:
 
 def _without_data(df: DataFrame, *, keep_all: bool) -> DataFrame:
     wanted = F.lit(True) if keep_all else F.col(OUTCOME).isin(int(Outcome.DEAD_LETTER), int(Outcome.LATE))
-    return df.filter(wanted).select(*[name for name in CARRIED if name in df.columns])
+    return df.filter(wanted).select(*[name for name in TO_WRITERS if name in df.columns])
 
 
 def _counts(seen: Tally) -> Observed:

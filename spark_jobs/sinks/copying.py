@@ -37,7 +37,7 @@ def transaction(session: Session) -> Iterator[Cursor]:
     """Open a transaction and roll it back when the block fails. The caller commits with ``COMMIT``."""
     # Autocommit, and BEGIN sent as SQL: with ADBC's own transactions a failed COPY leaves no savepoint to go back to.
     with adbc.connect(session.uri, autocommit=True) as conn, conn.cursor() as cursor:
-        cursor.execute("BEGIN")
+        _begin(cursor)
         try:
             cursor.execute(
                 statements.begin_settings(), (session.application_name, session.lock_timeout, session.idle_timeout)
@@ -48,6 +48,12 @@ def transaction(session: Session) -> Iterator[Cursor]:
         except BaseException:
             _roll_back(cursor)
             raise
+
+
+def _begin(cursor: Cursor) -> None:
+    # `execute` would prepare first and execute then: behind a pooler, outside a transaction, on two servers.
+    cursor.adbc_statement.set_sql_query("BEGIN")
+    cursor.adbc_statement.execute_update()
 
 
 def _roll_back(cursor: Cursor) -> None:

@@ -46,6 +46,8 @@ class Source(ABC):
 
     #: The coordinates of a row in its source, kept with dead letters and named in errors.
     coordinates: tuple[str, ...] = ()
+    #: Columns that every row has beside its schema's: to be used in expressions, not written unless selected.
+    own_columns: tuple[str, ...] = ()
 
     @abstractmethod
     def check(self) -> None:

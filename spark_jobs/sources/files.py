@@ -32,6 +32,7 @@ class FileSource(Source):
     format: ClassVar[str]
     defaults: ClassVar[Mapping[str, str]] = {}
     coordinates = ("_file",)
+    own_columns = ("_file",)
 
     def __init__(self, spark: SparkSession, schema: StructType, options: Mapping[str, str], path: str) -> None:
         self._spark = spark
@@ -193,6 +194,7 @@ class ParquetFiles(FileSource):
 
     format = "parquet"
     coordinates = ("_file", "_row")
+    own_columns = ("_file", "_row")
 
     def sort(self, raw: DataFrame) -> DataFrame:
         return (

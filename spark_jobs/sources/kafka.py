@@ -32,6 +32,7 @@ class KafkaSource(Source):
     """
 
     coordinates = ("_topic", "_partition", "_offset")
+    own_columns = ("_key", "_topic", "_partition", "_offset", "_timestamp", "_headers")
 
     def __init__(
         self,

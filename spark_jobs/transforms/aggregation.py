@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from spark_jobs.contracts.config import Aggregation, AggregationTransform
 from spark_jobs.contracts.config.durations import parse_duration
 from spark_jobs.contracts.errors import ConfigError
-from spark_jobs.rows import LETTER, OUTCOME, Outcome, data_columns, letter, outcome, passed
+from spark_jobs.rows import LETTER, OUTCOME, SOURCE, Outcome, data_columns, letter, outcome, passed
 
 FUNCTIONS: dict[str, Callable[[Column], Column]] = {
     "sum": F.sum,
@@ -60,18 +60,17 @@ class WindowedAggregation:
                 cure="Correct the name, or add the column to the select before the aggregation",
             )
 
-    def sort_out_without_time(self, df: DataFrame, coordinates: Sequence[str]) -> DataFrame:
+    def sort_out_without_time(self, df: DataFrame) -> DataFrame:
         """Make rows without event time dead letters: Spark's window would drop them without counting."""
         if not self.window_column:
             return df
         missing = passed() & F.col(self.window_column).isNull()
         data = data_columns(df)
-        known = [F.col(name) for name in coordinates if name in data] or [F.lit("unknown").alias("row")]
         envelope = letter(
             stage="transform",
             error_class=F.lit("NULL_EVENT_TIME"),
             message=F.lit(f"the window column {self.window_column} is null"),
-            source=F.struct(*known),
+            source=F.col(SOURCE),
             parsed_row=F.to_json(F.struct(*(F.col(name) for name in data))),
         )
         return df.withColumn(LETTER, F.when(missing, envelope).otherwise(F.col(LETTER))).withColumn(
