@@ -1,14 +1,14 @@
 """How a source row carries its outcome through a pipeline.
 
-Rows are never dropped on the way: a row that cannot be read or does not pass a filter keeps travelling with its outcome,
-so that whoever ends the journey (the writers, or the counts before an aggregation) accounts for every one. Two columns
-ride along with the data:
+Rows are never dropped on the way: a row that cannot be read or does not pass a filter keeps travelling with its
+outcome, so that whoever ends the journey (the writers, or the counts before an aggregation) accounts for every one.
+Two columns ride along with the data:
 
 - ``__outcome`` TINYINT NOT NULL: one of :class:`Outcome`;
 - ``__letter`` STRING: for dead letters the envelope as JSON (raw bytes in base64), else NULL.
 
-``__event_time`` TIMESTAMP rides along where the pipeline has a watermark, and ``__source`` STRUCT, the row's coordinates in
-its source, up to the writers.
+``__event_time`` TIMESTAMP rides along where the pipeline has a watermark, and ``__source`` STRUCT, the row's
+coordinates in its source, up to the writers.
 """
 
 from __future__ import annotations

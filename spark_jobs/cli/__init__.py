@@ -42,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _program()(args=list(args) if args is not None else None, prog_name=PROGRAM)
     except EtlError as error:
         _log.debug("%s failed", PROGRAM, exc_info=True)
-        print(f"Error: {error}", file=sys.stderr)  # noqa: T201 - this is the terminal's one message
+        print(f"Error: {error}", file=sys.stderr)
         sys.exit(int(error.exit_code))
 
 

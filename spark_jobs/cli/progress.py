@@ -49,7 +49,12 @@ def _plain() -> Iterator[None]:
 @contextmanager
 def _terminal(title: str) -> Iterator[None]:
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("[bold]{task.description}"), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=None, state="starting Spark")
         with _handling(_Live(progress, task)):
@@ -91,7 +96,8 @@ class _Live(logging.Handler):
         event = fields.get("event", "")
         if event == "batch_committed":
             self._rows += int(fields["rows_in"])
-            state = f"batch {fields['batch']} · {self._rows:,} rows read · {fields['written']} written in {fields['seconds']} s"
+            written = f"{fields['written']} written in {fields['seconds']} s"
+            state = f"batch {fields['batch']} · {self._rows:,} rows read · {written}"
             self._progress.update(self._task, state=state)  # type: ignore[arg-type]
         elif event == "run_started":
             self._progress.update(self._task, state="reading")  # type: ignore[arg-type]
@@ -102,13 +108,17 @@ class _Live(logging.Handler):
 def show_result(result: RunResult, *, as_json: bool) -> None:
     """Print a run's result on standard output."""
     if as_json:
-        print(result.model_dump_json(indent=2))  # noqa: T201 - the command's output
+        print(result.model_dump_json(indent=2))
         return
-    table = Table(title=f"{result.pipeline_id}: {result.state} in {result.duration_seconds:.1f} s", title_justify="left")
+    table = Table(
+        title=f"{result.pipeline_id}: {result.state} in {result.duration_seconds:.1f} s", title_justify="left"
+    )
     table.add_column("what")
     table.add_column("", justify="right")
     rows = [("micro-batches", result.batches), ("skipped, already there", result.duplicates)]
-    rows += [(f"rows {name.replace('_', ' ')}", count) for name, count in result.rows.items() if count or name in _ALWAYS]
+    rows += [
+        (f"rows {name.replace('_', ' ')}", count) for name, count in result.rows.items() if count or name in _ALWAYS
+    ]
     for name, value in rows:
         table.add_row(name, f"{value:,}")
     table.add_row("books", result.ledger)

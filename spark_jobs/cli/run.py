@@ -18,7 +18,9 @@ from spark_jobs.contracts.errors import ConfigError, EtlError
 
 def run(
     file: Annotated[Path, typer.Argument(help="The pipeline's JSON file.", show_default=False)],
-    var: Annotated[list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="Value of a ${variable}.")] = None,
+    var: Annotated[
+        list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="Value of a ${variable}.")
+    ] = None,
     master: Annotated[str | None, typer.Option(help="Spark master; `local[*]` unless given.")] = None,
     conf: Annotated[list[str] | None, typer.Option("--conf", metavar="KEY=VALUE", help="Spark setting.")] = None,
     packages: Annotated[str | None, typer.Option(help="Maven coordinates for Spark, as in spark-submit.")] = None,
@@ -54,7 +56,11 @@ def run(
             ended = run_file(
                 file,
                 variables,
-                resume="from_ledger" if resume_from_ledger else "accept_new_checkpoint" if accept_new_checkpoint else "none",
+                resume="from_ledger"
+                if resume_from_ledger
+                else "accept_new_checkpoint"
+                if accept_new_checkpoint
+                else "none",
                 tracker_schema=schema,
                 stop=stop,
                 session=partial(get_session, f"etl-pipeline {file.name}", _logging(settings, log_path), master=master),
@@ -65,7 +71,7 @@ def run(
     stop.ended(int(ended.exit_code))
     show_result(ended.result, as_json=json_result)
     if ended.error is not None:
-        print(f"Error: {ended.error}\nThe log is in {log_path}", file=sys.stderr)  # noqa: T201 - the terminal's one message
+        print(f"Error: {ended.error}\nThe log is in {log_path}", file=sys.stderr)
         raise typer.Exit(int(ended.exit_code))
 
 

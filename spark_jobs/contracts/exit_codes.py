@@ -1,4 +1,4 @@
-"""Exit codes of ``run_pipeline.py`` and ``etl-pipeline``: one for each kind of end, so that a caller need not read text."""
+"""Exit codes of ``run_pipeline.py`` and ``etl-pipeline``: one for each kind of end, so that nobody has to read text."""
 
 from __future__ import annotations
 

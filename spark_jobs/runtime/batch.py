@@ -51,7 +51,11 @@ def identify(checkpoint: Checkpoint, pipeline_id: str, query_id: str, batch_id: 
     start = before.source if before else checkpoint.initial_offset()
     in_files = isinstance(entry.source, dict) and "logOffset" in entry.source
     files = checkpoint.source_files(start, entry.source) if in_files else ()
-    digest = sha256("\n".join(f"{f.path} {f.modified_at.isoformat()}" for f in files).encode()).hexdigest() if files else None
+    digest = (
+        sha256("\n".join(f"{f.path} {f.modified_at.isoformat()}" for f in files).encode()).hexdigest()
+        if files
+        else None
+    )
     identity = BatchIdentity(
         pipeline_id=pipeline_id,
         query_id=query_id,

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.streaming import StreamingQuery
+from pyspark.sql.streaming.query import StreamingQuery
 
 from spark_jobs.contracts.config import WriteStrategy
 from spark_jobs.contracts.errors import EtlError, FencedError
@@ -172,7 +172,8 @@ class BatchCommit:
     def _running_query(self) -> StreamingQuery:
         # Spark's thread may call for the first batch before `start()` has returned the query to ours.
         self._attached.wait()
-        assert self._query is not None
+        if self._query is None:
+            raise RuntimeError("attached without a query")
         return self._query
 
     def _event(self, batch: MicroBatch) -> dict[str, Any]:

@@ -34,11 +34,12 @@ class Checkpoint:
     """A checkpoint folder on any file system that Spark can reach."""
 
     def __init__(self, spark: SparkSession, location: str) -> None:
-        self._jvm: Any = spark._jvm
+        jvm: Any = spark._jvm
+        self._jvm = jvm
         self.location = location
         try:
-            self._root = self._jvm.org.apache.hadoop.fs.Path(location)
-            self._files = self._root.getFileSystem(spark._jsc.hadoopConfiguration())  # type: ignore[attr-defined]
+            self._root = jvm.org.apache.hadoop.fs.Path(location)
+            self._files = self._root.getFileSystem(spark._jsc.hadoopConfiguration())
         except Py4JJavaError as error:
             raise CheckpointMismatchError(
                 f"The checkpoint location {location} cannot be reached",
@@ -108,7 +109,8 @@ class Checkpoint:
         ``metadata`` comes last: without it a half-written seed is no checkpoint, and is written again.
         """
         entries = [
-            json.dumps({"path": f.path, "timestamp": int(f.modified_at.timestamp() * 1000), "batchId": 0}) for f in files
+            json.dumps({"path": f.path, "timestamp": int(f.modified_at.timestamp() * 1000), "batchId": 0})
+            for f in files
         ]
         now = int(datetime.now(UTC).timestamp() * 1000)
         metadata = json.dumps({"batchWatermarkMs": 0, "batchTimestampMs": now, "conf": {}})

@@ -58,7 +58,7 @@ def explain(spark: SparkSession, flow: Flow, offsets: OffsetRange, words: str) -
                 f"The expression {failed.text} ({failed.path}) fails on a row",
                 found=f"{words} Row: {row}",
                 expected="an expression that holds for every row",
-                cure="Use try_cast, try_divide or a filter before it, or correct the row at its source; then run again: "
+                cure="Use try_cast, try_divide or a filter before it, or correct the row at its source; run again: "
                 "nothing of the batch was written",
             )
         frame = registry.apply(frame, transform)
@@ -101,5 +101,5 @@ def _tried(spark: SparkSession, column: Column) -> Column:
     # Spark's own try_* functions are made of this expression; it has no name in SQL.
     jvm: Any = spark._jvm
     bridge = jvm.org.apache.spark.sql.classic.ExpressionUtils
-    expression = bridge.expression(column._jc)  # type: ignore[attr-defined]
+    expression = bridge.expression(column._jc)
     return ClassicColumn(bridge.column(jvm.org.apache.spark.sql.catalyst.expressions.TryEval(expression)))

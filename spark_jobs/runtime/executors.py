@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import socket
 import sys
 from typing import Any
 
@@ -44,9 +46,6 @@ def _not_ready(found: str) -> ExecutorsNotReadyError:
 
 
 def _probe(_number: int) -> dict[str, Any]:
-    import importlib
-    import socket
-
     missing = []
     for name in _MODULES:
         try:

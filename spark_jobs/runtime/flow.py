@@ -52,7 +52,11 @@ class Flow:
                 cure="Move the other transforms before it",
             )
         watermark = streaming_of(config).watermark
-        windowed = WindowedAggregation(aggregation, watermark.event_time_column if watermark else None) if aggregation else None
+        windowed = (
+            WindowedAggregation(aggregation, watermark.event_time_column if watermark else None)
+            if aggregation
+            else None
+        )
         return cls(config, build_source(spark, config, secrets), tuple(before), windowed)
 
     @property

@@ -63,5 +63,7 @@ def _gaps(spark: SparkSession, source: KafkaSource, offsets: OffsetRange) -> lis
 
 def _counts(source: KafkaSource, offsets: OffsetRange) -> dict[tuple[str, int], int]:
     # One row a partition: a bounded result.
-    rows: list[Any] = source.read_range(offsets).groupBy("_topic", "_partition").agg(F.count(F.lit(1)).alias("n")).collect()
+    rows: list[Any] = (
+        source.read_range(offsets).groupBy("_topic", "_partition").agg(F.count(F.lit(1)).alias("n")).collect()
+    )
     return {(row["_topic"], row["_partition"]): row["n"] for row in rows}

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from pyspark.errors import StreamingQueryException
-from pyspark.sql.streaming import StreamingQuery
+from pyspark.sql.streaming.query import StreamingQuery
 from pyspark.sql.streaming.readwriter import DataStreamWriter
 
 from spark_jobs.contracts.config import TriggerKind
@@ -82,7 +82,7 @@ class QueryRunner:
 
     def _wait(self, query: StreamingQuery) -> None:
         with Heartbeat(self.commit.ledger, self.application_id) as heartbeat:
-            while not query.awaitTermination(_POLL_SECONDS):
+            while not query.awaitTermination(_POLL_SECONDS):  # type: ignore[arg-type]  # takes parts of a second
                 if self.commit.stop.asked and not self.commit.stop.in_batch:
                     return
                 heartbeat.beat()

@@ -22,8 +22,8 @@ from spark_jobs.sources.kafka import KafkaSource
 log = logging.getLogger("etl.run")
 
 _RESUME = (
-    "To go on where the ledger stopped, start once with --resume-from-ledger (operator: resume='from_ledger'); to start "
-    "over knowingly, with --accept-new-checkpoint (resume='accept_new_checkpoint')"
+    "To go on where the ledger stopped, start once with --resume-from-ledger (operator: resume='from_ledger'); to "
+    "start over knowingly, with --accept-new-checkpoint (resume='accept_new_checkpoint')"
 )
 
 
@@ -91,8 +91,8 @@ def _new_query(
         return ReadyQuery(query_id)
     raise CheckpointMismatchError(
         f"The checkpoint of pipeline {ledger.pipeline_id!r} is lost",
-        found=f"nothing at {checkpoint.location}, but {sum(q.batches for q in done)} micro-batches in the ledger, the last "
-        f"one from {last.checkpoint_location}",
+        found=f"nothing at {checkpoint.location}, but {sum(q.batches for q in done)} micro-batches in the ledger, the "
+        f"last one from {last.checkpoint_location}",
         expected="the checkpoint that those micro-batches were read with: a new one would load everything again",
         cure=f"Restore the checkpoint, or correct checkpointLocation. {_RESUME}",
     )
@@ -114,7 +114,12 @@ def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, 
     elif isinstance(flow.source, KafkaSource):
         offsets = ledger.end_offsets(last.query_id)
         ledger.add_query(
-            query_id, checkpoint.location, "resumed", fingerprint(flow), seeded_from=last.query_id, start_offsets=offsets
+            query_id,
+            checkpoint.location,
+            "resumed",
+            fingerprint(flow),
+            seeded_from=last.query_id,
+            start_offsets=offsets,
         )
         checkpoint.write_metadata(query_id)
         _start_at(flow, offsets)
@@ -148,8 +153,8 @@ def _refuse_unknown(ledger: Ledger, checkpoint: Checkpoint, query_id: str, known
         found=f"query {query_id} with last committed micro-batch {checkpoint.last_commit()}; the ledger of pipeline "
         f"{ledger.pipeline_id!r} holds {done} micro-batches of other queries",
         expected="a checkpoint that this pipeline's runs made with this database",
-        cure="Check load.credentialId (is it the database that this checkpoint wrote to?) and checkpointLocation. If the "
-        f"database is the right one, move the checkpoint away. {_RESUME}",
+        cure="Check load.credentialId (is it the database that this checkpoint wrote to?) and checkpointLocation. If "
+        f"the database is the right one, move the checkpoint away. {_RESUME}",
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.streaming import StreamingQuery
+from pyspark.sql.streaming.query import StreamingQuery
 
 from spark_jobs.contracts.config import LateDataStrategy
 from spark_jobs.contracts.errors import BooksDoNotBalanceError
@@ -68,7 +68,13 @@ class AggregateBooks:
 
     @classmethod
     def before_action(
-        cls, spark: SparkSession, query: StreamingQuery, flow: Flow, sink: PostgresSink, batch: MicroBatch, record: BatchRecord
+        cls,
+        spark: SparkSession,
+        query: StreamingQuery,
+        flow: Flow,
+        sink: PostgresSink,
+        batch: MicroBatch,
+        record: BatchRecord,
     ) -> AggregateBooks:
         """Remember what had run before the batch's action."""
         return cls(spark, query, flow, sink, batch, record, jobs_so_far(spark, query))
@@ -96,8 +102,8 @@ class AggregateBooks:
         one_window = self.flow.aggregation is not None and self.flow.aggregation.windows_per_row == 1
         if late_suspected and one_window and not seen.late:
             raise BooksDoNotBalanceError(
-                f"Spark dropped late rows of micro-batch {self.batch.identity.batch_id} that the second look did not find",
-                expected="the late rows",
+                f"The second look at micro-batch {self.batch.identity.batch_id} did not find the late rows",
+                expected="the rows that Spark dropped as late",
                 cure="Nothing was committed; the batch is done again",
             )
         self._tell_late(seen)
@@ -158,5 +164,3 @@ def _counts(seen: Tally) -> Observed:
         event_time_min=seen.event_time_min,
         event_time_max=seen.event_time_max,
     )
-
-

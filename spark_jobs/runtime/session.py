@@ -18,7 +18,7 @@ _DEFAULTS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
     # Values that look like a secret are hidden already; these are our own keys.
-    "spark.redaction.regex": "(?i)secret|password|passwd|token|access[.]key|sasl[.]jaas|credential|airflow_conn|conninfo",
+    "spark.redaction.regex": "(?i)secret|password|passwd|token|access[.]key|sasl[.]jaas|credential|airflow_conn",
 }
 # What would lose or double rows.
 _REQUIRED = {
@@ -68,7 +68,7 @@ def _check(spark: SparkSession) -> None:
 
 def hadoop_credentials(spark: SparkSession, alias: str) -> str | None:
     """Return an entry of the Hadoop credential provider that ``spark-submit`` configured; None without one."""
-    conf: Any = spark._jsc.hadoopConfiguration()  # type: ignore[attr-defined]
+    conf: Any = spark._jsc.hadoopConfiguration()
     if not conf.get("hadoop.security.credential.provider.path"):
         return None
     found = conf.getPassword(alias)

@@ -86,7 +86,7 @@ class Stop:
     def on_jvm_shutdown(self, spark: SparkSession) -> None:
         """Ask when the JVM is told to end, and hold it until the run has come to its end."""
         self._jvm = spark._jvm
-        ensure_callback_server_started(spark.sparkContext._gateway)
+        ensure_callback_server_started(spark.sparkContext._gateway)  # type: ignore[no-untyped-call]
         manager = self._jvm.org.apache.hadoop.util.ShutdownHookManager.get()
         seconds = self._jvm.java.util.concurrent.TimeUnit.SECONDS
         # A Java thread around it: Hadoop hashes its hooks, which a proxy into Python cannot do.
@@ -128,4 +128,3 @@ class _Hook:
         """What py4j reads."""
 
         implements = ["java.lang.Runnable"]  # noqa: RUF012 - py4j reads a list
-

@@ -157,7 +157,9 @@ class Ledger:
     def has_batch(self, query_id: str, batch_id: int) -> bool:
         """Tell whether the ledger holds a batch of the query, whatever its offsets."""
         with classified("Looking up the checkpoint's last micro-batch"):
-            return bool(raw(self.connection(), statements.find_batch(self.ident), self.pipeline_id, query_id, str(batch_id)))
+            return bool(
+                raw(self.connection(), statements.find_batch(self.ident), self.pipeline_id, query_id, str(batch_id))
+            )
 
     def end_offsets(self, query_id: str) -> Any:
         """Return where the query's newest committed batch ended."""
@@ -177,7 +179,8 @@ class Ledger:
             rows = query(
                 self.connection(),
                 self.schema,
-                "SELECT path, max(modified_at), max(size_bytes) FROM {schema}.batch_file WHERE pipeline_id = %s GROUP BY path",
+                "SELECT path, max(modified_at), max(size_bytes) FROM {schema}.batch_file "
+                "WHERE pipeline_id = %s GROUP BY path",
                 (self.pipeline_id,),
             ).fetchall()
         return [SourceFile(*row) for row in rows]

@@ -23,7 +23,8 @@ def create_staging(name: sql.Composable, target: Target, *, kind: str) -> sql.Co
         sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(str(column.type))) for column in target.columns
     ]
     marks = [
-        sql.SQL("{} {}").format(sql.Identifier(mark), sql.SQL("integer" if mark == PART else "bigint")) for mark in _MARKS
+        sql.SQL("{} {}").format(sql.Identifier(mark), sql.SQL("integer" if mark == PART else "bigint"))
+        for mark in _MARKS
     ]
     ending = " ON COMMIT DROP" if kind == "TEMP" else ""
     return sql.SQL("CREATE {} TABLE {} ({}){}").format(

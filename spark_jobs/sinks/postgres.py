@@ -225,7 +225,9 @@ class PostgresSink:
             conn.execute(merging.empty(self._target))
         upsert = self._mode is WriteMode.UPSERT
         merge = (
-            merging.upsert_from(self._target, winners, self._keys) if upsert else merging.insert_from(self._target, winners)
+            merging.upsert_from(self._target, winners, self._keys)
+            if upsert
+            else merging.insert_from(self._target, winners)
         )
         total.written = conn.execute(merge, staged.winners).rowcount
         total.deduplicated = found - total.written if upsert else 0
@@ -243,7 +245,8 @@ class PostgresSink:
     def _letters_statement(self, staged: Staged, record: BatchRecord) -> str:
         conn = self._ledger.connection()
         attempts = sql.SQL(", ").join(
-            sql.SQL("({}, {})").format(sql.Literal(report.part), sql.Literal(report.attempt)) for report in staged.reports
+            sql.SQL("({}, {})").format(sql.Literal(report.part), sql.Literal(report.attempt))
+            for report in staged.reports
         )
         source = sql.SQL("(SELECT envelope FROM {} WHERE (_part, _attempt) IN ({})) AS letter").format(
             staged.staging.identifier(staged.staging.letters), attempts

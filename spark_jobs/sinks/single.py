@@ -23,7 +23,7 @@ from spark_jobs.contracts.tracker.records import BatchRecord, Books, StoredBatch
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.copying import Cursor, Session, copy_rows, scalar, sqlstate, transaction
 from spark_jobs.sinks.parts import PartReport
-from spark_jobs.sinks.sorting import LetterSpool, Tally, passed_rows
+from spark_jobs.sinks.sorting import LetterSpool, passed_rows
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -74,8 +74,10 @@ def stateless_books(report: PartReport) -> Books:
     )
 
 
-def write_single(plan: SinglePlan, batches: Iterable[pa.RecordBatch], books_of: BooksOf, attempt: int = 0) -> PartReport:
-    """Write and commit one whole batch; errors of PostgreSQL come back in the report, so that they can be classified."""
+def write_single(
+    plan: SinglePlan, batches: Iterable[pa.RecordBatch], books_of: BooksOf, attempt: int = 0
+) -> PartReport:
+    """Write and commit one whole batch; errors of PostgreSQL come back in the report, to be classified."""
     report = PartReport(part=0, attempt=attempt)
     letters = LetterSpool()
     started = monotonic()
@@ -151,7 +153,9 @@ def _write_ledger(plan: SinglePlan, cursor: Cursor, books: Books, report: PartRe
         cursor.execute(statements.insert_gaps(plan.tracker), (record.gaps_json(),))
     cursor.execute(statements.notify(), (json.dumps({**plan.event, "rows": books.written}),))
     identity = record.identity
-    holds = scalar(cursor, statements.lock_epoch(plan.tracker), (identity.pipeline_id, str(record.epoch), record.run_id))
+    holds = scalar(
+        cursor, statements.lock_epoch(plan.tracker), (identity.pipeline_id, str(record.epoch), record.run_id)
+    )
     if holds is not True:
         raise fenced(identity.pipeline_id, record.run_id, record.epoch)
 
@@ -197,7 +201,7 @@ def single_task(plan: SinglePlan) -> Callable[[Iterator[pa.RecordBatch]], Iterat
     """Return the function for ``mapInArrow`` over a DataFrame of one partition."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from pyspark import TaskContext
+        from pyspark import TaskContext  # noqa: PLC0415 - only in a task
 
         context = TaskContext.get()
         attempt = context.taskAttemptId() if context else 0

@@ -9,7 +9,10 @@ from dataclasses import dataclass, fields
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
+
+# pyarrow makes these functions when it is imported; no stub knows them.
+pc: Any = pyarrow.compute
 
 # The names of spark_jobs.rows, which imports pyspark and therefore stays out of here.
 OUTCOME = "__outcome"

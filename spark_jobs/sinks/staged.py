@@ -69,7 +69,7 @@ def staged_task(plan: StagedPlan) -> Callable[[Iterator[pa.RecordBatch]], Iterat
     """Return the function for ``mapInArrow``: one report per partition."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from pyspark import TaskContext
+        from pyspark import TaskContext  # noqa: PLC0415 - only in a task
 
         context = TaskContext.get()
         part = context.partitionId() if context else 0

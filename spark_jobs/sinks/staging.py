@@ -69,9 +69,7 @@ def create(ledger: Ledger, target: Target | None, attempt: int, comment: str) ->
             )
         )
         for name in staging.names():
-            conn.execute(
-                sql.SQL("COMMENT ON TABLE {} IS {}").format(staging.identifier(name), sql.Literal(comment))
-            )
+            conn.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(staging.identifier(name), sql.Literal(comment)))
     return staging
 
 

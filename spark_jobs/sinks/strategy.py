@@ -69,9 +69,7 @@ def _stateful(
     return Choice(WriteStrategy.SINGLE if fits else WriteStrategy.STAGED, text)
 
 
-def _result_bound(
-    size: BatchSize, output_mode: OutputMode, windows_per_row: int, state_rows: int | None
-) -> int | None:
+def _result_bound(size: BatchSize, output_mode: OutputMode, windows_per_row: int, state_rows: int | None) -> int | None:
     if size.rows is None:
         return None
     touched = size.rows * windows_per_row

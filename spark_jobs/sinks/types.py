@@ -70,7 +70,7 @@ _SENT_AS: dict[str, DataType] = {
 }
 
 _INTEGERS = (ByteType, ShortType, IntegerType, LongType)
-_DIGITS = {ByteType: 3, ShortType: 5, IntegerType: 10, LongType: 19}
+_DIGITS: dict[type[DataType], int] = {ByteType: 3, ShortType: 5, IntegerType: 10, LongType: 19}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class PostgresType:
 
     @classmethod
     def parse(cls, text: str) -> PostgresType:
-        """Read ``numeric(12,4)``, ``character varying(20)``, ``timestamp(3) without time zone`` …"""
+        """Read what ``format_type`` writes: ``numeric(12,4)``, ``timestamp(3) without time zone`` and so on."""
         if "(" not in text:
             return cls(text)
         head, _, rest = text.partition("(")

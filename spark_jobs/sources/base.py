@@ -65,6 +65,6 @@ class Source(ABC):
     def identity(self) -> dict[str, Any]:
         """Return what must not change under an existing checkpoint."""
 
+    @abstractmethod
     def size(self, offsets: OffsetRange) -> BatchSize:
         """Return how much there is in ``offsets``, judged without reading it."""
-        return BatchSize()

@@ -12,6 +12,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
+from typing_extensions import override
 
 from spark_jobs.contracts.errors import ConfigError, SourceUnreachableError
 from spark_jobs.rows import LETTER, OUTCOME, Outcome, letter, outcome
@@ -20,8 +21,10 @@ from spark_jobs.sources.json_values import drop_working_columns, error_class, pa
 
 _CORRUPT = "__corrupt"
 # Options that only a stream has.
-_STREAM_ONLY = {"maxfilespertrigger", "maxbytespertrigger", "latestfirst", "maxfileage", "maxcachedfiles", "discardcachedinputratio",
-                "cleansource", "sourcearchivedir", "filenameonly"}  # fmt: skip
+_STREAM_ONLY = {
+    "maxfilespertrigger", "maxbytespertrigger", "latestfirst", "maxfileage", "maxcachedfiles", "cleansource",
+    "discardcachedinputratio", "sourcearchivedir", "filenameonly",
+}  # fmt: skip
 _NEVER_OLD = "36500d"
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".snappy", ".deflate", ".xz")
 
@@ -31,8 +34,8 @@ class FileSource(Source):
 
     format: ClassVar[str]
     defaults: ClassVar[Mapping[str, str]] = {}
-    coordinates = ("_file",)
-    own_columns = ("_file",)
+    coordinates: tuple[str, ...] = ("_file",)
+    own_columns: tuple[str, ...] = ("_file",)
 
     def __init__(self, spark: SparkSession, schema: StructType, options: Mapping[str, str], path: str) -> None:
         self._spark = spark
@@ -43,11 +46,12 @@ class FileSource(Source):
         defaults = {"maxFileAge": _NEVER_OLD, **self.defaults}
         self._options = {**{k: v for k, v in defaults.items() if k.lower() not in given}, **options}
 
+    @override
     def check(self) -> None:
         jvm: Any = self._spark._jvm
         try:
             path = jvm.org.apache.hadoop.fs.Path(self._path)
-            statuses = path.getFileSystem(self._spark._jsc.hadoopConfiguration()).globStatus(path)  # type: ignore[attr-defined]
+            statuses = path.getFileSystem(self._spark._jsc.hadoopConfiguration()).globStatus(path)
         except Py4JJavaError as error:
             raise SourceUnreachableError(
                 f"The path {self._path} cannot be read",
@@ -62,10 +66,12 @@ class FileSource(Source):
                 cure="Create the folder, or correct the path or the variable it comes from",
             )
 
+    @override
     def stream(self) -> DataFrame:
         reader = self._spark.readStream.format(self.reader_format).options(**self._options)
         return self.sort(reader.schema(self.reader_schema).load(self._path))
 
+    @override
     def read_range(self, offsets: OffsetRange) -> DataFrame:
         options = {name: value for name, value in self._options.items() if name.lower() not in _STREAM_ONLY}
         options["__globPaths__"] = "false"
@@ -80,9 +86,11 @@ class FileSource(Source):
         jvm: Any = self._spark._jvm
         return str(jvm.org.apache.hadoop.fs.Path(jvm.java.net.URI(path)).toString())
 
+    @override
     def identity(self) -> dict[str, Any]:
         return {"source": "file", "format": self.format, "path": self._path}
 
+    @override
     def size(self, offsets: OffsetRange) -> BatchSize:
         total = sum(file.size_bytes for file in offsets.files)
         # Each row of a text file takes two bytes at least, its line break among them; compressed files say nothing.
@@ -123,9 +131,11 @@ class JsonLinesFiles(FileSource):
     reader_format = "text"
 
     @property
+    @override
     def reader_schema(self) -> StructType:
         return StructType([StructField("value", StringType())])
 
+    @override
     def sort(self, raw: DataFrame) -> DataFrame:
         rows = raw.filter(F.trim(F.col("value")) != "").select(
             F.col("value").alias("__value"),
@@ -173,9 +183,11 @@ class CsvFiles(FileSource):
         self._options["columnNameOfCorruptRecord"] = _CORRUPT
 
     @property
+    @override
     def reader_schema(self) -> StructType:
         return StructType([*self._schema.fields, StructField(_CORRUPT, StringType())])
 
+    @override
     def sort(self, raw: DataFrame) -> DataFrame:
         bad = F.col(_CORRUPT).isNotNull()
         error = F.lit("MALFORMED_CSV: the line has other fields than the schema, or a value of another type")
@@ -196,6 +208,7 @@ class ParquetFiles(FileSource):
     coordinates = ("_file", "_row")
     own_columns = ("_file", "_row")
 
+    @override
     def sort(self, raw: DataFrame) -> DataFrame:
         return (
             raw.withColumn("_file", F.col("_metadata.file_path"))

@@ -20,7 +20,10 @@ _TEXT = "__text"
 
 @dataclass(frozen=True, slots=True)
 class ParsedJson:
-    """:param frame: the input with the schema's columns added. :param error: STRING, why the value was refused, or NULL."""
+    """What parsing gave.
+
+    :param frame: the input with the schema's columns added. :param error: STRING, why the value was refused, or NULL.
+    """
 
     frame: DataFrame
     error: Column

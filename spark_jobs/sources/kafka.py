@@ -9,11 +9,13 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
+from typing_extensions import override
 
 from spark_jobs.contracts.errors import ConfigError, SourceUnreachableError
 from spark_jobs.rows import LETTER, OUTCOME, Outcome, letter, outcome
 from spark_jobs.sources.base import BatchSize, OffsetRange, Source
 from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
+from spark_jobs.sources.kafka_admin import list_topics
 
 _SUBSCRIPTIONS = ("subscribe", "subscribePattern", "assign")
 # Options that only a stream has, or that a batch read of a past range sets itself.
@@ -27,8 +29,9 @@ _NOT_FOR_RANGES = {
 class KafkaSource(Source):
     """Records of Kafka topics.
 
-    Columns: the schema's, then ``_key`` BINARY, ``_topic`` STRING, ``_partition`` INT, ``_offset`` BIGINT, ``_timestamp``
-    TIMESTAMP, ``_headers`` ARRAY<STRUCT<key: STRING, value: BINARY>>. Ordering within a partition is the broker's.
+    Columns: the schema's, then ``_key`` BINARY, ``_topic`` STRING, ``_partition`` INT, ``_offset`` BIGINT,
+    ``_timestamp`` TIMESTAMP, ``_headers`` ARRAY<STRUCT<key: STRING, value: BINARY>>. Ordering within a partition is the
+    broker's.
     """
 
     coordinates = ("_topic", "_partition", "_offset")
@@ -51,6 +54,7 @@ class KafkaSource(Source):
         """Tell whether Spark stops when offsets it still needs are gone from the broker."""
         return str(self._option("failOnDataLoss") or "true").lower() != "false"
 
+    @override
     def check(self) -> None:
         if not self._option("kafka.bootstrap.servers"):
             raise ConfigError(
@@ -71,12 +75,11 @@ class KafkaSource(Source):
             raise ConfigError(
                 "Spark's Kafka connector is not on the class path",
                 expected=f"org.apache.spark:spark-sql-kafka-0-10_2.13:{version}",
-                cure=f"Start with --packages org.apache.spark:spark-sql-kafka-0-10_2.13:{version}, or give its jars by --jars",
+                cure=f"Start with --packages org.apache.spark:spark-sql-kafka-0-10_2.13:{version}, or give its jars "
+                "by --jars",
             ) from error
 
     def _check_topics(self) -> None:
-        from spark_jobs.sources.kafka_admin import list_topics
-
         names = self._option("subscribe")
         existing = list_topics(self._spark, self.client_options)
         wanted = [name.strip() for name in names.split(",")] if names else []
@@ -99,9 +102,11 @@ class KafkaSource(Source):
         self._options = {name: v for name, v in self._options.items() if not name.lower().startswith("starting")}
         self._options["startingOffsets"] = json.dumps(offsets)
 
+    @override
     def stream(self) -> DataFrame:
         return self._parse(self._spark.readStream.format("kafka").options(**self._options).load())
 
+    @override
     def read_range(self, offsets: OffsetRange) -> DataFrame:
         options = {name: value for name, value in self._options.items() if name.lower() not in _NOT_FOR_RANGES}
         start, end = _aligned(offsets.start, offsets.end)
@@ -111,6 +116,7 @@ class KafkaSource(Source):
         options["failOnDataLoss"] = "true" if self.fails_on_data_loss else "false"
         return self._parse(self._spark.read.format("kafka").options(**options).load())
 
+    @override
     def identity(self) -> dict[str, Any]:
         subscription = {name: self._option(name) for name in _SUBSCRIPTIONS if self._option(name)}
         return {"source": "kafka", **subscription}
@@ -119,11 +125,14 @@ class KafkaSource(Source):
         """Return first and end offset of each partition (topic → partition → offset); -2 is the earliest there is."""
         return _aligned(offsets.start, offsets.end)
 
+    @override
     def size(self, offsets: OffsetRange) -> BatchSize:
         start, end = _aligned(offsets.start, offsets.end)
         if any(first < 0 for parts in start.values() for first in parts.values()):
             return BatchSize()
-        return BatchSize(rows=sum(last - start[topic][part] for topic, parts in end.items() for part, last in parts.items()))
+        return BatchSize(
+            rows=sum(last - start[topic][part] for topic, parts in end.items() for part, last in parts.items())
+        )
 
     def _option(self, name: str) -> str | None:
         return next((value for key, value in self._options.items() if key.lower() == name.lower()), None)
@@ -131,7 +140,10 @@ class KafkaSource(Source):
     def _parse(self, raw: DataFrame) -> DataFrame:
         renamed = raw.select(
             F.col("value").alias("__value"),
-            *(F.col(name).alias(f"_{name}") for name in ("key", "topic", "partition", "offset", "timestamp", "headers")),
+            *(
+                F.col(name).alias(f"_{name}")
+                for name in ("key", "topic", "partition", "offset", "timestamp", "headers")
+            ),
         )
         parsed = parse_json(renamed, "__value", self._schema, {})
         envelope = letter(
@@ -153,6 +165,6 @@ class KafkaSource(Source):
 
 
 def _aligned(start: Any, end: dict[str, dict[str, int]]) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
-    """Give every partition of ``end`` a start: a partition that is new to the query starts at its earliest offset (-2)."""
+    """Give every partition of ``end`` a start: one that is new to the query starts at its earliest offset (-2)."""
     known = start or {}
     return {topic: {part: known.get(topic, {}).get(part, -2) for part in parts} for topic, parts in end.items()}, end

@@ -6,6 +6,7 @@ function ``build(spark, config, schema) -> Source``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
@@ -50,14 +51,14 @@ def _schema(config: PipelineConfig) -> StructType | None:
             cure="Correct it in `schemas` or in schemas/NAME.json",
         ) from error
     if not isinstance(schema, StructType):
-        raise ConfigError("extract: the schema is no list of columns", found=text, expected="Spark DDL: `id BIGINT, name STRING`")
+        raise ConfigError(
+            "extract: the schema is no list of columns", found=text, expected="Spark DDL: `id BIGINT, name STRING`"
+        )
     return schema
 
 
 def _parse(text: str) -> DataType:
     if text.lstrip().startswith("{"):
-        import json
-
         return StructType.fromJson(json.loads(text))
     return StructType.fromDDL(text)
 
@@ -100,7 +101,7 @@ def _registered(kind: str) -> Build:
     if not found:
         raise ConfigError(
             f"extract.sourceType {kind!r} is not known",
-            expected=f"one of {', '.join(_BUILT_IN)}, or a source registered under the entry point group {ENTRY_POINTS}",
+            expected=f"one of {', '.join(_BUILT_IN)}, or one registered under the entry point group {ENTRY_POINTS}",
         )
     build: Build = found[0].load().build
     return build

@@ -25,7 +25,9 @@ def reader_options(source_type: str, connection: AirflowConnection) -> dict[str,
 
 
 def _kafka(connection: AirflowConnection, extra: dict[str, str]) -> dict[str, str]:
-    settings = {_RENAMED.get(name, name): value for name, value in ((n.removeprefix("kafka."), v) for n, v in extra.items())}
+    settings = {
+        _RENAMED.get(name, name): value for name, value in ((n.removeprefix("kafka."), v) for n, v in extra.items())
+    }
     user = settings.pop("sasl.username", None) or connection.login
     secret = connection.password.get_secret_value() if connection.password else None
     password = settings.pop("sasl.password", None) or secret

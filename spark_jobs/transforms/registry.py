@@ -1,8 +1,8 @@
-"""Which transform serves a ``transformType``. A new one is one file and one line here, or an entry point elsewhere.
+"""Which transform serves a ``transformType``. A new one is one file and a line here, or an entry point.
 
-An entry point of the group ``airflow_etl_provider.transforms`` names a module with a pydantic model ``Parameters`` and a
-function ``apply(df, parameters) -> DataFrame`` for stateless row-by-row transforms that keep the columns of
-:mod:`spark_jobs.rows`.
+An entry point of the group ``airflow_etl_provider.transforms`` names a module with a pydantic model ``Parameters``
+and a function ``apply(df, parameters) -> DataFrame``, for stateless transforms that keep each row and the carried
+columns of :mod:`spark_jobs.rows`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 
 from pyspark.sql import DataFrame
 
-from spark_jobs.contracts.config import FilterTransform, SelectTransform
+from spark_jobs.contracts.config import FilterTransform, RegisteredTransform, SelectTransform
 from spark_jobs.contracts.config.transforms import Transform
 from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.transforms.filter import filter_rows
@@ -26,10 +26,12 @@ def apply(df: DataFrame, transform: Transform) -> DataFrame:
         return select(df, transform.columns)
     if isinstance(transform, FilterTransform):
         return filter_rows(df, transform.condition)
-    return _registered(df, transform)
+    if isinstance(transform, RegisteredTransform):
+        return _registered(df, transform)
+    raise ConfigError(f"transformType {transform.transform_type!r} cannot be applied row by row")
 
 
-def _registered(df: DataFrame, transform: Transform) -> DataFrame:
+def _registered(df: DataFrame, transform: RegisteredTransform) -> DataFrame:
     found = [point for point in entry_points(group=ENTRY_POINTS) if point.name == transform.transform_type]
     if not found:
         raise ConfigError(

@@ -63,7 +63,9 @@ def _books(pipelines: Pipelines) -> list[tuple[Any, ...]]:
 
 
 def test_all_seven_functions(pipelines: Pipelines, inbox: Path) -> None:
-    write_lines(inbox / "0.json", _row(0, amount=1), _row(1, amount=2), _row(2, amount=4.5), _row(3, shop="b", amount=7))
+    write_lines(
+        inbox / "0.json", _row(0, amount=1), _row(1, amount=2), _row(2, amount=4.5), _row(3, shop="b", amount=7)
+    )
     config = _pipeline(
         pipelines,
         inbox,
@@ -84,7 +86,13 @@ def test_all_seven_functions(pipelines: Pipelines, inbox: Path) -> None:
 @pytest.mark.parametrize("strategy", ["single", "staged"])
 @pytest.mark.parametrize(
     ("mode", "write", "keys"),
-    [("append", "append", ""), ("append", "upsert", "w"), ("update", "upsert", "w"), ("complete", "overwrite", ""), ("complete", "upsert", "w")],
+    [
+        ("append", "append", ""),
+        ("append", "upsert", "w"),
+        ("update", "upsert", "w"),
+        ("complete", "overwrite", ""),
+        ("complete", "upsert", "w"),
+    ],
 )
 @pytest.mark.parametrize("slide", ["", "5 minutes"])
 def test_windows_in_every_mode(
@@ -104,7 +112,7 @@ def test_windows_in_every_mode(
         aggregations="n:count",
         **({"slideDuration": slide} if slide else {}),
     )
-    write_lines(inbox / "0.json", *(_row(minute) for minute in range(0, 30)))
+    write_lines(inbox / "0.json", *(_row(minute) for minute in range(30)))
     pipelines.finish(config)
     write_lines(inbox / "1.json", _row(25), _row(100))
     pipelines.finish(config)
@@ -135,7 +143,7 @@ def test_late_rows_are_counted_exactly(pipelines: Pipelines, inbox: Path, late: 
     )
     write_lines(inbox / "0.json", _row(5), _row(60))
     pipelines.finish(config)
-    # The watermark is 00:50: the windows until then are closed. Spark counts these five once, after partial aggregation.
+    # The watermark is 00:50: windows until then are closed. Spark counts these five once, after partial aggregation.
     write_lines(inbox / "1.json", *[_row(7)] * 5, _row(49), _row(50), _row(61), _row(None), "broken")
     pipelines.finish(config)
     write_lines(inbox / "2.json", _row(200))
@@ -181,7 +189,14 @@ def test_dead_letters_of_an_aggregating_pipeline_are_kept_by_the_second_look(
 
 def test_a_replayed_batch_of_totals_keeps_its_state(pipelines: Pipelines, inbox: Path) -> None:
     config = _pipeline(
-        pipelines, inbox, "update", "upsert", keys="shop", watermark=False, groupByColumns="shop", aggregations="n:count"
+        pipelines,
+        inbox,
+        "update",
+        "upsert",
+        keys="shop",
+        watermark=False,
+        groupByColumns="shop",
+        aggregations="n:count",
     )
     write_lines(inbox / "0.json", _row(0), _row(1))
     pipelines.finish(config)
@@ -213,7 +228,11 @@ def test_overwrite_shows_readers_the_old_rows_until_the_commit(pipelines: Pipeli
 @pytest.mark.parametrize(
     ("schema", "column", "words"),
     [
-        (SCHEMA.replace("at TIMESTAMP", "at TIMESTAMP_NTZ"), "at", ["TIMESTAMP_NTZ", "Declare the column as TIMESTAMP"]),
+        (
+            SCHEMA.replace("at TIMESTAMP", "at TIMESTAMP_NTZ"),
+            "at",
+            ["TIMESTAMP_NTZ", "Declare the column as TIMESTAMP"],
+        ),
         (SCHEMA, "when", ["when", "no such column"]),
         (SCHEMA, "shop", ["shop", "string"]),
     ],

@@ -29,7 +29,9 @@ def _ids(pipelines: Pipelines) -> list[int]:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_only_new_files_are_read_and_an_idle_run_writes_nothing(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
+def test_only_new_files_are_read_and_an_idle_run_writes_nothing(
+    pipelines: Pipelines, inbox: Path, strategy: str
+) -> None:
     config = _orders(pipelines, inbox, writeStrategy=strategy)
     _write(inbox, 0)
     first = pipelines.finish(config)
@@ -151,7 +153,9 @@ def test_a_checkpoint_of_another_pipeline_stops_the_run(pipelines: Pipelines, in
     assert "'orders'" in str(ended.error)
 
 
-def test_a_changed_source_under_an_old_checkpoint_stops_the_run(pipelines: Pipelines, inbox: Path, tmp_path: Path) -> None:
+def test_a_changed_source_under_an_old_checkpoint_stops_the_run(
+    pipelines: Pipelines, inbox: Path, tmp_path: Path
+) -> None:
     config = _orders(pipelines, inbox)
     _write(inbox, 0)
     pipelines.finish(config)

@@ -40,7 +40,9 @@ def test_json_that_does_not_fit_is_a_dead_letter_with_its_raw_bytes(pipelines: P
     ended = pipelines.finish(config)
     assert {letter[1] for letter in _letters(pipelines)} == set(bad)
     assert {letter[0] for letter in _letters(pipelines)} == {"MALFORMED_JSON", "TRAILING_CONTENT"}
-    assert all(str(letter[2]).endswith("0.json") and letter[3:] == ("parse", "pending") for letter in _letters(pipelines))
+    assert all(
+        str(letter[2]).endswith("0.json") and letter[3:] == ("parse", "pending") for letter in _letters(pipelines)
+    )
     assert ended.result.rows["source"] == 11
     assert ended.result.rows["dead_lettered"] == 8
     assert pipelines.one("SELECT count(*) FROM result") == 3
@@ -91,9 +93,7 @@ def test_a_csv_header_that_is_not_the_schemas_ends_the_run(pipelines: Pipelines,
 
 @pytest.mark.parametrize("mode", ["FAILFAST", "DROPMALFORMED"])
 def test_csv_modes_that_lose_rows_are_refused(pipelines: Pipelines, inbox: Path, mode: str) -> None:
-    config = file_pipeline(
-        "rows", inbox, pipelines.checkpoints, schema="id INT", format="csv", options={"mode": mode}
-    )
+    config = file_pipeline("rows", inbox, pipelines.checkpoints, schema="id INT", format="csv", options={"mode": mode})
     ended = pipelines.run(config)
     assert isinstance(ended.error, ConfigError)
     assert mode in str(ended.error)

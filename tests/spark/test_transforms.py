@@ -13,7 +13,9 @@ from pipeline_runs import Pipelines, file_pipeline, filter_by, select, write_lin
 from spark_jobs.contracts.errors import ConfigError, DataError, TargetMismatchError
 
 
-def _pipeline(pipelines: Pipelines, inbox: Path, *transforms: dict[str, Any], schema: str = "id INT, text STRING", **load: Any) -> dict[str, Any]:
+def _pipeline(
+    pipelines: Pipelines, inbox: Path, *transforms: dict[str, Any], schema: str = "id INT, text STRING", **load: Any
+) -> dict[str, Any]:
     return file_pipeline("rows", inbox, pipelines.checkpoints, schema=schema, transforms=list(transforms), load=load)
 
 
@@ -71,7 +73,8 @@ def test_an_unknown_column_is_said_before_data_moves(pipelines: Pipelines, inbox
 def test_a_new_table_has_the_querys_types_and_values_arrive_unchanged(pipelines: Pipelines, inbox: Path) -> None:
     columns = {
         "b": "true", "i8": "CAST(1 AS TINYINT)", "i16": "CAST(2 AS SMALLINT)", "i32": "3", "i64": "CAST(4 AS BIGINT)",
-        "f32": "CAST(1.5 AS FLOAT)", "f64": "CAST('NaN' AS DOUBLE)", "d": "CAST(-12345678901234567890.123456 AS DECIMAL(38,6))",
+        "f32": "CAST(1.5 AS FLOAT)", "f64": "CAST('NaN' AS DOUBLE)",
+        "d": "CAST(-12345678901234567890.123456 AS DECIMAL(38,6))",
         "s": "'é 🙂'", "empty": "''", "nothing": "CAST(NULL AS STRING)", "bin": "X'00FF'", "day": "DATE'0001-01-01'",
         "ts": "TIMESTAMP'2026-01-01 00:00:00.123456Z'", "ntz": "TIMESTAMP_NTZ'9999-12-31 23:59:59'",
         "list": "array(1, 2)", "obj": "named_struct('a', 1, 'b', 'x')", "odd \"name\"": "1",
@@ -89,7 +92,9 @@ def test_an_existing_table_may_be_wider(pipelines: Pipelines, inbox: Path) -> No
     with pipelines.database.connect() as conn:
         conn.execute("CREATE TABLE result (extra int DEFAULT 5, id bigint NOT NULL, text varchar(20), n numeric(20,3))")
     write_lines(inbox / "0.json", {"id": 1, "text": "a"})
-    pipelines.finish(_pipeline(pipelines, inbox, select(id="id", text="text", n="CAST(1.5 AS DECIMAL(4,2))"), autoCreateTable=False))
+    pipelines.finish(
+        _pipeline(pipelines, inbox, select(id="id", text="text", n="CAST(1.5 AS DECIMAL(4,2))"), autoCreateTable=False)
+    )
     assert pipelines.rows("SELECT extra, id, text, n FROM result") == [(5, 1, "a", Decimal("1.500"))]
 
 
