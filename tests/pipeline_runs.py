@@ -13,13 +13,20 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from spark_jobs.contracts.run_request import Resume
+from spark_jobs.contracts.run_request import Resume, RunResult
 from spark_jobs.run_pipeline import run_file
 from spark_jobs.runtime.run import Ended
 from spark_jobs.runtime.stopping import Stop
 
 CREDENTIAL = "warehouse"
 VARIABLE = "AIRFLOW_CONN_WAREHOUSE"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that finished."""
+
+    result: RunResult
 
 
 @dataclass
@@ -67,11 +74,12 @@ class Pipelines:
             stop.ended(0)
             del os.environ[VARIABLE]
 
-    def finish(self, config: Mapping[str, Any] | Path, **variables: str) -> Ended:
+    def finish(self, config: Mapping[str, Any] | Path, **variables: str) -> Finished:
         """Run, and insist that it finished."""
         ended = self.run(config, **variables)
         assert ended.error is None, str(ended.error)
-        return ended
+        assert ended.result is not None
+        return Finished(ended.result)
 
     def command(self, *args: str, **environ: str) -> subprocess.Popen[str]:
         """Start ``etl-pipeline`` as a process group of its own."""

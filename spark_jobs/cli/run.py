@@ -69,7 +69,8 @@ def run(
             logging.getLogger("etl.run").debug("The run did not begin", exc_info=True)
             raise
     stop.ended(int(ended.exit_code))
-    show_result(ended.result, as_json=json_result)
+    if ended.result is not None:
+        show_result(ended.result, as_json=json_result)
     if ended.error is not None:
         print(f"Error: {ended.error}\nThe log is in {log_path}", file=sys.stderr)
         raise typer.Exit(int(ended.exit_code))

@@ -16,7 +16,7 @@ from spark_jobs.runtime.batch_commit import BatchCommit
 from spark_jobs.runtime.diagnosis import explain, expression_failed
 from spark_jobs.runtime.heartbeat import Heartbeat
 from spark_jobs.runtime.spark_errors import translate
-from spark_jobs.runtime.stopping import StopRequestedError
+from spark_jobs.runtime.stopping import StoppedInBatchError, StopRequestedError
 
 log = logging.getLogger("etl.run")
 
@@ -56,7 +56,13 @@ class QueryRunner:
         try:
             self._wait(query)
         except StreamingQueryException as error:
-            raise self._cause(error) from error
+            cause = self._cause(error)
+            if self.commit.stop.asked and self.commit.rolled_back:
+                found = f"the micro-batch under way failed and was rolled back: {cause}"
+                raise StoppedInBatchError(
+                    "The run was asked to stop", found=found, cure="The next run does the micro-batch again"
+                ) from error
+            raise cause from error
         if self.commit.stop.asked and query.isActive:
             query.stop()
         if self.commit.stop.asked:

@@ -35,10 +35,14 @@ SessionFactory = Callable[[], SparkSession]
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a run ended. :param error: what ended it, None when it finished."""
+    """How a run ended.
+
+    :param result: None when the tracker could not be reached at the end: the ledger's books say it later.
+    :param error: what ended the run, None when it finished.
+    """
 
     exit_code: ExitCode
-    result: RunResult
+    result: RunResult | None
     error: EtlError | None = None
 
 
@@ -117,8 +121,16 @@ class PipelineRun:
             raise classify(error, f"Checking the table {load.target}") from error
 
     def _finish(self, error: EtlError | None) -> Ended:
-        request = self.request
         exit_code = error.exit_code if error else ExitCode.FINISHED
+        try:
+            result = self._record_end(error, exit_code)
+        except EtlError as unreachable:
+            log.exception("event=run_end_not_recorded run=%s", self.request.run_id)
+            return Ended((error or unreachable).exit_code, None, error or unreachable)
+        return Ended(exit_code, result, error)
+
+    def _record_end(self, error: EtlError | None, exit_code: ExitCode) -> RunResult:
+        request = self.request
         state: EndState = _state(error)
         with connect(self.database, application_name="etl:control") as conn:
             result = summarise_run(conn, request.tracker_schema, request.run_id).model_copy(update={"state": state})
@@ -141,7 +153,7 @@ class PipelineRun:
             result.rows.get("source", 0),
             result.rows.get("written", 0),
         )
-        return Ended(exit_code, result, error)
+        return result
 
 
 def _keys(flow: Flow) -> tuple[str, ...]:

@@ -30,6 +30,12 @@ class StopRequestedError(EtlError):
     exit_code = ExitCode.STOPPED_COMMITTED
 
 
+class StoppedInBatchError(StopRequestedError):
+    """The run was asked to stop, and the micro-batch under way was rolled back."""
+
+    exit_code = ExitCode.STOPPED_ROLLED_BACK
+
+
 class Stop:
     """A request to stop, and the word that the run has come to its end."""
 

@@ -17,7 +17,13 @@ from psycopg import sql
 from pyspark.sql import DataFrame
 
 from spark_jobs.contracts.config import WriteMode
-from spark_jobs.contracts.errors import BooksDoNotBalanceError, FencedError, TransientError
+from spark_jobs.contracts.errors import (
+    BooksDoNotBalanceError,
+    EtlError,
+    FencedError,
+    LedgerConflictError,
+    TransientError,
+)
 from spark_jobs.contracts.tracker import statements
 from spark_jobs.contracts.tracker.connect import classify_state, raw
 from spark_jobs.contracts.tracker.fence import check_fence
@@ -37,6 +43,8 @@ log = logging.getLogger(__name__)
 _LOCK_TIMEOUT = "60s"
 _IDLE_TIMEOUT = "60s"
 _TEMPORARY = "etl_stage"
+# What a task found out by itself comes back by its name, in the place of the SQLSTATE.
+_OWN_ERRORS: dict[str, type[EtlError]] = {kind.__name__: kind for kind in (BooksDoNotBalanceError, LedgerConflictError)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,4 +283,6 @@ def _raise_for(report: PartReport) -> None:
         raise FencedError("This driver may not commit any more", found=report.message, cure="Look at the newer run")
     if report.state != parts.FAILED:
         return
+    if report.sqlstate in _OWN_ERRORS:
+        raise _OWN_ERRORS[report.sqlstate](report.message)
     raise classify_state(report.sqlstate, f"Writing part {report.part} of the micro-batch", report.message)

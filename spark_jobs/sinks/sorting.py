@@ -71,11 +71,13 @@ class LetterSpool:
         """Give the letters back, some at a time."""
         self._file.seek(0)
         chunk: list[str] = []
+        size = 0
         for line in self._file:
             chunk.append(line.rstrip("\n"))
-            if len(chunk) == LETTERS_PER_BATCH:
+            size += len(line)
+            if len(chunk) == LETTERS_PER_BATCH or size > _MEMORY_BYTES:
                 yield chunk
-                chunk = []
+                chunk, size = [], 0
         if chunk:
             yield chunk
 
