@@ -114,6 +114,10 @@ class DataError(EtlError):
     exit_code = ExitCode.DATA_ERROR
 
 
+class RowsSuppressedError(DataError):
+    """A trigger or a rule of the target table swallowed rows."""
+
+
 class BooksDoNotBalanceError(EtlError):
     """The rows counted in and the rows counted out differ. Nothing was committed; the batch can be done again."""
 

@@ -12,7 +12,6 @@ from spark_jobs.sinks.sorting import TALLY_FIELDS, Tally
 COMMITTED = "committed"
 ALREADY_THERE = "already_there"
 STAGED = "staged"
-FENCED = "fenced"
 FAILED = "failed"
 UNKNOWN = "unknown"
 """The connection was lost at COMMIT: only the ledger knows."""

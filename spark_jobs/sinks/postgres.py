@@ -22,6 +22,7 @@ from spark_jobs.contracts.errors import (
     EtlError,
     FencedError,
     LedgerConflictError,
+    RowsSuppressedError,
     TransientError,
 )
 from spark_jobs.contracts.tracker import statements
@@ -32,7 +33,14 @@ from spark_jobs.sinks import merging, parts
 from spark_jobs.sinks.copying import Session
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
-from spark_jobs.sinks.single import BooksOf, SinglePlan, single_task, stateless_books, write_single
+from spark_jobs.sinks.single import (
+    BooksOf,
+    SinglePlan,
+    require_all_written,
+    single_task,
+    stateless_books,
+    write_single,
+)
 from spark_jobs.sinks.sorting import Tally
 from spark_jobs.sinks.staged import StagedPlan, staged_task
 from spark_jobs.sinks.staging import Staged, create, drop
@@ -44,7 +52,13 @@ _LOCK_TIMEOUT = "60s"
 _IDLE_TIMEOUT = "60s"
 _TEMPORARY = "etl_stage"
 # What a task found out by itself comes back by its name, in the place of the SQLSTATE.
-_OWN_ERRORS: dict[str, type[EtlError]] = {kind.__name__: kind for kind in (BooksDoNotBalanceError, LedgerConflictError)}
+_FROM_TASKS: tuple[type[EtlError], ...] = (
+    BooksDoNotBalanceError,
+    FencedError,
+    LedgerConflictError,
+    RowsSuppressedError,
+)
+_BY_NAME = {kind.__name__: kind for kind in _FROM_TASKS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +127,11 @@ class PostgresSink:
         staging = sql.Identifier(_TEMPORARY)
         upsert = self._mode is WriteMode.UPSERT
         conn = self._ledger.connection()
-        merge = merging.counted(merging.upsert_from(self._target, staging, self._keys))
+        merge = (
+            merging.upsert_from(self._target, staging, self._keys)
+            if upsert
+            else merging.insert_from(self._target, staging)
+        )
         plan = SinglePlan(
             session=self._session,
             tracker=self._ledger.ident,
@@ -126,13 +144,15 @@ class PostgresSink:
             before=merging.empty(self._target).as_string(conn) if self._mode is WriteMode.OVERWRITE else "",
             letters_from=self._letters_statement(letters, record) if letters else "",
         )
-        if not upsert:
+        # COPY does not tell how many rows a trigger let through; INSERT does.
+        if not upsert and not self._target.has_insert_triggers:
             return plan
         return replace(
             plan,
             create_staging=merging.create_staging(staging, self._target, kind="TEMP").as_string(conn),
             staging=_TEMPORARY,
-            merge=merge.as_string(conn),
+            merge=merging.counted(merge).as_string(conn),
+            drops_same_keys=upsert,
         )
 
     def _settled(self, report: PartReport, record: BatchRecord) -> PartReport:
@@ -239,6 +259,7 @@ class PostgresSink:
         )
         total.written = conn.execute(merge, staged.winners).rowcount
         total.deduplicated = found - total.written if upsert else 0
+        require_all_written(found, total.written, upsert=upsert)
 
     def _merge_letters(self, conn: psycopg.Connection[Any], staged: Staged, record: BatchRecord) -> None:
         count = conn.execute(self._letters_statement(staged, record).encode()).rowcount
@@ -279,10 +300,9 @@ def _event(event: dict[str, Any], total: PartReport) -> str:
 
 
 def _raise_for(report: PartReport) -> None:
-    if report.state == parts.FENCED:
-        raise FencedError("This driver may not commit any more", found=report.message, cure="Look at the newer run")
     if report.state != parts.FAILED:
         return
-    if report.sqlstate in _OWN_ERRORS:
-        raise _OWN_ERRORS[report.sqlstate](report.message)
+    if report.sqlstate in _BY_NAME:
+        told = json.loads(report.message)
+        raise _BY_NAME[report.sqlstate](told["what"], found=told["found"], expected=told["expected"], cure=told["cure"])
     raise classify_state(report.sqlstate, f"Writing part {report.part} of the micro-batch", report.message)

@@ -17,7 +17,7 @@ from typing import Any
 import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 
-from spark_jobs.contracts.errors import EtlError, FencedError
+from spark_jobs.contracts.errors import EtlError, FencedError, RowsSuppressedError
 from spark_jobs.contracts.tracker import statements
 from spark_jobs.contracts.tracker.records import BatchRecord, Books, StoredBatch, settle
 from spark_jobs.sinks import parts
@@ -36,6 +36,7 @@ class SinglePlan:
     :param record: the ledger row but for its books and event times; its duration is what the batch took so far.
     :param event: the progress event as a JSON object, but for its ``rows``.
     :param create_staging: DDL of the temporary staging table, empty when rows go straight into the target.
+    :param drops_same_keys: whether the merge keeps one row a key (upsert).
     :param merge: statement whose answer is the number of rows it wrote from the staging table.
     :param before: statement to run first (overwrite), or empty.
     :param letters: statement that stores a JSON array of dead letters.
@@ -55,6 +56,7 @@ class SinglePlan:
     merge: str = ""
     before: str = ""
     letters_from: str = ""
+    drops_same_keys: bool = False
 
 
 BooksOf = Callable[[PartReport], Books]
@@ -127,7 +129,19 @@ def _write_rows(plan: SinglePlan, cursor: Cursor, rows: Iterator[pa.RecordBatch]
     cursor.execute(plan.create_staging)
     staged = copy_rows(cursor, "pg_temp", plan.staging, marked(rows, 0, report.attempt))
     report.written = int(scalar(cursor, plan.merge)) if staged else 0
-    report.deduplicated = staged - report.written
+    report.deduplicated = staged - report.written if plan.drops_same_keys else 0
+    require_all_written(staged, report.written, upsert=plan.drops_same_keys)
+
+
+def require_all_written(staged: int, written: int, *, upsert: bool) -> None:
+    """Raise :class:`RowsSuppressedError` when the server wrote fewer rows than it was given."""
+    if not upsert and written != staged:
+        raise RowsSuppressedError(
+            "The target table did not take every row",
+            found=f"{written} of {staged} rows were inserted",
+            expected="all of them: a row that a trigger or a rule suppresses would be lost without a word",
+            cure="Filter such rows in the pipeline, where they are counted, or change the trigger",
+        )
 
 
 def _write_letters(plan: SinglePlan, cursor: Cursor, letters: LetterSpool) -> None:
@@ -207,10 +221,9 @@ def single_task(plan: SinglePlan) -> Callable[[Iterator[pa.RecordBatch]], Iterat
         attempt = context.taskAttemptId() if context else 0
         try:
             report = write_single(plan, batches, stateless_books, attempt)
-        except FencedError as error:
-            report = PartReport(0, attempt, parts.FENCED, message=str(error))
         except EtlError as error:
-            report = PartReport(0, attempt, parts.FAILED, sqlstate=type(error).__name__, message=str(error))
+            told = json.dumps(error.to_json())
+            report = PartReport(0, attempt, parts.FAILED, sqlstate=type(error).__name__, message=told)
         yield report.to_batch()
 
     return run

@@ -38,11 +38,13 @@ class Target:
 
     :param columns: the columns that the query fills, in the query's order.
     :param has_unique_index: whether any unique or exclusion constraint guards it.
+    :param has_insert_triggers: whether a trigger may change or suppress a row before it is inserted.
     """
 
     table: TableName
     columns: tuple[TargetColumn, ...]
     has_unique_index: bool
+    has_insert_triggers: bool
 
     def identifier(self) -> sql.Identifier:
         """Return the quoted, qualified name."""
@@ -151,7 +153,12 @@ def inspect(
             cure="Change the table, or the select before the load",
         )
     columns = tuple(have[field.name] for field in schema.fields)
-    return Target(table, columns, has_unique_index=_guarded(conn, table))
+    return Target(
+        table,
+        columns,
+        has_unique_index=_answer(conn, table, _UNIQUE_INDEX),
+        has_insert_triggers=_answer(conn, table, _INSERT_TRIGGER),
+    )
 
 
 def _columns(conn: Connection, table: TableName) -> list[TargetColumn]:
@@ -241,9 +248,20 @@ GROUP BY i.indexrelid, 2
 """
 
 
-def _guarded(conn: Connection, table: TableName) -> bool:
-    row = conn.execute(
-        "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = to_regclass(%s) AND (indisunique OR indisexclusion))",
-        [qualified(table).as_string(conn)],
-    ).fetchone()
+_UNIQUE_INDEX = """
+SELECT EXISTS (
+    SELECT FROM pg_index WHERE indrelid = to_regclass(%(table)s) AND (indisunique OR indisexclusion))
+"""
+
+# Bits of tgtype: 1 for each row, 2 before, 4 insert, 64 instead of. A partition has triggers of its own.
+_INSERT_TRIGGER = """
+SELECT EXISTS (
+    SELECT FROM pg_trigger t
+    WHERE NOT t.tgisinternal AND t.tgtype & 1 = 1 AND t.tgtype & 4 = 4 AND t.tgtype & 66 > 0 AND t.tgrelid IN (
+        SELECT to_regclass(%(table)s) UNION ALL SELECT relid FROM pg_partition_tree(to_regclass(%(table)s))))
+"""
+
+
+def _answer(conn: Connection, table: TableName, question: str) -> bool:
+    row = conn.execute(question, {"table": qualified(table).as_string(conn)}).fetchone()
     return bool(row and row[0])

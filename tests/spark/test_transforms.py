@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pipeline_runs import Pipelines, file_pipeline, filter_by, select, write_lines
 
-from spark_jobs.contracts.errors import ConfigError, DataError, TargetMismatchError
+from spark_jobs.contracts.errors import ConfigError, DataError, RowsSuppressedError, TargetMismatchError
 
 
 def _pipeline(
@@ -143,3 +143,21 @@ def test_a_row_that_the_server_refuses_ends_the_run_with_nothing_written(pipelin
     assert isinstance(ended.error, DataError)
     assert "result_id_check" in str(ended.error)
     assert pipelines.one("SELECT count(*) FROM result") == 0
+
+
+@pytest.mark.parametrize("strategy", ["single", "staged"])
+def test_a_trigger_that_suppresses_rows_is_found_out(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
+    with pipelines.database.connect() as conn:
+        conn.execute(
+            "CREATE TABLE result (id int, text text); CREATE FUNCTION low() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN IF new.id > 1 THEN RETURN NULL; END IF; RETURN new; END $$; "
+            "CREATE TRIGGER low BEFORE INSERT ON result FOR EACH ROW EXECUTE FUNCTION low()"
+        )
+    config = _pipeline(pipelines, inbox, writeStrategy=strategy)
+    write_lines(inbox / "0.json", {"id": 0}, {"id": 1})
+    pipelines.finish(config)
+    write_lines(inbox / "1.json", {"id": 1}, {"id": 2})
+    ended = pipelines.run(config)
+    assert isinstance(ended.error, RowsSuppressedError)
+    assert "1 of 2 rows" in str(ended.error)
+    assert pipelines.one("SELECT count(*) FROM result") == 2
