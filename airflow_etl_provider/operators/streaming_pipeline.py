@@ -116,6 +116,9 @@ class StreamingPipelineOperator(SparkSubmitOperator):
             self._ledger, self._run_id = ledger, run_id
             self.application_args = ["--run-id", run_id, "--credential", ledger.conn_id]
             self.application_args += ["--tracker-schema", self.tracker_schema]
+            # What the connection lacks and the file has: the driver needs it before it can read the file's request.
+            for setting in config.load.database_settings.items():
+                self.application_args += ["--connection-param", "=".join(setting)]
             submit_error = self._submit(context)
             require_finished(ledger.run(run_id), run_id, submit_error)
             result = ledger.result(run_id)
