@@ -73,6 +73,11 @@ def counted(statement: sql.Composable) -> sql.Composed:
     return sql.SQL("WITH written AS ({} RETURNING 1) SELECT count(*) FROM written").format(statement)
 
 
+def counted_text(statement: str) -> str:
+    """Return the same for a statement that is rendered already."""
+    return f"WITH written AS ({statement} RETURNING 1) SELECT count(*) FROM written"  # noqa: S608
+
+
 def winners(staging: sql.Composable) -> sql.Composed:
     """Return the subquery of the rows of the winning attempts. Parameters: parts, attempts (arrays of one length)."""
     return sql.SQL(

@@ -36,6 +36,7 @@ from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.single import (
     BooksOf,
     SinglePlan,
+    require_all_letters,
     require_all_written,
     single_task,
     stateless_books,
@@ -142,7 +143,8 @@ class PostgresSink:
             columns=tuple(column.name for column in self._target.columns),
             letters=merging.insert_letters_from_json(self._ledger.ident),
             before=merging.empty(self._target).as_string(conn) if self._mode is WriteMode.OVERWRITE else "",
-            letters_from=self._letters_statement(letters, record) if letters else "",
+            letters_from=self._counted_letters(letters, record) if letters else "",
+            letters_expected=letters.tally.dead_lettered if letters else 0,
         )
         # COPY does not tell how many rows a trigger let through; INSERT does.
         if not upsert and not self._target.has_insert_triggers:
@@ -263,13 +265,10 @@ class PostgresSink:
 
     def _merge_letters(self, conn: psycopg.Connection[Any], staged: Staged, record: BatchRecord) -> None:
         count = conn.execute(self._letters_statement(staged, record).encode()).rowcount
-        if count != staged.tally.dead_lettered:
-            raise BooksDoNotBalanceError(
-                "The staging table does not hold the dead letters that the tasks staged",
-                found=f"{count} dead letters",
-                expected=f"{staged.tally.dead_lettered}",
-                cure="Nothing was committed; the batch is done again",
-            )
+        require_all_letters(count, staged.tally.dead_lettered)
+
+    def _counted_letters(self, staged: Staged, record: BatchRecord) -> str:
+        return merging.counted_text(self._letters_statement(staged, record))
 
     def _letters_statement(self, staged: Staged, record: BatchRecord) -> str:
         conn = self._ledger.connection()

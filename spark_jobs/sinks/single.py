@@ -17,7 +17,7 @@ from typing import Any
 import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 
-from spark_jobs.contracts.errors import EtlError, FencedError, RowsSuppressedError
+from spark_jobs.contracts.errors import BooksDoNotBalanceError, EtlError, FencedError, RowsSuppressedError
 from spark_jobs.contracts.tracker import statements
 from spark_jobs.contracts.tracker.records import BatchRecord, Books, StoredBatch, settle
 from spark_jobs.sinks import parts
@@ -40,7 +40,8 @@ class SinglePlan:
     :param merge: statement whose answer is the number of rows it wrote from the staging table.
     :param before: statement to run first (overwrite), or empty.
     :param letters: statement that stores a JSON array of dead letters.
-    :param letters_from: statement that takes dead letters from where a second look staged them, or empty.
+    :param letters_from: statement that takes dead letters from where a second look staged them, and whose answer is
+        their number (``letters_expected``); or empty.
     """
 
     session: Session
@@ -56,6 +57,7 @@ class SinglePlan:
     merge: str = ""
     before: str = ""
     letters_from: str = ""
+    letters_expected: int = 0
     drops_same_keys: bool = False
 
 
@@ -144,12 +146,23 @@ def require_all_written(staged: int, written: int, *, upsert: bool) -> None:
         )
 
 
+def require_all_letters(found: int, expected: int) -> None:
+    """Raise :class:`BooksDoNotBalanceError` when staged dead letters are gone: the table is empty after a crash."""
+    if found != expected:
+        raise BooksDoNotBalanceError(
+            "The staging table does not hold the dead letters that the tasks staged",
+            found=f"{found} dead letters",
+            expected=f"{expected}",
+            cure="Nothing was committed; the batch is done again (did the server restart?)",
+        )
+
+
 def _write_letters(plan: SinglePlan, cursor: Cursor, letters: LetterSpool) -> None:
     pipeline, query, batch = plan.record.identity.key
     for chunk in letters.batches():
         cursor.execute(plan.letters, (pipeline, query, batch, json.dumps(chunk)))
     if plan.letters_from:
-        cursor.execute(plan.letters_from)
+        require_all_letters(int(scalar(cursor, plan.letters_from)), plan.letters_expected)
 
 
 def _write_ledger(plan: SinglePlan, cursor: Cursor, books: Books, report: PartReport, started: float) -> None:
