@@ -10,6 +10,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from spark_jobs.contracts.errors import ExecutorsNotReadyError
+from spark_jobs.runtime.spark_errors import telling_line
 
 _MODULES = ("pyarrow", "adbc_driver_postgresql", "adbc_driver_manager", "spark_jobs.sinks.single")
 _MOST_TASKS = 64
@@ -30,7 +31,7 @@ def require_ready_executors(spark: SparkSession) -> None:
     try:
         answers = spark.sparkContext.parallelize(range(tasks), tasks).map(_probe).collect()
     except Exception as error:
-        raise _not_ready(_last_line(error)) from error
+        raise _not_ready(telling_line(error)) from error
     problems = sorted({f"{answer['host']}: {missing}" for answer in answers for missing in answer["missing"]})
     if problems:
         raise _not_ready("; ".join(problems))
@@ -53,9 +54,3 @@ def _probe(_number: int) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001 - whatever an import raises is the answer
             missing.append(f"{name} ({type(error).__name__}: {error})")
     return {"host": socket.gethostname(), "missing": missing}
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "Error" in line and not line.startswith("at ")]
-    return (telling or lines or [type(error).__name__])[-1]

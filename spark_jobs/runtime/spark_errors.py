@@ -12,6 +12,7 @@ from spark_jobs.contracts.errors import (
 )
 
 _FIRST = 400
+_EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception): \S")
 
 
 def translate(error: BaseException) -> EtlError:
@@ -24,9 +25,16 @@ def translate(error: BaseException) -> EtlError:
             return make(match.group(0), text)
     return EtlError(
         "Spark ended the query",
-        found=_short(text) or type(error).__name__,
+        found=telling_line(error)[:_FIRST],
         cure="See the trace in the log above; nothing of the micro-batch under way was written",
     )
+
+
+def telling_line(error: BaseException) -> str:
+    """Return the line that says what happened: the last exception of a Python trace, else the first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = [line for line in lines if _EXCEPTION.match(line)]
+    return raised[-1] if raised else next(iter(lines), type(error).__name__)
 
 
 def _data_loss(_match: str, text: str) -> EtlError:
