@@ -13,6 +13,8 @@ from typing import Any
 from sandbox.errors import SandboxError
 
 _ENDED = ("success", "failed")
+# On a machine that is busy with Spark the one API worker may be slow.
+_ANSWER_SECONDS = 120
 # A proxy of the machine's is not for loopback.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -170,7 +172,7 @@ class AirflowApi:
         sent = {"Content-Type": "application/json", "Accept": "application/json", **headers}
         request = urllib.request.Request(self._base + path, data=data, headers=sent, method=method)
         try:
-            with _opener.open(request, timeout=30) as answer:
+            with _opener.open(request, timeout=_ANSWER_SECONDS) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
             with error:

@@ -7,8 +7,9 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
-from spark_jobs.contracts.errors import EtlError
+from spark_jobs.contracts.errors import EtlError, FencedError
 from spark_jobs.contracts.tracker.connect import Connection, connect
+from spark_jobs.contracts.tracker.fence import check_fence
 from spark_jobs.contracts.tracker.runs import heartbeat
 from spark_jobs.sinks.ledger import Ledger
 
@@ -36,7 +37,11 @@ class Heartbeat:
             self._conn.close()
 
     def beat(self) -> None:
-        """Beat if it is time."""
+        """Beat if it is time.
+
+        :raises FencedError: there is a newer run. An idle query would find out with its next micro-batch only, whose
+            entry in the checkpoint the newer run's query would stumble over.
+        """
         if monotonic() - self._last < _EVERY_SECONDS:
             return
         self._last = monotonic()
@@ -45,6 +50,9 @@ class Heartbeat:
             if self._conn is None or self._conn.closed:
                 self._conn = connect(ledger.database, application_name="etl:heartbeat")
             heartbeat(self._conn, ledger.schema, ledger.run_id, self._application_id)
+            check_fence(self._conn, ledger.schema, ledger.pipeline_id, ledger.run_id, ledger.epoch, lock=False)
+        except FencedError:
+            raise
         except EtlError as error:
             log.warning("event=heartbeat_failed reason=%s", error.found or error.what)
             self._conn = None

@@ -10,7 +10,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from pyspark.sql.streaming.readwriter import DataStreamWriter
 
 from spark_jobs.contracts.config import TriggerKind
-from spark_jobs.contracts.errors import BooksDoNotBalanceError
+from spark_jobs.contracts.errors import BooksDoNotBalanceError, FencedError
 from spark_jobs.runtime.batch import identify
 from spark_jobs.runtime.batch_commit import BatchCommit
 from spark_jobs.runtime.diagnosis import explain, expression_failed
@@ -55,6 +55,9 @@ class QueryRunner:
         self.commit.attach(query)
         try:
             self._wait(query)
+        except FencedError:
+            query.stop()
+            raise
         except StreamingQueryException as error:
             cause = self._cause(error)
             if self.commit.stop.asked and self.commit.rolled_back:

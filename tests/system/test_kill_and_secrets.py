@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 RUN = "SELECT run_id, state FROM etl.pipeline_run WHERE pipeline_id = 'endless' ORDER BY registered_at DESC LIMIT 1"
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what}: not in {seconds} s"
@@ -96,7 +96,7 @@ def read(url: str) -> str:
 def test_a_killed_task_leaves_no_driver_that_can_commit(site: Site, running: str) -> None:
     assert drivers(site)
     site.airflow.mark("endless", running, "run_pipeline", "failed")
-    wait_for(lambda: not drivers(site), "the end of the drivers", 30)
+    wait_for(lambda: not drivers(site), "the end of the drivers", 60)
     [(_, state)] = site.rows(RUN)
     assert state in ("stopped", "fenced")
 
@@ -124,6 +124,8 @@ def test_a_task_whose_worker_is_gone_cannot_commit_beside_its_successor(site: Si
     wait_for(lambda: site.rows(RUN)[0][0] != first, "the next run")
     wait_for(lambda: not [process for process in survivors if process.is_running()], "the end of the older driver")
     assert site.rows("SELECT state FROM etl.pipeline_run WHERE run_id = %s", first)[0][0] == "fenced"
+    site.add_lines("endless", 3)
+    wait_for(lambda: site.rows("SELECT count(*) FROM shop.endless WHERE id = 3") == [(1,)], "the next run's rows")
     site.airflow.mark("endless", again, "run_pipeline", "failed")
 
 
