@@ -43,7 +43,7 @@ class LedgerHook(BaseHook):
 
     :param conn_id: Airflow connection to PostgreSQL.
     :param schema: PostgreSQL schema of the ledger's tables.
-    :param connection_params: what a pipeline's ``load.connectionParams`` add to the connection (host, database, …).
+    :param connection_params: what a pipeline's ``load.database_settings`` add to the connection (host, database, …).
     """
 
     conn_name_attr = "conn_id"
@@ -61,8 +61,7 @@ class LedgerHook(BaseHook):
         super().__init__()
         self.conn_id = conn_id
         self.schema = schema
-        # `batchsize` is a setting of Spark's JDBC writer, accepted in pipeline files and without effect.
-        self.connection_params = {k: v for k, v in (connection_params or {}).items() if k != "batchsize"}
+        self.connection_params = dict(connection_params or {})
 
     @cached_property
     def database(self) -> DatabaseConnection:

@@ -109,7 +109,7 @@ class StreamingPipelineOperator(SparkSubmitOperator):
             ledger = LedgerHook(
                 config.load.credential_id or "",
                 schema=self.tracker_schema,
-                connection_params=config.load.connection_params,
+                connection_params=config.load.database_settings,
             )
             self._prepare_submit(config)
             run_id = self._run_to_wait_for(context, ledger) or self._register(context, config, ledger)
