@@ -7,8 +7,8 @@ from typing import Any
 from pipeline_runs import Pipelines
 
 _SUMS = (
-    "source_rows, passed_rows, rejected_rows, dead_lettered_rows, late_rows, filtered_rows, deduplicated_rows, sink_rows, "
-    "written_rows, write_dead_lettered_rows, write_deduplicated_rows"
+    "source_rows, passed_rows, rejected_rows, dead_lettered_rows, late_rows, filtered_rows, deduplicated_rows, "
+    "sink_rows, written_rows, write_dead_lettered_rows, write_deduplicated_rows"
 )
 
 

@@ -23,11 +23,9 @@ _TYPES = {
     "Country": "VARCHAR",
 }
 _LINE = (
-    "InvoiceNo, StockCode, Description, Quantity, InvoiceDate, UnitPrice, CAST(CustomerID AS BIGINT) AS CustomerID, Country"
+    "InvoiceNo, StockCode, Description, Quantity, InvoiceDate, UnitPrice, CustomerID::BIGINT AS customer_id, Country"
 )
-_LINE_IN_POSTGRES = (
-    "invoice_no, stock_code, description, quantity, invoiced_at, unit_price::text, customer_id, country"
-)
+_LINE_IN_POSTGRES = "invoice_no, stock_code, description, quantity, invoiced_at, unit_price::text, customer_id, country"
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Shop:
         """Each line as JSON, every value of the type that the schema says."""
         with self._open() as db:
             # An empty field is no field: the schema's NULL.
-            found = db.execute("SELECT to_json(line)::VARCHAR FROM (SELECT COLUMNS(* EXCLUDE filename) FROM lines) line")
+            found = db.execute("SELECT to_json(line)::VARCHAR FROM (SELECT * EXCLUDE filename FROM lines) line")
             while chunk := found.fetchmany(10_000):
                 yield from (row[0] for row in chunk)
 
@@ -68,8 +66,8 @@ class Shop:
     def revenue_differences(self, database: Any) -> list[tuple[Any, ...]]:
         """Compare ``retail.revenue_by_country_day`` with the files, cent for cent."""
         wanted = (
-            "SELECT Country, CAST(InvoiceDate AS DATE) AS day, CAST(sum(Quantity * UnitPrice) AS DECIMAL(33,4)) AS revenue,"
-            " count(*) AS lines FROM lines WHERE Quantity > 0 AND UnitPrice > 0 GROUP BY ALL"
+            "SELECT Country, InvoiceDate::DATE AS day, sum(Quantity * UnitPrice)::DECIMAL(33,4) AS revenue, "
+            "count(*) AS lines FROM lines WHERE Quantity > 0 AND UnitPrice > 0 GROUP BY ALL"
         )
         found = "SELECT country, day, revenue::text, lines FROM retail.revenue_by_country_day"
         return self._differences(database, wanted, found)

@@ -1,0 +1,114 @@
+"""A checkpoint that is gone: nothing is written, the message says what to do, and what it says works."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ledger_books import balanced_totals
+from pipeline_runs import Pipelines
+from retail import Shop
+from variants import read, through_kafka
+
+from sandbox.kafka import KafkaBroker
+from spark_jobs.contracts.exit_codes import ExitCode
+
+
+@pytest.fixture
+def variables(pipelines: Pipelines, inbox: Path) -> dict[str, str]:
+    return {"data": str(inbox), "checkpoints": str(pipelines.checkpoints)}
+
+
+def test_files_go_on_where_the_ledger_stopped(
+    pipelines: Pipelines, reference_pipelines: Path, shop: Shop, inbox: Path, variables: dict[str, str]
+) -> None:
+    pipeline = reference_pipelines / "invoice_lines.json"
+    shop.part(0, 30).arrive(inbox)
+    pipelines.finish(pipeline, **variables)
+    _lose_checkpoint(pipelines, "invoice-lines")
+    shop.part(30, 45).arrive(inbox)
+    _refused(pipelines, pipeline, "retail.invoice_lines", variables)
+    assert shop.part(0, 30).line_differences(pipelines.database, with_file=True) == []
+
+    resumed = pipelines.run(pipeline, resume="from_ledger", **variables)
+    assert resumed.error is None, str(resumed.error)
+    assert resumed.result.rows["written"] == shop.part(30, 45).count()
+    shop.part(45, 50).arrive(inbox)
+    pipelines.finish(pipeline, **variables)
+    assert pipelines.finish(pipeline, **variables).result.batches == 0
+    assert shop.part(0, 50).line_differences(pipelines.database, with_file=True) == []
+    assert balanced_totals(pipelines, "invoice-lines")["written_rows"] == shop.part(0, 50).count()
+
+
+def test_kafka_goes_on_where_the_ledger_stopped(
+    pipelines: Pipelines, reference_pipelines: Path, shop: Shop, kafka: KafkaBroker, new_topic: Any
+) -> None:
+    topic = new_topic()
+    document = read(reference_pipelines / "invoice_lines.json")
+    config = through_kafka(document, kafka.bootstrap_servers, topic, per_trigger=10_000)
+    variables = {"data": "unused", "checkpoints": str(pipelines.checkpoints)}
+    kafka.produce(topic, shop.part(0, 8).json_lines())
+    pipelines.finish(config, **variables)
+    _lose_checkpoint(pipelines, "invoice-lines")
+    kafka.produce(topic, shop.part(8, 12).json_lines())
+    _refused(pipelines, config, "retail.invoice_lines", variables)
+
+    resumed = pipelines.run(config, resume="from_ledger", **variables)
+    assert resumed.error is None, str(resumed.error)
+    assert resumed.result.rows["written"] == shop.part(8, 12).count()
+    kafka.produce(topic, shop.part(12, 14).json_lines())
+    pipelines.finish(config, **variables)
+    assert shop.part(0, 14).line_differences(pipelines.database, with_file=False) == []
+    assert balanced_totals(pipelines, "invoice-lines")["written_rows"] == shop.part(0, 14).count()
+
+
+def test_running_totals_are_not_resumed_but_may_start_over(
+    pipelines: Pipelines, reference_pipelines: Path, shop: Shop, inbox: Path, variables: dict[str, str]
+) -> None:
+    pipeline = reference_pipelines / "revenue_by_country_day.json"
+    shop.part(0, 30).arrive(inbox)
+    pipelines.finish(pipeline, **variables)
+    _lose_checkpoint(pipelines, "revenue-by-country-day")
+    shop.part(30, 40).arrive(inbox)
+    _refused(pipelines, pipeline, "retail.revenue_by_country_day", variables)
+    refused = pipelines.run(pipeline, resume="from_ledger", **variables)
+    assert refused.exit_code is ExitCode.CHECKPOINT_MISMATCH
+    assert "cannot be resumed from the ledger" in str(refused.error)
+    assert shop.part(0, 30).revenue_differences(pipelines.database) == []
+
+    accepted = pipelines.run(pipeline, resume="accept_new_checkpoint", **variables)
+    assert accepted.error is None, str(accepted.error)
+    # All files are still there, and a total that is written again is the same total.
+    assert shop.part(0, 40).revenue_differences(pipelines.database) == []
+    (first, _), (second, seeded_from) = pipelines.rows(
+        "SELECT query_id, seeded_from FROM etl.pipeline_query ORDER BY created_at"
+    )
+    assert seeded_from == first != second
+    assert pipelines.rows("SELECT origin, run_id FROM etl.pipeline_query ORDER BY created_at")[1] == (
+        "accepted",
+        accepted.result.run_id,
+    )
+
+
+def _lose_checkpoint(pipelines: Pipelines, name: str) -> None:
+    shutil.rmtree(pipelines.checkpoints / name)
+
+
+def _refused(pipelines: Pipelines, pipeline: Any, table: str, variables: dict[str, str]) -> None:
+    before = _everything(pipelines, table)
+    ended = pipelines.run(pipeline, **variables)
+    assert ended.exit_code is ExitCode.CHECKPOINT_MISMATCH == 8
+    message = str(ended.error)
+    assert "is lost" in message
+    assert "--resume-from-ledger" in message
+    assert "--accept-new-checkpoint" in message
+    assert _everything(pipelines, table) == before
+
+
+def _everything(pipelines: Pipelines, table: str) -> list[tuple[Any, ...]]:
+    return pipelines.rows(
+        f"SELECT (SELECT count(*) FROM {table}), (SELECT max(xmin::text::bigint) FROM {table}), "
+        "(SELECT count(*) FROM etl.batch_tracker), (SELECT count(*) FROM etl.pipeline_query)"
+    )
