@@ -29,6 +29,7 @@ def run_log(path: Path, title: str) -> Iterator[None]:
     root.setLevel(logging.DEBUG)
     logging.getLogger("py4j").setLevel(logging.WARNING)
     root.addHandler(to_file)
+    _keep_pyspark_off_the_terminal()
     try:
         with _terminal(title) if sys.stderr.isatty() else _plain():
             yield
@@ -36,6 +37,17 @@ def run_log(path: Path, title: str) -> Iterator[None]:
         root.removeHandler(to_file)
         root.setLevel(before)
         to_file.close()
+
+
+def _keep_pyspark_off_the_terminal() -> None:
+    """PySpark prints each failing expression with a trace of its own; ours is in the log file."""
+    from pyspark.logger import PySparkLogger  # noqa: PLC0415 - `status` and `validate` must not wait for Spark
+
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        logger = PySparkLogger.getLogger(name)
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        logger.addHandler(logging.NullHandler())
 
 
 @contextmanager
