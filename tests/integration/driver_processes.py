@@ -42,14 +42,15 @@ def kill_group(process: subprocess.Popen[str]) -> None:
 
 
 def wait_for_line(process: subprocess.Popen[str], word: str) -> str:
-    """Read standard error up to a line with ``word``."""
+    """Read standard error (standard output where both are one) up to a line with ``word``."""
     seen = []
-    assert process.stderr is not None
-    for line in process.stderr:
+    output = process.stderr or process.stdout
+    assert output is not None
+    for line in output:
         seen.append(line)
         if word in line:
             return line
-    raise AssertionError(f"{word!r} never came:\n" + "".join(seen))
+    raise AssertionError(f"{word!r} never came:\n" + "".join(seen[-200:]))
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
