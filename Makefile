@@ -34,7 +34,7 @@ test: lint ## lint, then all suites on real servers
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
 bench: setup ## This sink beside Spark's JDBC writer and psql's \copy
-	@$(PYTHON) -m benchmarks $(ARGS)
+	@$(PYTHON) tests/benchmarks/bench.py $(ARGS)
 
 clean: ## Remove what setup, demo and tests made, the downloads in .cache excepted
 	rm -rf $(VENV) .sandbox build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -104,8 +104,10 @@ class Flow:
         if watermark is None:
             return self._with_carried(df)
         self._check_event_time(df, watermark.event_time_column)
-        marked = df.withWatermark(watermark.event_time_column, watermark.delay_threshold)
-        return self._with_carried(marked)
+        column = next(name for name in df.columns if name.lower() == watermark.event_time_column.lower())
+        # A dead letter may hold a time that could be read: it must not move the watermark, and make good rows late.
+        timed = df.withColumn(column, F.when(passed(), F.col(_quoted(column))))
+        return self._with_carried(timed.withWatermark(watermark.event_time_column, watermark.delay_threshold))
 
     def _with_carried(self, df: DataFrame) -> DataFrame:
         watermark = self.streaming.watermark
@@ -166,3 +168,7 @@ def _checked(df: DataFrame, transform: Transform, number: int) -> DataFrame:
             expected=f"SQL over the columns {', '.join(data_columns(df))}",
             cure="Correct the expression or the column's name",
         ) from error
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"

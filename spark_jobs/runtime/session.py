@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from pyspark import SparkConf
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from spark_jobs.contracts.errors import ConfigError
@@ -35,23 +35,34 @@ def get_session(name: str, conf: Mapping[str, str], *, master: str | None = None
     :param conf: settings of the command line; they win over the defaults here.
     :raises ConfigError: a setting would lose or double rows.
     """
-    # Workers would otherwise run whatever `python3` the PATH has.
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName(name)
-    given = SparkConf()
+    given = _submitted()
+    where = conf.get("spark.master") or given.get("spark.master", None) or master or "local[*]"
+    if where.startswith("local"):
+        # Workers would otherwise run whatever `python3` the PATH has.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     for key, value in conf.items():
         builder = builder.config(key, value)
     for key, value in _DEFAULTS.items():
         if key not in conf and not given.contains(key):
             builder = builder.config(key, value)
-    if not given.contains("spark.master") and "spark.master" not in conf:
-        builder = builder.master(master or "local[*]")
-    spark = builder.getOrCreate()
+    spark = builder.master(where).getOrCreate()
     _check(spark)
+    if "PYSPARK_GATEWAY_PORT" in os.environ and not given.contains("spark.log.level"):
+        # Spark's INFO would bury the one line per micro-batch; --conf spark.log.level=INFO brings it back.
+        spark.sparkContext.setLogLevel("WARN")
     if _SHUFFLE not in conf and not given.contains(_SHUFFLE):
         # Spark's 200 make 200 state stores of every aggregation; a checkpoint keeps what it began with.
         spark.conf.set(_SHUFFLE, str(max(spark.sparkContext.defaultParallelism, 1)))
     return spark
+
+
+def _submitted() -> SparkConf:
+    """Return what ``spark-submit`` was told; empty when there was none."""
+    if "PYSPARK_GATEWAY_PORT" in os.environ:
+        # Before the first session Python knows nothing of the JVM that started it, nor of its settings.
+        SparkContext._ensure_initialized()
+    return SparkConf()
 
 
 def _check(spark: SparkSession) -> None:

@@ -32,7 +32,7 @@ def translate(error: BaseException) -> EtlError:
 
 def telling_line(error: BaseException) -> str:
     """Return the line that says what happened: the last exception of a Python trace, else the first line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip().removeprefix("Caused by: ") for line in str(error).splitlines() if line.strip()]
     raised = [line for line in lines if _EXCEPTION.match(line)]
     return raised[-1] if raised else next(iter(lines), type(error).__name__)
 

@@ -1,7 +1,7 @@
 """Which source serves a ``sourceType``. A new source is one file and one line here, or an entry point elsewhere.
 
 An entry point of the group ``airflow_etl_provider.sources`` names a module with a pydantic model ``Parameters`` and a
-function ``build(spark, config, schema) -> Source``.
+function ``build(spark, config, schema, secrets) -> Source``.
 """
 
 from __future__ import annotations
