@@ -39,8 +39,10 @@ def status(
 def table_of(pipelines: Sequence[PipelineStatus]) -> Table:
     """Return the table that people read; one line a pipeline."""
     table = Table(title=None if pipelines else "no pipeline was started yet")
-    for heading in ("pipeline", "last batch", "last commit", "age", "rows", "run", "epoch", "books"):
-        table.add_column(heading, justify="right" if heading in ("last batch", "age", "rows", "epoch") else "left")
+    table.add_column("pipeline", overflow="fold")
+    # A terminal of 80 columns must show a pipeline's whole name; times of day are in --json.
+    for heading in ("batch", "last commit", "rows", "run", "epoch", "books"):
+        table.add_column(heading, justify="left" if heading in ("run", "books") else "right", no_wrap=True)
     for item in pipelines:
         table.add_row(*_cells(item))
     return table
@@ -62,8 +64,7 @@ def _cells(item: PipelineStatus) -> list[Text]:
     return [
         Text(item.pipeline_id),
         Text("-" if item.last_batch_id is None else str(item.last_batch_id)),
-        Text(f"{item.last_commit_at:%Y-%m-%d %H:%M:%S %Z}" if item.last_commit_at else "-"),
-        Text(age(item.last_commit_age_seconds)),
+        Text(f"{age(item.last_commit_age_seconds)} ago" if item.last_commit_at else "-"),
         Text(f"{item.rows:,}"),
         Text(state, style=_STATE_STYLES.get(state, "")),
         Text(str(item.epoch)),
