@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from kafka_pipelines import records_in
 from ledger_books import balanced_totals
 from order_windows import Windows
 from pipeline_runs import Pipelines
+from variants import read
 
 from sandbox.kafka import KafkaBroker, Record
 from sandbox.orders import Kind, order_day
@@ -49,6 +51,24 @@ def test_windows_dead_letters_and_late_rows(
     assert totals["late_rows"] > len([event for event in runs[-1] if event.is_readable])
     assert totals["source_rows"] == sum(map(len, runs))
     _dead_letters_are_the_unreadable(pipelines, kafka, {e.line.encode() for e in day.events if not e.is_readable})
+
+
+def test_an_unreadable_order_from_the_future_closes_nothing(
+    pipelines: Pipelines, reference_pipelines: Path, kafka: KafkaBroker, new_topic: Any
+) -> None:
+    topic = new_topic()
+    config = read(reference_pipelines / "orders_per_5_minutes.json")
+    config["extract"]["topic"] = config["extract"]["connectionParams"]["subscribe"] = topic
+    variables = {"brokers": kafka.bootstrap_servers, "checkpoints": str(pipelines.checkpoints)}
+    order = {"order_id": 1, "country": "DE", "quantity": 1, "price": 2.5, "created_at": "2026-03-02T12:00:00Z"}
+    mistyped = {**order, "quantity": "three", "created_at": "2036-03-02T12:00:00Z"}
+    kafka.produce(topic, [json.dumps(order), json.dumps(mistyped)])
+    pipelines.finish(config, **variables)
+    kafka.produce(topic, [json.dumps({**order, "order_id": 2})])
+    pipelines.finish(config, **variables)
+    totals = balanced_totals(pipelines, "orders-per-5-minutes", stateful=True)
+    assert (totals["late_rows"], totals["dead_lettered_rows"], totals["passed_rows"]) == (0, 1, 2)
+    assert pipelines.one("SELECT count(*) FROM sales.orders_per_5_minutes") == 0
 
 
 def _dead_letters_are_the_unreadable(pipelines: Pipelines, kafka: KafkaBroker, lines: set[bytes]) -> None:
