@@ -1,7 +1,7 @@
 r"""``make bench``: this sink beside Spark's JDBC writer and psql's ``\copy``, on the same rows, in one run.
 
 Rounds are interleaved, figures are medians, and what counts are the ratios. Writes ``build/bench/results.json`` and
-``docs/reference/benchmarks.md``.
+``docs/reference/benchmarks.md`` (the page only when everything was measured).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
         folder.chmod(0o755)
         server.create_database("bench")
         figures = list(_figures(parts, chosen, server, folder))
-    write_report(figures, chosen.rows, chosen.rounds)
+    write_report(figures, chosen.rows, chosen.rounds, page=not chosen.only)
 
 
 def _figures(parts: list[str], chosen: argparse.Namespace, server: PostgresServer, folder: Path) -> Iterator[Figure]:

@@ -43,8 +43,8 @@ class Figure:
         return {**fields, "value": round(self.value, 3), "ratio": round(self.ratio, 3), "met": self.met}
 
 
-def write_report(figures: list[Figure], rows: int, rounds: int) -> None:
-    """Print, and write ``build/bench/results.json`` and the docs page."""
+def write_report(figures: list[Figure], rows: int, rounds: int, *, page: bool) -> None:
+    """Print, and write ``build/bench/results.json`` and, for a whole run, the docs page."""
     results = _REPOSITORY / "build" / "bench" / "results.json"
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps([figure.to_json() for figure in figures], indent=2) + "\n")
@@ -52,9 +52,9 @@ def write_report(figures: list[Figure], rows: int, rounds: int) -> None:
     for figure in figures:
         table.add_row(*_cells(figure))
     Console(width=150).print(table)
-    page = _REPOSITORY / "docs" / "reference" / "benchmarks.md"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(_page(figures, rows, rounds))
+    if page:
+        path = _REPOSITORY / "docs" / "reference" / "benchmarks.md"
+        path.write_text(_page(figures, rows, rounds))
 
 
 def _cells(figure: Figure) -> list[str]:
