@@ -5,6 +5,7 @@ A file is read once, when it first appears. Its rows name it as ``_file``; Parqu
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -107,9 +108,9 @@ class FileSource(Source):
         """The schema that Spark's reader gets."""
         return self._schema
 
+    @abstractmethod
     def sort(self, raw: DataFrame) -> DataFrame:
         """Give each row its outcome and its coordinates."""
-        raise NotImplementedError
 
     def _letter(self, error: Column, raw: Column) -> Column:
         return letter(
