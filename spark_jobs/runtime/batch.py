@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from hashlib import sha256
 
 from spark_jobs.contracts.errors import CheckpointMismatchError
 from spark_jobs.contracts.tracker.records import BatchIdentity
 from spark_jobs.runtime.checkpoint import Checkpoint
+from spark_jobs.sinks.single import moment
 from spark_jobs.sources.base import OffsetRange
 
 
@@ -29,9 +30,7 @@ class MicroBatch:
     @property
     def watermark(self) -> datetime | None:
         """The watermark as an instant; None before there is one."""
-        if self.watermark_ms <= 0:
-            return None
-        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=self.watermark_ms)
+        return moment(self.watermark_ms * 1000) if self.watermark_ms > 0 else None
 
 
 def identify(checkpoint: Checkpoint, pipeline_id: str, query_id: str, batch_id: int) -> MicroBatch:

@@ -220,8 +220,14 @@ def marked(rows: Iterable[pa.RecordBatch], part: int, attempt: int) -> Iterator[
 
 
 def moment(microseconds: int | None) -> datetime | None:
-    """Return the instant that many microseconds after 1970."""
-    return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
+    """Return the instant that many microseconds after 1970; beyond what Python knows, the nearest that it does."""
+    if microseconds is None:
+        return None
+    try:
+        return _EPOCH + timedelta(microseconds=microseconds)
+    except OverflowError:
+        # Spark's timestamps reach further than year 9999: one odd event time must not stop the run at each try.
+        return (datetime.max if microseconds > 0 else datetime.min).replace(tzinfo=UTC)
 
 
 def single_task(plan: SinglePlan) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:

@@ -251,3 +251,22 @@ def test_a_watermark_needs_a_timestamp_column(
     ended = pipelines.run(config)
     assert isinstance(ended.error, ConfigError)
     assert all(word in str(ended.error) for word in words), str(ended.error)
+
+
+def test_an_event_time_beyond_year_9999_does_not_stop_the_run(pipelines: Pipelines, inbox: Path) -> None:
+    config = _pipeline(
+        pipelines,
+        inbox,
+        "append",
+        "append",
+        groupByColumns="shop",
+        windowColumn="at",
+        windowDuration="10 minutes",
+        aggregations="n:count",
+    )
+    write_lines(inbox / "0.json", _row(0), {**_row(0), "at": 316_516_204_800})
+    pipelines.finish(config)
+    write_lines(inbox / "1.json", _row(1))
+    pipelines.finish(config)
+    assert _books(pipelines) == [(3, 2, 0, 1, 0)]
+    assert pipelines.one("SELECT max(watermark) >= '9999-12-31' FROM etl.batch_tracker")
