@@ -95,9 +95,16 @@ def write_single(
         open_question = report.state == parts.UNKNOWN and not sqlstate(error)
         report.state = parts.UNKNOWN if open_question else parts.FAILED
         report.sqlstate, report.message = sqlstate(error), str(error)
+        if _by_another_attempt(report):
+            report.state = parts.ALREADY_THERE
     finally:
         letters.close()
     return report
+
+
+def _by_another_attempt(report: PartReport) -> bool:
+    # Two attempts at one task (an executor was taken for lost): the ledger's key lets one of them commit.
+    return report.sqlstate == "23505" and "batch_tracker_pkey" in report.message
 
 
 def _write(

@@ -1,0 +1,76 @@
+"""Two attempts at one part at the same time: an executor that was taken for lost, and its successor."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from spark_jobs.contracts.credentials import DatabaseConnection
+from spark_jobs.contracts.run_request import RunRequest
+from spark_jobs.contracts.tracker.connect import connect
+from spark_jobs.contracts.tracker.migrate import migrate
+from spark_jobs.contracts.tracker.records import BatchIdentity, BatchRecord, Books
+from spark_jobs.contracts.tracker.runs import application_name, claim_epoch, register_run
+from spark_jobs.sinks import parts
+from spark_jobs.sinks.copying import Session
+from spark_jobs.sinks.merging import insert_letters_from_json
+from spark_jobs.sinks.parts import PartReport
+from spark_jobs.sinks.single import SinglePlan, stateless_books, write_single
+
+
+def _plan(database: Any) -> SinglePlan:
+    connection = DatabaseConnection.from_airflow("warehouse", database.airflow_uri)
+    with connect(connection, application_name="test") as conn:
+        migrate(conn)
+        register_run(conn, "etl", RunRequest(run_id="run", pipeline_id="twice", config={}, started_by="test"))
+        epoch = claim_epoch(conn, "etl", "twice", "run")
+        conn.execute("CREATE TABLE result (id bigint)")
+    record = BatchRecord(
+        identity=BatchIdentity(pipeline_id="twice", query_id="q", batch_id=0, end_offsets={"offset": 10}),
+        run_id="run",
+        epoch=epoch,
+        checkpoint_location="/nowhere",
+        books=Books.empty(),
+        duration_ms=0,
+        strategy="single",
+        strategy_reason="test",
+    )
+    name = application_name("twice", epoch, "etl")
+    return SinglePlan(
+        session=Session(connection.uri(application_name=name), name, "30s", "30s"),
+        tracker='"etl"',
+        record=record,
+        event={},
+        schema="public",
+        table="result",
+        columns=("id",),
+        letters=insert_letters_from_json('"etl"'),
+    )
+
+
+def test_only_one_of_two_attempts_commits(database: Any) -> None:
+    plan = _plan(database)
+    together = threading.Barrier(2, timeout=60)
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        yield pa.RecordBatch.from_pydict({"id": pa.array(range(5), pa.int64())})
+        # Both have looked into the ledger and found nothing; now both go on.
+        together.wait()
+        yield pa.RecordBatch.from_pydict({"id": pa.array(range(5, 10), pa.int64())})
+
+    reports: list[PartReport] = []
+    threads = [
+        threading.Thread(target=lambda n=n: reports.append(write_single(plan, rows(), stateless_books, n)))
+        for n in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(report.state for report in reports) == [parts.ALREADY_THERE, parts.COMMITTED], reports
+    with database.connect() as conn:
+        assert conn.execute("SELECT count(*), count(DISTINCT id) FROM result").fetchone() == (10, 10)
+        assert conn.execute("SELECT written_rows FROM etl.batch_tracker").fetchall() == [(10,)]
