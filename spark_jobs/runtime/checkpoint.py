@@ -95,10 +95,6 @@ class Checkpoint:
         entries = [entry for number in range(first + 1, last + 1) for entry in self._source_entries(number)]
         return tuple(sorted(map(self._source_file, entries), key=lambda file: file.path))
 
-    def all_source_files(self, last: int) -> tuple[SourceFile, ...]:
-        """Return every file of the log up to offset ``last``."""
-        return self.source_files(None, {"logOffset": last})
-
     def write_metadata(self, query_id: str) -> None:
         """Give a new checkpoint its query id, so that the ledger knows it before Spark starts."""
         self._write("metadata", json.dumps({"id": query_id}))

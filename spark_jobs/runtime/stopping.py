@@ -62,10 +62,6 @@ class Stop:
         """Ask the run to stop; safe to call from a signal handler."""
         self._asked.set()
 
-    def wait_asked(self, seconds: float) -> bool:
-        """Wait until somebody asks; return whether somebody did."""
-        return self._asked.wait(seconds)
-
     def enter_batch(self) -> None:
         """Say that a micro-batch begins.
 

@@ -31,7 +31,7 @@ from spark_jobs.contracts.tracker.fence import check_fence
 from spark_jobs.contracts.tracker.records import BatchRecord, Books
 from spark_jobs.sinks import merging, parts
 from spark_jobs.sinks.copying import Session
-from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.ledger import Ledger, lost
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.single import (
     BooksOf,
@@ -128,11 +128,6 @@ class PostgresSink:
         staging = sql.Identifier(_TEMPORARY)
         upsert = self._mode is WriteMode.UPSERT
         conn = self._ledger.connection()
-        merge = (
-            merging.upsert_from(self._target, staging, self._keys)
-            if upsert
-            else merging.insert_from(self._target, staging)
-        )
         plan = SinglePlan(
             session=self._session,
             tracker=self._ledger.ident,
@@ -153,9 +148,14 @@ class PostgresSink:
             plan,
             create_staging=merging.create_staging(staging, self._target, kind="TEMP").as_string(conn),
             staging=_TEMPORARY,
-            merge=merging.counted(merge).as_string(conn),
+            merge=merging.counted(self._merge_from(staging)).as_string(conn),
             drops_same_keys=upsert,
         )
+
+    def _merge_from(self, source: sql.Composable) -> sql.Composed:
+        if self._mode is WriteMode.UPSERT:
+            return merging.upsert_from(self._target, source, self._keys)
+        return merging.insert_from(self._target, source)
 
     def _settled(self, report: PartReport, record: BatchRecord) -> PartReport:
         if report.state == parts.UNKNOWN:
@@ -208,7 +208,7 @@ class PostgresSink:
         try:
             self._merge(staged, looked, event, total)
         except psycopg.OperationalError as error:
-            if error.sqlstate is not None:
+            if not lost(error):
                 raise
             total.state, total.message = parts.UNKNOWN, str(error)
         total = self._settled(total, record)
@@ -254,12 +254,7 @@ class PostgresSink:
         if self._mode is WriteMode.OVERWRITE:
             conn.execute(merging.empty(self._target))
         upsert = self._mode is WriteMode.UPSERT
-        merge = (
-            merging.upsert_from(self._target, winners, self._keys)
-            if upsert
-            else merging.insert_from(self._target, winners)
-        )
-        total.written = conn.execute(merge, staged.winners).rowcount
+        total.written = conn.execute(self._merge_from(winners), staged.winners).rowcount
         total.deduplicated = found - total.written if upsert else 0
         require_all_written(found, total.written, upsert=upsert)
 

@@ -37,13 +37,11 @@ class Target:
     """The target table as it was found (or made) at the start of the run.
 
     :param columns: the columns that the query fills, in the query's order.
-    :param has_unique_index: whether any unique or exclusion constraint guards it.
     :param has_insert_triggers: whether a trigger may change or suppress a row before it is inserted.
     """
 
     table: TableName
     columns: tuple[TargetColumn, ...]
-    has_unique_index: bool
     has_insert_triggers: bool
 
     def identifier(self) -> sql.Identifier:
@@ -156,7 +154,6 @@ def inspect(
     return Target(
         table,
         columns,
-        has_unique_index=_answer(conn, table, _UNIQUE_INDEX),
         has_insert_triggers=_answer(conn, table, _INSERT_TRIGGER),
     )
 
@@ -247,11 +244,6 @@ WHERE i.indrelid = to_regclass(%s) AND i.indisunique AND i.indisvalid AND i.indi
 GROUP BY i.indexrelid, 2
 """
 
-
-_UNIQUE_INDEX = """
-SELECT EXISTS (
-    SELECT FROM pg_index WHERE indrelid = to_regclass(%(table)s) AND (indisunique OR indisexclusion))
-"""
 
 # Bits of tgtype: 1 for each row, 2 before, 4 insert, 64 instead of. A partition has triggers of its own.
 _INSERT_TRIGGER = """
