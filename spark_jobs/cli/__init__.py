@@ -20,6 +20,7 @@ COMMANDS = {
     "run": "Run a pipeline, without Airflow.",
     "status": "Show each pipeline's last micro-batch, its run and whether its books balance.",
     "migrate": "Create or upgrade the ledger's tables.",
+    "prepared": "Show or resolve what two-phase commits of drivers that died have left behind.",
     "schema": "Print the JSON Schema of pipeline files, for editors.",
 }
 # The command's own parser reads everything after its name, --help included.

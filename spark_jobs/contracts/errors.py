@@ -125,6 +125,22 @@ class BooksDoNotBalanceError(EtlError):
     retryable = True
 
 
+class TooManyDeadLettersError(DataError):
+    """So many of a batch's rows are bad that the fault is not in the rows. Nothing was committed."""
+
+
+class TwoPhaseUnavailableError(EtlError):
+    """``two_phase`` was asked for, and the server or the target table does not allow it."""
+
+    exit_code = ExitCode.TARGET_MISMATCH
+
+
+class DecidedPartMissingError(EtlError):
+    """Somebody rolled back a prepared transaction of a batch that was decided: only a person can say what now."""
+
+    exit_code = ExitCode.LEDGER_CONFLICT
+
+
 class LedgerVersionError(EtlError):
     """The ledger's tables are missing, or of another version than this code."""
 

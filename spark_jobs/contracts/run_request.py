@@ -7,6 +7,8 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from spark_jobs.contracts.config.durations import parse_duration
+from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.errors import ContractVersionError
 
 CONTRACT_VERSION: Final = 1
@@ -30,6 +32,12 @@ class RunRequest(BaseModel):
     resume: Resume = "none"
     tracker_schema: str = "etl"
     contract_version: int = CONTRACT_VERSION
+
+    @property
+    def takeover_ms(self) -> int:
+        """``load.takeoverTimeout`` in milliseconds."""
+        text = self.config.get("load", {}).get("takeoverTimeout") or Load.model_fields["takeover_timeout"].default
+        return max(int(parse_duration(text).total_seconds() * 1000), 1)
 
     @classmethod
     def from_row(cls, request: dict[str, Any]) -> Self:

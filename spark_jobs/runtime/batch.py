@@ -10,7 +10,7 @@ from hashlib import sha256
 from spark_jobs.contracts.errors import CheckpointMismatchError
 from spark_jobs.contracts.tracker.records import BatchIdentity
 from spark_jobs.runtime.checkpoint import Checkpoint
-from spark_jobs.sinks.single import moment
+from spark_jobs.sinks.sorting import moment
 from spark_jobs.sources.base import OffsetRange
 
 

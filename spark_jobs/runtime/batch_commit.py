@@ -15,6 +15,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from spark_jobs.contracts.config import WriteStrategy
 from spark_jobs.contracts.errors import EtlError, FencedError
 from spark_jobs.contracts.events import BatchCommitted
+from spark_jobs.contracts.tracker import recovery
 from spark_jobs.contracts.tracker.connect import classify
 from spark_jobs.contracts.tracker.records import BatchRecord, Books
 from spark_jobs.runtime.batch import MicroBatch, describe, identify
@@ -26,8 +27,8 @@ from spark_jobs.runtime.second_look import AggregateBooks, StatelessBooks
 from spark_jobs.runtime.stopping import Stop
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.ledger import Ledger
-from spark_jobs.sinks.postgres import PostgresSink, Written
-from spark_jobs.sinks.strategy import Choice, choose
+from spark_jobs.sinks.postgres import PostgresSink, SecondLook, Written
+from spark_jobs.sinks.strategy import Choice, Result, choose
 
 log = logging.getLogger("etl.batch")
 
@@ -83,7 +84,7 @@ class BatchCommit:
         started = monotonic()
         self.ledger.check_fence()
         batch = identify(self.checkpoint, self.ledger.pipeline_id, self.query_id, batch_id)
-        if self.ledger.is_committed(batch.identity):
+        if self._is_there(batch):
             self._skip(df, batch)
             return
         if not self._executors_ready:
@@ -98,6 +99,13 @@ class BatchCommit:
         self.totals.batches += 1
         self.totals.written += written.books.written
         _tell(batch, written, choice, monotonic() - started)
+
+    def _is_there(self, batch: MicroBatch) -> bool:
+        state = self.ledger.state_of(batch.identity)
+        if state == "decided":
+            # By this driver, which then lost the connection: what is decided comes first.
+            recovery.finish_decided(self.ledger.connection(), self.ledger.right, role=self.sink.role)
+        return state != "absent"
 
     def _truth(self, error: Exception) -> Exception:
         # Whoever takes over ends our sessions: a lost connection may be the newer run's doing, and must not be retried.
@@ -121,18 +129,16 @@ class BatchCommit:
         log.info("event=batch_skipped batch=%d reason=already_in_ledger", batch.identity.batch_id)
 
     def _choose(self, batch: MicroBatch) -> Choice:
-        streaming, load = self.flow.streaming, self.flow.config.load
-        aggregation = self.flow.aggregation
-        if may_skip(self.flow.source) and not self.flow.stateful and load.write_strategy is WriteStrategy.AUTO:
-            # What the source lost is known once all rows were read, and must be in the same commit.
-            return Choice(WriteStrategy.STAGED, "failOnDataLoss=false: gaps are looked for before the commit")
+        aggregation, result = self.flow.aggregation, None
+        if aggregation is not None:
+            mode = self.flow.streaming.output_mode
+            result = Result(mode, aggregation.windows_per_row, self._state_rows(batch))
         return choose(
-            load.write_strategy,
+            self.flow.config.load.write_strategy,
             self.flow.source.size(batch.offsets),
-            stateful=self.flow.stateful,
-            output_mode=streaming.output_mode,
-            windows_per_row=aggregation.windows_per_row if aggregation else 1,
-            state_rows=self._state_rows(batch),
+            self.sink.means(),
+            result=result,
+            gaps_possible=may_skip(self.flow.source) and result is None,
         )
 
     def _state_rows(self, batch: MicroBatch) -> int | None:
@@ -159,15 +165,20 @@ class BatchCommit:
 
     def _write(self, df: DataFrame, batch: MicroBatch, record: BatchRecord, choice: Choice) -> Written:
         event = self._event(batch)
-        single = choice.strategy is WriteStrategy.SINGLE
-        if not self.flow.stateful:
-            if single:
-                return self.sink.write_in_one_task(df, record, event)
-            return self.sink.write_staged(df, record, event, StatelessBooks(self.spark, self.flow, batch, record))
-        books = AggregateBooks.before_action(self.spark, self._running_query(), self.flow, self.sink, batch, record)
+        single, stateful = choice.strategy is WriteStrategy.SINGLE, self.flow.stateful
+        if single and not stateful:
+            return self.sink.write_in_one_task(df, record, event)
+        books: SecondLook = StatelessBooks(self.spark, self.flow, batch, record)
+        if stateful:
+            query = self._running_query()
+            books = AggregateBooks.before_action(self.spark, query, self.flow, self.sink, batch, record)
         if single:
             return self.sink.write_handed_over(df, record, event, books)
-        return self.sink.write_staged(df, record, event, books)
+        # A second evaluation would count twice what is observed before an aggregation.
+        again = not stateful
+        if choice.strategy is WriteStrategy.TWO_PHASE:
+            return self.sink.write_two_phase(df, record, event, books, again=again, most_parts=choice.parts)
+        return self.sink.write_staged(df, record, event, books, again=again)
 
     def _running_query(self) -> StreamingQuery:
         # Spark's thread may call for the first batch before `start()` has returned the query to ours.
@@ -193,7 +204,7 @@ def _tell(batch: MicroBatch, written: Written, choice: Choice, seconds: float) -
     books = written.books
     log.info(
         "event=batch_committed batch=%d source=%s rows_in=%d passed=%d dead_lettered=%d late=%d filtered=%d written=%d "
-        "deduplicated=%d strategy=%s reason=%r seconds=%.2f",
+        "refused=%d deduplicated=%d strategy=%s reason=%r seconds=%.2f",
         batch.identity.batch_id,
         describe(batch.offsets),
         books.source,
@@ -202,6 +213,7 @@ def _tell(batch: MicroBatch, written: Written, choice: Choice, seconds: float) -
         books.late,
         books.filtered,
         books.written,
+        books.write_dead_lettered,
         books.write_deduplicated,
         choice.strategy.value,
         choice.reason,

@@ -69,12 +69,19 @@ class Flow:
         """Tell whether Spark keeps state for the pipeline."""
         return self.aggregation is not None
 
+    @property
+    def sorts(self) -> bool:
+        """Tell whether a row that reaches the sink may have another outcome than having passed."""
+        if self.aggregation is not None:
+            return False
+        return self.source.makes_dead_letters or any(registry.sorts(transform) for transform in self.stateless)
+
     def streaming_frame(self) -> DataFrame:
         """Return what the query writes: sorted-out rows of a stateless pipeline, results of an aggregation."""
         sorted_out = self.sort_out(self._watermarked(self.source.stream()))
         if self.aggregation is None:
             selected = any(isinstance(transform, SelectTransform) for transform in self.stateless)
-            return sorted_out.drop(SOURCE, *(() if selected else self.source.own_columns))
+            return sorted_out.drop(*(() if selected else self.source.own_columns))
         return self.aggregation.aggregate(self._observed(sorted_out))
 
     def past_range(self, offsets: OffsetRange) -> DataFrame:

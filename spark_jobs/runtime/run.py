@@ -13,9 +13,11 @@ from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import EtlError, FencedError
 from spark_jobs.contracts.exit_codes import ExitCode
 from spark_jobs.contracts.run_request import EndState, RunRequest, RunResult
+from spark_jobs.contracts.tracker import recovery
 from spark_jobs.contracts.tracker.connect import classify, connect
 from spark_jobs.contracts.tracker.queries import summarise_run
 from spark_jobs.contracts.tracker.runs import claim_epoch, finish_run
+from spark_jobs.faults import reach
 from spark_jobs.runtime.batch_commit import BatchCommit
 from spark_jobs.runtime.checkpoint import Checkpoint
 from spark_jobs.runtime.flow import Flow, streaming_of
@@ -24,6 +26,8 @@ from spark_jobs.runtime.readiness import ready_query
 from spark_jobs.runtime.spark_errors import translate
 from spark_jobs.runtime.stopping import Stop, StopRequestedError
 from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.merging import merge_rule
+from spark_jobs.sinks.plans import Plans, dead_letter_limit, writing_session
 from spark_jobs.sinks.postgres import PostgresSink
 from spark_jobs.sinks.staging import sweep
 from spark_jobs.sinks.target import Target, create_if_missing, inspect, resolved
@@ -63,7 +67,14 @@ class PipelineRun:
         """Claim the epoch, run the query, and record the end in the tracker. Raises nothing that a run can meet."""
         request = self.request
         with connect(self.database, application_name="etl:control") as conn:
-            epoch = claim_epoch(conn, request.tracker_schema, request.pipeline_id, request.run_id)
+            epoch = claim_epoch(
+                conn,
+                request.tracker_schema,
+                request.pipeline_id,
+                request.run_id,
+                lock_timeout_ms=request.takeover_ms,
+            )
+        reach("run.after_claim")
         log.info("event=run_started run=%s pipeline=%s epoch=%d", request.run_id, request.pipeline_id, epoch)
         ledger = Ledger(self.database, request.tracker_schema, request.pipeline_id, request.run_id, epoch)
         error = None
@@ -80,9 +91,7 @@ class PipelineRun:
     def _run(self, session: SessionFactory, ledger: Ledger) -> None:
         config = PipelineConfig.from_json(self.request.config)
         require_supported(config)
-        left_behind = sweep(ledger)
-        if left_behind:
-            log.info("event=staging_swept tables=%d", len(left_behind))
+        self._recover(ledger, config)
         spark = session()
         self.stop.on_jvm_shutdown(spark)
         flow = Flow.build(spark, config, self.source_secrets)
@@ -96,15 +105,34 @@ class PipelineRun:
             checkpoint=checkpoint,
             query_id=ready.query_id,
             ledger=ledger,
-            sink=PostgresSink(ledger, target, config.load.write_mode, _keys(flow)),
+            sink=self._sink(flow, ledger, target, spark.sparkContext.defaultParallelism),
             stop=self.stop,
         )
         try:
             QueryRunner(commit, spark.sparkContext.applicationId).run()
-        except StopRequestedError:
-            raise
         finally:
             spark.streams.resetTerminated()
+        recovery.sweep_own(ledger.connection(), ledger.right, role=config.load.role)
+        reach("run.before_end")
+
+    def _recover(self, ledger: Ledger, config: PipelineConfig) -> None:
+        recovered = recovery.recover(ledger.connection(), ledger.right, role=config.load.role)
+        left_behind = sweep(ledger)
+        if left_behind or recovered.finished or recovered.rolled_back:
+            log.info(
+                "event=recovered decided_batches=%d rolled_back=%d staging_tables=%d",
+                len(recovered.finished),
+                len(recovered.rolled_back),
+                len(left_behind),
+            )
+        reach("run.after_recovery")
+
+    @staticmethod
+    def _sink(flow: Flow, ledger: Ledger, target: Target, parallelism: int) -> PostgresSink:
+        load = flow.config.load
+        session = writing_session(ledger, load.role)
+        plans = Plans(ledger, target, merge_rule(load), session, dead_letter_limit(load), sorts=flow.sorts)
+        return PostgresSink(plans, parallelism, load.write_parallelism)
 
     def _target(self, flow: Flow, ledger: Ledger) -> Target:
         load = flow.config.load

@@ -22,10 +22,10 @@ from spark_jobs.runtime.batch import MicroBatch
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.gaps import source_gaps
 from spark_jobs.runtime.observed import Observed, evaluated_once, jobs_so_far, observed_rows, rows_dropped_as_late
+from spark_jobs.sinks.committing import stateless_books
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.postgres import Looked, PostgresSink
-from spark_jobs.sinks.single import moment, stateless_books
-from spark_jobs.sinks.sorting import Tally
+from spark_jobs.sinks.sorting import Tally, moment
 from spark_jobs.sinks.staging import Staged
 
 log = logging.getLogger(__name__)
@@ -40,18 +40,12 @@ class StatelessBooks:
     batch: MicroBatch
     record: BatchRecord
 
-    def __call__(self, staged: Staged | None) -> Looked:
+    def __call__(self, counted: Tally | None) -> Looked:
         """Return record and books; notes what the source had lost."""
-        if staged is None:
-            raise BooksDoNotBalanceError("A stateless batch was not staged")
-        gaps = source_gaps(self.spark, self.flow.source, self.batch.offsets, staged.tally.source)
-        record = replace(
-            self.record,
-            gaps=gaps,
-            event_time_min=moment(staged.tally.event_time_min),
-            event_time_max=moment(staged.tally.event_time_max),
-        )
-        return Looked(record, stateless_books)
+        if counted is None:
+            raise BooksDoNotBalanceError("The rows of a stateless batch were not counted")
+        gaps = source_gaps(self.spark, self.flow.source, self.batch.offsets, counted.source)
+        return Looked(replace(self.record, gaps=gaps), stateless_books)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +73,7 @@ class AggregateBooks:
         """Remember what had run before the batch's action."""
         return cls(spark, query, flow, sink, batch, record, jobs_so_far(spark, query))
 
-    def __call__(self, _staged: Staged | None) -> Looked:
+    def __call__(self, _counted: Tally | None) -> Looked:
         """Return record and books of the batch; looks a second time only where there is something to see."""
         counts = observed_rows(self.query)
         late_suspected = rows_dropped_as_late(self.query) > 0
@@ -144,6 +138,7 @@ class AggregateBooks:
                 filtered=counts.filtered,
                 sink=report.tally.passed,
                 written=report.written,
+                write_dead_lettered=report.refused,
                 write_deduplicated=report.deduplicated,
             )
 

@@ -12,6 +12,10 @@ import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 
 from spark_jobs.contracts.tracker import statements
+from spark_jobs.faults import reach
+
+CHUNK_BYTES = 32 << 20
+"""About as much as one COPY sends, and a part may hold in memory."""
 
 Cursor = Any
 """An ADBC cursor; the library ships no types."""
@@ -37,23 +41,19 @@ def transaction(session: Session) -> Iterator[Cursor]:
     """Open a transaction and roll it back when the block fails. The caller commits with ``COMMIT``."""
     # Autocommit, and BEGIN sent as SQL: with ADBC's own transactions a failed COPY leaves no savepoint to go back to.
     with adbc.connect(session.uri, autocommit=True) as conn, conn.cursor() as cursor:
-        _begin(cursor)
+        run(cursor, "BEGIN")
         try:
             cursor.execute(
                 statements.begin_settings(), (session.application_name, session.lock_timeout, session.idle_timeout)
             )
             if session.role:
                 cursor.execute(f"SET LOCAL ROLE {statements.quote_identifier(session.role)}")
+            # A deferred constraint would fail at the end, where no row could be blamed any more.
+            run(cursor, "SET CONSTRAINTS ALL IMMEDIATE")
             yield cursor
         except BaseException:
             _roll_back(cursor)
             raise
-
-
-def _begin(cursor: Cursor) -> None:
-    # `execute` would prepare first and execute then: behind a pooler, outside a transaction, on two servers.
-    cursor.adbc_statement.set_sql_query("BEGIN")
-    cursor.adbc_statement.execute_update()
 
 
 def _roll_back(cursor: Cursor) -> None:
@@ -64,26 +64,60 @@ def _roll_back(cursor: Cursor) -> None:
         return
 
 
-def copy_rows(cursor: Cursor, schema: str, table: str, batches: Iterable[pa.RecordBatch]) -> int:
+def copy_rows(cursor: Cursor, schema: str, table: str, batches: Iterable[pa.RecordBatch], point: str = "") -> int:
     """COPY all batches into ``schema.table``; return the number of rows. No batch: nothing is sent.
 
     The batches' column names are the table's; their types must be the table's exactly.
+
+    :param point: fault point that is reached after each bounded COPY.
     """
-    iterator = iter(batches)
-    first = next(iterator, None)
-    if first is None:
-        return 0
+    copied = 0
+    for chunk in chunks(batches):
+        copied += _copy(cursor, schema, table, chunk)
+        if point:
+            reach(point)
+    return copied
+
+
+def _copy(cursor: Cursor, schema: str, table: str, batches: Iterator[pa.RecordBatch]) -> int:
+    first = next(batches)
     copied = 0
 
     def counted() -> Iterator[pa.RecordBatch]:
         nonlocal copied
-        for batch in chain([first], iterator):
+        for batch in chain([first], batches):
             copied += batch.num_rows
             yield batch
 
     reader = pa.RecordBatchReader.from_batches(first.schema, counted())
     cursor.adbc_ingest(table, reader, mode="append", db_schema_name=schema)
     return copied
+
+
+def chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[Iterator[pa.RecordBatch]]:
+    """Cut a stream of batches into streams of at most about :data:`CHUNK_BYTES`, none of them empty.
+
+    libpq does not look for the server's answer before a COPY's end: a bounded COPY fails soon. Each stream must be
+    used up before the next one is asked for.
+    """
+    iterator = iter(batches)
+    while (first := next(iterator, None)) is not None:
+        yield _chunk(first, iterator)
+
+
+def _chunk(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    size = first.get_total_buffer_size()
+    yield first
+    while size < CHUNK_BYTES and (batch := next(rest, None)) is not None:
+        size += batch.get_total_buffer_size()
+        yield batch
+
+
+def run(cursor: Cursor, statement: str) -> int:
+    """Run a statement without parameters; return how many rows it wrote, -1 for one that writes none."""
+    # `execute` would prepare first and execute then: behind a pooler, outside a transaction, on two servers.
+    cursor.adbc_statement.set_sql_query(statement)
+    return int(cursor.adbc_statement.execute_update())
 
 
 def scalar(cursor: Cursor, statement: str, parameters: Sequence[str] = ()) -> Any:

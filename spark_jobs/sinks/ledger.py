@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import psycopg
 from psycopg.types.json import Jsonb
 
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.tracker import statements
 from spark_jobs.contracts.tracker.connect import Connection, classified, connect, query, raw, short_transaction
+from spark_jobs.contracts.tracker.decisions import Right
 from spark_jobs.contracts.tracker.fence import check_fence
 from spark_jobs.contracts.tracker.records import BatchIdentity, SourceFile, StoredBatch, settle
 from spark_jobs.contracts.tracker.statements import application_name, quote_identifier
@@ -70,17 +70,21 @@ class Ledger:
         """Raise :class:`FencedError` when a newer run exists."""
         check_fence(self.connection(), self.schema, self.pipeline_id, self.run_id, self.epoch, lock=False)
 
-    def is_committed(self, identity: BatchIdentity) -> bool:
-        """Tell whether the ledger holds the batch.
+    @property
+    def right(self) -> Right:
+        """The right of this driver to commit."""
+        return Right(self.schema, self.pipeline_id, self.run_id, self.epoch)
+
+    def state_of(self, identity: BatchIdentity) -> Literal["absent", "committed", "decided"]:
+        """Say what the ledger knows about the batch.
 
         :raises LedgerConflictError: it holds the same batch id with other offsets.
         """
         with classified("Looking up the micro-batch in the ledger"):
             rows = raw(self.connection(), statements.find_batch(self.ident), *identity.key)
-        stored = StoredBatch.from_json(rows[0][0]) if rows else None
-        return settle(stored, identity) == "committed"
+        return settle(StoredBatch.from_json(rows[0][0]) if rows else None, identity)
 
-    def settle_unknown(self, identity: BatchIdentity) -> bool:
+    def settle_unknown(self, identity: BatchIdentity) -> Literal["absent", "committed", "decided"]:
         """Say whether a batch whose COMMIT got no answer is there.
 
         Takes the fence's lock first: a commit that is still under way holds it, so the answer is final.
@@ -89,7 +93,7 @@ class Ledger:
         conn = self.connection()
         with short_transaction(conn, "Settling a commit without an answer", lock_timeout_ms=60_000):
             check_fence(conn, self.schema, self.pipeline_id, self.run_id, self.epoch, lock=True)
-            return self.is_committed(identity)
+            return self.state_of(identity)
 
     def count_duplicate(self, identity: BatchIdentity) -> None:
         """Count that a committed batch came again; checked against the fence in the same transaction."""
@@ -189,8 +193,3 @@ class Ledger:
         """Close the connection."""
         if self._conn is not None:
             self._conn.close()
-
-
-def lost(error: BaseException) -> bool:
-    """Tell whether the server's answer never came."""
-    return isinstance(error, psycopg.OperationalError) and error.sqlstate is None

@@ -1,65 +1,106 @@
-"""The statements that bring staged rows into the target, and dead letters into their table. Rendered on the driver."""
+"""The statements that bring staged rows into the target. Rendered on the driver, without parameters.
+
+Keys are taken in order, so that pipelines that upsert the same table do not deadlock.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from psycopg import sql
 
+from spark_jobs.contracts.config import WriteMode
+from spark_jobs.contracts.config.load import Load
+from spark_jobs.contracts.tracker.connect import Connection
 from spark_jobs.sinks.target import Target
 
 PART = "_part"
 ATTEMPT = "_attempt"
 SEQUENCE = "_seq"
-_MARKS = (PART, ATTEMPT, SEQUENCE)
+SOURCE = "_source"
+ORDERED = "etl_ordered"
+_MARKS = ((PART, "integer"), (ATTEMPT, "bigint"), (SEQUENCE, "bigint"), (SOURCE, "text"))
 
 
-def create_staging(name: sql.Composable, target: Target, *, kind: str) -> sql.Composed:
+@dataclass(frozen=True, slots=True)
+class MergeRule:
+    """How rows come into the target."""
+
+    mode: WriteMode
+    keys: tuple[str, ...] = ()
+    order_column: str | None = None
+    update_columns: tuple[str, ...] = ()
+    on_conflict: str = "update"
+    delete_marker: str | None = None
+
+
+def merge_rule(load: Load) -> MergeRule:
+    """Return the rule that the configuration asks for."""
+    return MergeRule(load.write_mode, load.keys if load.write_mode is WriteMode.UPSERT else ())
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """The statements of one merge; see :class:`spark_jobs.sinks.applying.Merger`."""
+
+    whole: str
+    order: tuple[str, ...]
+    count: str
+    part: str
+    row: str
+
+
+def create_staging(name: sql.Composable, target: Target, *, kind: str, rule: MergeRule) -> sql.Composed:
     """Return the DDL of a staging table: the target's columns by type, and each row's part, attempt and number.
 
     :param kind: ``TEMP`` (dropped at the end of the transaction) or ``UNLOGGED``.
     """
     columns = [
-        sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(str(column.type))) for column in target.columns
+        sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.staged_type)) for column in target.columns
     ]
-    marks = [
-        sql.SQL("{} {}").format(sql.Identifier(mark), sql.SQL("integer" if mark == PART else "bigint"))
-        for mark in _MARKS
-    ]
+    marks = [sql.SQL("{} {}").format(sql.Identifier(mark), sql.SQL(kind_)) for mark, kind_ in _MARKS]
     ending = " ON COMMIT DROP" if kind == "TEMP" else ""
     return sql.SQL("CREATE {} TABLE {} ({}){}").format(
         sql.SQL(kind), name, sql.SQL(", ").join([*columns, *marks]), sql.SQL(ending)
     )
 
 
-def insert_from(target: Target, source: sql.Composable) -> sql.Composed:
-    """Return the statement that appends the rows of ``source`` (a table or a subquery with an alias)."""
-    columns = _names(target)
-    return sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {}").format(target.identifier(), columns, columns, source)
-
-
-def upsert_from(target: Target, source: sql.Composable, keys: Sequence[str]) -> sql.Composed:
-    """Return the statement that inserts or updates by ``keys``.
-
-    Of rows with the same key the last wins: the highest part, and in it the last row. Keys are taken in order, so that
-    pipelines that upsert the same table do not deadlock.
-    """
-    key_names = sql.SQL(", ").join(map(sql.Identifier, keys))
-    values = [column.name for column in target.columns if column.name not in keys] or list(keys[:1])
-    updates = sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in values)
-    return sql.SQL(
-        "INSERT INTO {target} ({columns}) SELECT {columns} FROM ("
-        "SELECT DISTINCT ON ({keys}) {columns} FROM {source} ORDER BY {keys}, {part} DESC, {seq} DESC"
-        ") AS latest ON CONFLICT ({keys}) DO UPDATE SET {updates}"
-    ).format(
-        target=target.identifier(),
-        columns=_names(target),
-        keys=key_names,
-        source=source,
-        part=sql.Identifier(PART),
-        seq=sql.Identifier(SEQUENCE),
-        updates=updates,
+def merge(target: Target, source: str, rule: MergeRule, conn: Connection) -> Merge:
+    """Return the statements for the rows of ``source``: the rendered SQL of a table, or of a subquery with an alias."""
+    text = {
+        "target": target.identifier().as_string(conn),
+        "columns": _names(target).as_string(conn),
+        "keys": sql.SQL(", ").join(map(sql.Identifier, rule.keys)).as_string(conn),
+    }
+    latest = source
+    if rule.keys:
+        latest = (
+            f"(SELECT DISTINCT ON ({text['keys']}) * FROM {source} "
+            f"ORDER BY {text['keys']}, {PART} DESC, {SEQUENCE} DESC) AS latest"
+        )
+    conflict = _conflict(target, rule).as_string(conn) if rule.keys else ""
+    insert = f"INSERT INTO {text['target']} ({text['columns']}) SELECT {text['columns']} FROM"
+    order = f" ORDER BY {text['keys']}" if rule.keys else ""
+    numbering = text["keys"] or f"{PART}, {SEQUENCE}"
+    return Merge(
+        whole=_counted(f"{insert} {latest}{conflict}"),
+        order=(
+            f"CREATE TEMP TABLE {ORDERED} ON COMMIT DROP AS SELECT {text['columns']}, {SOURCE}, "
+            f"row_number() OVER (ORDER BY {numbering}) AS _ordinal FROM {latest}",
+            f"CREATE INDEX ON {ORDERED} (_ordinal)",
+        ),
+        count=f"SELECT count(*) FROM {ORDERED}",
+        part=_counted(f"{insert} {ORDERED} WHERE _ordinal BETWEEN {{first}} AND {{last}}{order}{conflict}"),
+        row=f"SELECT (to_jsonb(o) - '_ordinal' - '{SOURCE}')::text, {SOURCE} FROM {ORDERED} o WHERE _ordinal = {{first}}",
     )
+
+
+def _conflict(target: Target, rule: MergeRule) -> sql.Composed:
+    values = [column.name for column in target.columns if column.name not in rule.keys] or list(rule.keys[:1])
+    updates = sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in values)
+    keys = sql.SQL(", ").join(map(sql.Identifier, rule.keys))
+    return sql.SQL(" ON CONFLICT ({}) DO UPDATE SET {}").format(keys, updates)
 
 
 def empty(target: Target) -> sql.Composed:
@@ -68,51 +109,18 @@ def empty(target: Target) -> sql.Composed:
     return sql.SQL("DELETE FROM {}").format(target.identifier())
 
 
-def counted(statement: sql.Composable) -> sql.Composed:
-    """Return ``statement`` so that its answer is the number of rows it wrote (ADBC does not tell)."""
-    return sql.SQL("WITH written AS ({} RETURNING 1) SELECT count(*) FROM written").format(statement)
+def _counted(statement: str) -> str:
+    return f"WITH written AS ({statement} RETURNING 1) SELECT count(*) FROM written"
 
 
-def counted_text(statement: str) -> str:
-    """Return the same for a statement that is rendered already."""
-    return f"WITH written AS ({statement} RETURNING 1) SELECT count(*) FROM written"  # noqa: S608
-
-
-def winners(staging: sql.Composable) -> sql.Composed:
-    """Return the subquery of the rows of the winning attempts. Parameters: parts, attempts (arrays of one length)."""
-    return sql.SQL(
-        "(SELECT s.* FROM {staging} s JOIN unnest(%(parts)s::int[], %(attempts)s::bigint[]) AS w(part, attempt) "
-        "ON s.{part} = w.part AND s.{attempt} = w.attempt) AS staged"
-    ).format(staging=staging, part=sql.Identifier(PART), attempt=sql.Identifier(ATTEMPT))
+def winners_text(staging: str, attempts: Sequence[tuple[int, int]]) -> str:
+    """Return the subquery of the rows of the winning attempts, given as (part, attempt)."""
+    values = ", ".join(f"({int(part)}, {int(attempt)})" for part, attempt in attempts)
+    return (
+        f"(SELECT s.* FROM {staging} s JOIN (VALUES {values}) AS w(part, attempt) "
+        f"ON s.{PART} = w.part AND s.{ATTEMPT} = w.attempt) AS staged"
+    )
 
 
 def _names(target: Target) -> sql.Composed:
     return sql.SQL(", ").join(sql.Identifier(column.name) for column in target.columns)
-
-
-_LETTER_COLUMNS = """
-    stage text, error_class text, sqlstate text, message text, raw_key text, raw_value text, raw_headers text,
-    parsed_row text, source text, event_time text"""
-
-
-def insert_letters(schema: str, letters: str, pipeline: str, query: str, batch: str) -> str:
-    """Return the statement that stores dead letters.
-
-    :param schema: the tracker's schema, quoted. :param letters: SQL of a set of rows ``letter(envelope)``.
-    :param pipeline: SQL of the pipeline's id; likewise ``query`` and ``batch``.
-    """
-    # The commit point of a dead letter is its batch's: this runs in the same transaction.
-    return (
-        f"INSERT INTO {schema}.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, sqlstate, message, "  # noqa: S608
-        "raw_key, raw_value, raw_headers, parsed_row, source, event_time) "
-        f"SELECT {pipeline}, {query}, {batch}, l.stage, l.error_class, l.sqlstate, l.message, "
-        "decode(l.raw_key, 'base64'), decode(l.raw_value, 'base64'), l.raw_headers::jsonb, l.parsed_row::jsonb, "
-        "l.source::jsonb, l.event_time::timestamptz "
-        f"FROM {letters}, json_to_record(letter.envelope::json) AS l({_LETTER_COLUMNS})"
-    )
-
-
-def insert_letters_from_json(schema: str) -> str:
-    """Return the statement for a JSON array of envelopes. Parameters: pipeline, query, batch id, array; all text."""
-    letters = "json_array_elements_text($4::json) AS letter(envelope)"
-    return insert_letters(schema, letters, "$1::text", "$2::text", "$3::bigint")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 
 import pyarrow as pa
 
+from spark_jobs.contracts.errors import EtlError
 from spark_jobs.sinks.sorting import TALLY_FIELDS, Tally
 
 COMMITTED = "committed"
@@ -16,12 +18,18 @@ FAILED = "failed"
 UNKNOWN = "unknown"
 """The connection was lost at COMMIT: only the ledger knows."""
 
+ROWS = "rows"
+PREPARE = "prepare"
+"""What an attempt was doing when it failed: writing the target's rows, or preparing its transaction."""
+
 
 @dataclass(slots=True)
 class PartReport:
     """One attempt at one part.
 
     :param state: one of the constants above. :param sqlstate: of the error that PostgreSQL gave, empty without one.
+    :param doing: what it was doing; see :data:`ROWS`. :param name: of its prepared transaction, where there is one.
+    :param refused: rows that PostgreSQL refused, kept as dead letters.
     """
 
     part: int
@@ -29,9 +37,26 @@ class PartReport:
     state: str = STAGED
     sqlstate: str = ""
     message: str = ""
+    doing: str = ""
+    name: str = ""
     written: int = 0
+    refused: int = 0
     deduplicated: int = 0
     tally: Tally = field(default_factory=Tally)
+
+    def fail(self, sqlstate: str, message: str) -> None:
+        """Note the error that ended the attempt."""
+        self.state, self.sqlstate, self.message = FAILED, sqlstate, message
+
+    @classmethod
+    def total(cls, reports: Iterable[PartReport]) -> PartReport:
+        """Return the sum of all parts of a batch."""
+        result = cls(part=0, attempt=0)
+        for report in reports:
+            result.written += report.written
+            result.refused += report.refused
+            result.tally.add(report.tally)
+        return result
 
     def to_batch(self) -> pa.RecordBatch:
         """Return the report as one Arrow row of :data:`REPORT_SCHEMA`."""
@@ -52,9 +77,33 @@ def _read(kind: type[PartReport], rows: Iterable[dict[str, object]]) -> Iterator
 
 
 _OWN = tuple(f.name for f in fields(PartReport) if f.name != "tally")
-_TEXT = ("state", "sqlstate", "message")
+_TEXT = ("state", "sqlstate", "message", "doing", "name")
 _ARROW_SCHEMA = pa.schema(
     [pa.field(name, pa.string() if name in _TEXT else pa.int64()) for name in (*_OWN, *TALLY_FIELDS)]
 )
 REPORT_SCHEMA = ", ".join(f"{name} {'STRING' if name in _TEXT else 'BIGINT'}" for name in (*_OWN, *TALLY_FIELDS))
 """Spark DDL of a report."""
+
+
+def in_task(
+    work: Callable[[Iterator[pa.RecordBatch], int, int], PartReport],
+) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return ``work(batches, part, attempt)`` as a function for ``mapInArrow``: one report per partition.
+
+    An :class:`EtlError` of the task comes back by its name, in the place of the SQLSTATE, with its text as JSON.
+    """
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from pyspark import TaskContext  # noqa: PLC0415 - only in a task
+
+        context = TaskContext.get()
+        part = context.partitionId() if context else 0
+        attempt = context.taskAttemptId() if context else 0
+        try:
+            report = work(batches, part, attempt)
+        except EtlError as error:
+            report = PartReport(part, attempt)
+            report.fail(type(error).__name__, json.dumps(error.to_json()))
+        yield report.to_batch()
+
+    return run

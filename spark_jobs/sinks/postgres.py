@@ -1,65 +1,41 @@
-"""The PostgreSQL sink, driver side: plans a batch's write, hands it to the executors and commits it.
+"""The PostgreSQL sink, driver side: has a batch written by the executors, and commits it.
 
-Commit point of every strategy: one transaction that holds the target's rows, the dead letters, the ledger row with
-balanced books and the notification, and that locked the epoch's row last.
+Commit point of ``single`` and ``staged``: one transaction that holds the target's rows, the dead letters, the ledger
+row with balanced books and the notification, and that locked the fence's row last. Of ``two_phase``: the decision.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
-import psycopg
-from psycopg import sql
+import adbc_driver_postgresql.dbapi as adbc
 from pyspark.sql import DataFrame
 
 from spark_jobs.contracts.config import WriteMode
-from spark_jobs.contracts.errors import (
-    BooksDoNotBalanceError,
-    EtlError,
-    FencedError,
-    LedgerConflictError,
-    RowsSuppressedError,
-    TransientError,
-)
-from spark_jobs.contracts.tracker import statements
-from spark_jobs.contracts.tracker.connect import classify_state, raw
-from spark_jobs.contracts.tracker.fence import check_fence
+from spark_jobs.contracts.errors import BooksDoNotBalanceError, TransientError
 from spark_jobs.contracts.tracker.records import BatchRecord, Books
+from spark_jobs.faults import reach
 from spark_jobs.sinks import merging, parts
-from spark_jobs.sinks.copying import Session
-from spark_jobs.sinks.ledger import Ledger, lost
+from spark_jobs.sinks.ability import two_phase_ability
+from spark_jobs.sinks.applying import Merger
+from spark_jobs.sinks.committing import BooksOf, commit, is_committed, stateless_books
+from spark_jobs.sinks.copying import Cursor, run, scalar, sqlstate, transaction
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
-from spark_jobs.sinks.single import (
-    BooksOf,
-    SinglePlan,
-    require_all_letters,
-    require_all_written,
-    single_task,
-    stateless_books,
-    write_single,
-)
-from spark_jobs.sinks.sorting import Tally
-from spark_jobs.sinks.staged import StagedPlan, staged_task
+from spark_jobs.sinks.plans import Plans
+from spark_jobs.sinks.refused import RefusedRows
+from spark_jobs.sinks.reports import RowsRefusedError, raise_for, read_reports
+from spark_jobs.sinks.single import require_all_written, single_task, write_single
+from spark_jobs.sinks.sorting import LetterSpool, Tally
+from spark_jobs.sinks.staged import staged_task
 from spark_jobs.sinks.staging import Staged, create, drop
-from spark_jobs.sinks.target import Target
+from spark_jobs.sinks.strategy import Means
+from spark_jobs.sinks.two_phase_commit import TwoPhaseCommit
 
 log = logging.getLogger(__name__)
-
-_LOCK_TIMEOUT = "60s"
-_IDLE_TIMEOUT = "60s"
-_TEMPORARY = "etl_stage"
-# What a task found out by itself comes back by its name, in the place of the SQLSTATE.
-_FROM_TASKS: tuple[type[EtlError], ...] = (
-    BooksDoNotBalanceError,
-    FencedError,
-    LedgerConflictError,
-    RowsSuppressedError,
-)
-_BY_NAME = {kind.__name__: kind for kind in _FROM_TASKS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,85 +58,79 @@ class Written:
     books: Books
 
 
-SecondLook = Callable[[Staged | None], Looked]
-"""Asked once the batch's one action has run, with what was staged (None for a handed-over batch)."""
+SecondLook = Callable[[Tally | None], Looked]
+"""Asked once the batch's one action has run, with what the tasks counted (None for a handed-over batch)."""
 
 
 class PostgresSink:
-    """Writes one pipeline's batches into one table."""
+    """Writes one pipeline's batches into one table.
 
-    def __init__(self, ledger: Ledger, target: Target, write_mode: WriteMode, keys: Sequence[str]) -> None:
-        self._ledger = ledger
-        self._target = target
-        self._mode = write_mode
-        self._keys = tuple(keys)
-        self._session = Session(
-            uri=ledger.database.uri(application_name=ledger.application_name),
-            application_name=ledger.application_name,
-            lock_timeout=_LOCK_TIMEOUT,
-            idle_timeout=_IDLE_TIMEOUT,
-        )
+    :param parallelism: most tasks that write at once, unless ``asked`` (``load.writeParallelism``) says otherwise.
+    """
+
+    def __init__(self, plans: Plans, parallelism: int, asked: int | None = None) -> None:
+        self._plans = plans
+        self._ledger = plans.ledger
+        self._parallelism = asked or parallelism
+        self._asked = asked
         self._attempt = 0
+        self._careful = False
+
+    @property
+    def role(self) -> str | None:
+        """The role that writes, where it is not the connection's own."""
+        return self._plans.session.role
+
+    def means(self) -> Means:
+        """Return what a batch can be written with now."""
+        ability = two_phase_ability(self._ledger.connection(), self._plans.target)
+        return Means(self._plans.rule.mode, ability, self._parallelism, self._asked)
 
     # -- single ----------------------------------------------------------------------------------------------------
 
     def write_in_one_task(self, df: DataFrame, record: BatchRecord, event: dict[str, Any]) -> Written:
         """Write a stateless batch in one task and one transaction."""
-        plan = self._single_plan(record, event)
-        prepared = self._target.prepare(df)
-        rows = prepared.coalesce(1).mapInArrow(single_task(plan), REPORT_SCHEMA).collect()
-        report = self._settled(PartReport.read(row.asDict() for row in rows)[0], record)
+        report = self._quick_then_careful(lambda careful: self._one_task(df, record, event, careful=careful), record)
         return Written(report.state, stateless_books(report))
+
+    def _one_task(self, df: DataFrame, record: BatchRecord, event: dict[str, Any], *, careful: bool) -> PartReport:
+        plan = self._plans.single(record, event, careful=careful)
+        prepared = self._plans.prepare(df, careful=careful, staged=self._plans.merges)
+        rows = prepared.coalesce(1).mapInArrow(single_task(plan), REPORT_SCHEMA).collect()
+        return self._settled(read_reports(rows)[0], record)
 
     def write_handed_over(
         self, df: DataFrame, record: BatchRecord, event: dict[str, Any], second_look: SecondLook
     ) -> Written:
         """Write the bounded result of an aggregation from the driver, in one transaction."""
-        table = self._target.prepare(df).toArrow()
+        table = self._plans.prepare(df, careful=False, staged=self._plans.merges).toArrow()
         looked = second_look(None)
-        plan = self._single_plan(looked.record, event, letters=looked.letters)
-        report = write_single(plan, table.to_batches(), looked.books_of)
-        report = self._settled(report, record)
+
+        def write(careful: bool) -> PartReport:
+            plan = self._plans.single(looked.record, event, careful=careful, letters=looked.letters)
+            return self._settled(write_single(plan, table.to_batches(), looked.books_of), record)
+
+        report = self._quick_then_careful(write, record)
         self._drop(looked.letters)
         return Written(report.state, looked.books_of(report))
 
-    def _single_plan(self, record: BatchRecord, event: dict[str, Any], letters: Staged | None = None) -> SinglePlan:
-        staging = sql.Identifier(_TEMPORARY)
-        upsert = self._mode is WriteMode.UPSERT
-        conn = self._ledger.connection()
-        plan = SinglePlan(
-            session=self._session,
-            tracker=self._ledger.ident,
-            record=record,
-            event=event,
-            schema=str(self._target.table.schema),
-            table=self._target.table.table,
-            columns=tuple(column.name for column in self._target.columns),
-            letters=merging.insert_letters_from_json(self._ledger.ident),
-            before=merging.empty(self._target).as_string(conn) if self._mode is WriteMode.OVERWRITE else "",
-            letters_from=self._counted_letters(letters, record) if letters else "",
-            letters_expected=letters.tally.dead_lettered if letters else 0,
-        )
-        # COPY does not tell how many rows a trigger let through; INSERT does.
-        if not upsert and not self._target.has_insert_triggers:
-            return plan
-        return replace(
-            plan,
-            create_staging=merging.create_staging(staging, self._target, kind="TEMP").as_string(conn),
-            staging=_TEMPORARY,
-            merge=merging.counted(self._merge_from(staging)).as_string(conn),
-            drops_same_keys=upsert,
-        )
-
-    def _merge_from(self, source: sql.Composable) -> sql.Composed:
-        if self._mode is WriteMode.UPSERT:
-            return merging.upsert_from(self._target, source, self._keys)
-        return merging.insert_from(self._target, source)
+    def _quick_then_careful(self, write: Callable[[bool], PartReport], record: BatchRecord) -> PartReport:
+        if not self._careful:
+            try:
+                return write(False)
+            except RowsRefusedError as error:
+                log.warning(
+                    "event=rows_refused batch=%d going=row_by_row first=%r", record.identity.batch_id, error.found
+                )
+        report = write(True)
+        # Where there was one bad row the next batch may have some: the quick way would only be in vain.
+        self._careful = report.refused > 0
+        return report
 
     def _settled(self, report: PartReport, record: BatchRecord) -> PartReport:
         if report.state == parts.UNKNOWN:
             log.warning("event=commit_without_answer batch=%d settling=ledger", record.identity.batch_id)
-            if self._ledger.settle_unknown(record.identity):
+            if self._ledger.settle_unknown(record.identity) == "committed":
                 report.state = parts.COMMITTED
                 return report
             raise TransientError(
@@ -169,134 +139,140 @@ class PostgresSink:
                 expected="the batch in the ledger; it is not there, so nothing was written",
                 cure="Run the pipeline again",
             )
-        _raise_for(report)
+        raise_for(report)
         return report
 
     # -- staged ----------------------------------------------------------------------------------------------------
 
-    def stage(self, df: DataFrame, identity_text: str, *, rows: bool) -> Staged:
-        """Stage a DataFrame's rows and dead letters from the executors.
+    def stage(self, df: DataFrame, identity_text: str, *, rows: bool, careful: bool = False) -> Staged:
+        """Stage a prepared DataFrame's rows and dead letters from the executors.
 
         :param rows: False when only dead letters and counts are looked for.
         """
         self._attempt += 1
-        staging = create(self._ledger, self._target if rows else None, self._attempt, identity_text)
-        plan = StagedPlan(
-            session=self._session,
-            schema=staging.schema,
-            rows=staging.rows,
-            letters=staging.letters,
-            columns=tuple(column.name for column in self._target.columns) if rows else (),
-        )
-        collected = df.mapInArrow(staged_task(plan), REPORT_SCHEMA).collect()
-        reports = PartReport.read(row.asDict() for row in collected)
-        for report in reports:
-            _raise_for(report)
-        tally = Tally()
-        for report in reports:
-            tally.add(report.tally)
-        return Staged(staging, tuple(reports), tally)
+        plans = self._plans
+        staging = create(self._ledger, plans.target if rows else None, plans.rule, self._attempt, identity_text)
+        reach("staged.after_create")
+        task = staged_task(plans.staged(staging, careful=careful))
+        collected = read_reports(df.coalesce(self._parallelism).mapInArrow(task, REPORT_SCHEMA).collect())
+        staged = Staged.of(staging, collected)
+        try:
+            for report in collected:
+                raise_for(report)
+        except RowsRefusedError:
+            self._drop(staged)
+            raise
+        return staged
 
     def write_staged(
-        self, df: DataFrame, record: BatchRecord, event: dict[str, Any], second_look: SecondLook
+        self, df: DataFrame, record: BatchRecord, event: dict[str, Any], second_look: SecondLook, *, again: bool
     ) -> Written:
-        """Stage from the executors, then merge and commit in one transaction."""
-        name = f"{record.identity.query_id}:{record.identity.batch_id}"
-        staged = self.stage(self._target.prepare(df), name, rows=True)
-        looked = second_look(staged)
-        total = PartReport(part=0, attempt=0, tally=staged.tally)
+        """Stage from the executors, then merge and commit in one transaction.
+
+        :param again: whether the batch may be evaluated a second time. If not, it is written with care at once.
+        """
+        last: list[Looked] = []
+
+        def write(careful: bool) -> PartReport:
+            name = f"{record.identity.query_id}:{record.identity.batch_id}"
+            prepared = self._plans.prepare(df, careful=careful, staged=True)
+            staged = self.stage(prepared, name, rows=True, careful=careful)
+            last.append(second_look(staged.tally))
+            try:
+                return self._settled(self._merge(staged, last[-1], event, careful=careful), record)
+            finally:
+                self._drop(staged)
+
+        report = self._quick_then_careful(write, record) if again else write(True)
+        self._drop(last[-1].letters)
+        reach("staged.after_drop")
+        return Written(report.state, last[-1].books_of(report))
+
+    def _merge(self, staged: Staged, looked: Looked, event: dict[str, Any], *, careful: bool) -> PartReport:
+        total = PartReport(part=0, attempt=0, tally=staged.tally, refused=staged.refused)
+        letters = LetterSpool()
+        started = monotonic()
         try:
-            self._merge(staged, looked, event, total)
-        except psycopg.OperationalError as error:
-            if not lost(error):
-                raise
-            total.state, total.message = parts.UNKNOWN, str(error)
-        total = self._settled(total, record)
-        self._drop(staged)
-        self._drop(looked.letters)
-        return Written(total.state, looked.books_of(total))
+            with transaction(self._plans.session) as cursor:
+                plan = self._plans.commit(looked.record, event, "staged", staged, looked.letters)
+                if is_committed(cursor, plan):
+                    run(cursor, "ROLLBACK")
+                    total.state = parts.ALREADY_THERE
+                    return total
+                reach("staged.before_merge")
+                self._merge_rows(cursor, staged, total, RefusedRows(letters, plan.limit) if careful else None)
+                commit(cursor, plan, total, letters, looked.books_of(total), started)
+        except adbc.Error as error:
+            open_question = total.state == parts.UNKNOWN and not sqlstate(error)
+            total.fail(sqlstate(error), str(error))
+            total.state = parts.UNKNOWN if open_question else total.state
+        finally:
+            letters.close()
+        return total
 
-    def _merge(self, staged: Staged, looked: Looked, event: dict[str, Any], total: PartReport) -> None:
-        conn = self._ledger.connection()
-        with conn.transaction():
-            raw(conn, statements.begin_settings(), self._session.application_name, _LOCK_TIMEOUT, _IDLE_TIMEOUT)
-            if self._ledger.is_committed(looked.record.identity):
-                total.state = parts.ALREADY_THERE
-                return
-            self._merge_rows(conn, staged, total)
-            for source in (staged, looked.letters):
-                if source is not None and source.tally.dead_lettered:
-                    self._merge_letters(conn, source, looked.record)
-            record = replace(looked.record, books=looked.books_of(total))
-            raw(conn, statements.insert_batch(self._ledger.ident), record.row_json())
-            if record.files:
-                raw(conn, statements.insert_files(self._ledger.ident), record.files_json())
-            if record.gaps:
-                raw(conn, statements.insert_gaps(self._ledger.ident), record.gaps_json())
-            raw(conn, statements.notify(), _event(event, total))
-            ledger = self._ledger
-            check_fence(conn, ledger.schema, ledger.pipeline_id, ledger.run_id, ledger.epoch, lock=True)
-        total.state = parts.COMMITTED
-
-    def _merge_rows(self, conn: psycopg.Connection[Any], staged: Staged, total: PartReport) -> None:
-        rows = staged.staging.identifier(staged.staging.rows)
-        winners = merging.winners(rows)
-        reported = sum(report.written for report in staged.reports)
-        found = _count(conn, winners, staged.winners)
-        if found != reported:
+    def _merge_rows(self, cursor: Cursor, staged: Staged, total: PartReport, refused: RefusedRows | None) -> None:
+        if not staged.reports:
+            self._empty(cursor)
+            return
+        winners = self._plans.winners(staged.staging, staged.reports)
+        found = int(scalar(cursor, f"SELECT count(*) FROM {winners}"))  # noqa: S608 - rendered with psycopg.sql
+        if found != staged.written:
             # An unlogged table is empty after a crash of the server: then the batch is done again, not the merge.
             raise BooksDoNotBalanceError(
                 "The staging table does not hold what the tasks staged",
                 found=f"{found} rows",
-                expected=f"{reported} rows",
+                expected=f"{staged.written} rows",
                 cure="Nothing was committed; the batch is done again (did the server restart?)",
             )
-        if self._mode is WriteMode.OVERWRITE:
-            conn.execute(merging.empty(self._target))
-        upsert = self._mode is WriteMode.UPSERT
-        total.written = conn.execute(self._merge_from(winners), staged.winners).rowcount
-        total.deduplicated = found - total.written if upsert else 0
-        require_all_written(found, total.written, upsert=upsert)
+        self._empty(cursor)
+        total.doing = parts.ROWS
+        total.written = Merger(cursor, self._plans.merge(winners), refused).apply() if found else 0
+        total.doing = ""
+        refused_here = refused.count if refused else 0
+        total.refused += refused_here
+        upsert = self._plans.rule.mode is WriteMode.UPSERT
+        left = found - total.written - refused_here
+        total.deduplicated = left if upsert else 0
+        require_all_written(left, upsert=upsert)
 
-    def _merge_letters(self, conn: psycopg.Connection[Any], staged: Staged, record: BatchRecord) -> None:
-        count = conn.execute(self._letters_statement(staged, record).encode()).rowcount
-        require_all_letters(count, staged.tally.dead_lettered)
-
-    def _counted_letters(self, staged: Staged, record: BatchRecord) -> str:
-        return merging.counted_text(self._letters_statement(staged, record))
-
-    def _letters_statement(self, staged: Staged, record: BatchRecord) -> str:
-        conn = self._ledger.connection()
-        attempts = sql.SQL(", ").join(
-            sql.SQL("({}, {})").format(sql.Literal(report.part), sql.Literal(report.attempt))
-            for report in staged.reports
-        )
-        source = sql.SQL("(SELECT envelope FROM {} WHERE (_part, _attempt) IN ({})) AS letter").format(
-            staged.staging.identifier(staged.staging.letters), attempts
-        )
-        key = record.identity
-        values = (key.pipeline_id, key.query_id, key.batch_id)
-        literals = [sql.Literal(value).as_string(conn) for value in values]
-        return merging.insert_letters(self._ledger.ident, source.as_string(conn), *literals)
+    def _empty(self, cursor: Cursor) -> None:
+        if self._plans.rule.mode is WriteMode.OVERWRITE:
+            run(cursor, merging.empty(self._plans.target).as_string(self._ledger.connection()))
 
     def _drop(self, staged: Staged | None) -> None:
         if staged is not None:
             drop(self._ledger, staged.staging)
 
+    # -- two_phase -------------------------------------------------------------------------------------------------
 
-def _count(conn: psycopg.Connection[Any], source: sql.Composable, parameters: dict[str, list[int]]) -> int:
-    row = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(source), parameters).fetchone()
-    return int(row[0]) if row else 0
+    def write_two_phase(
+        self,
+        df: DataFrame,
+        record: BatchRecord,
+        event: dict[str, Any],
+        second_look: SecondLook,
+        *,
+        again: bool,
+        most_parts: int,
+    ) -> Written:
+        """Have every part prepared by its task, decide, and commit them.
 
+        :param again: whether the batch may be evaluated a second time. If not, it is written with care at once.
+        :param most_parts: how many parts there may be.
+        """
+        last: list[Looked] = []
 
-def _event(event: dict[str, Any], total: PartReport) -> str:
-    return json.dumps({**event, "rows": total.written})
+        def write(careful: bool) -> PartReport:
+            self._attempt += 1
+            two_phase = TwoPhaseCommit(self._plans, self._attempt)
+            two_phase.sweep()
+            prepared = self._plans.prepare(df, careful=careful, staged=False)
+            reports = two_phase.prepare_parts(prepared.coalesce(most_parts), record, event, careful=careful)
+            total = PartReport.total(reports)
+            last.append(second_look(total.tally))
+            two_phase.commit(last[-1], reports, total, event)
+            return total
 
-
-def _raise_for(report: PartReport) -> None:
-    if report.state != parts.FAILED:
-        return
-    if report.sqlstate in _BY_NAME:
-        told = json.loads(report.message)
-        raise _BY_NAME[report.sqlstate](told["what"], found=told["found"], expected=told["expected"], cure=told["cure"])
-    raise classify_state(report.sqlstate, f"Writing part {report.part} of the micro-batch", report.message)
+        report = self._quick_then_careful(write, record) if again else write(True)
+        self._drop(last[-1].letters)
+        return Written(report.state, last[-1].books_of(report))

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
 from typing import IO, Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ pc: Any = pyarrow.compute
 OUTCOME = "__outcome"
 LETTER = "__letter"
 EVENT_TIME = "__event_time"
+SOURCE = "__source"
 _PASSED, _DEAD, _FILTERED, _LATE = range(4)
 _MEMORY_BYTES = 8 << 20
 LETTERS_PER_BATCH = 1000
@@ -98,16 +100,20 @@ def _without_nul(value: Any) -> Any:
 
 
 def passed_rows(
-    batches: Iterable[pa.RecordBatch], columns: list[str], tally: Tally, letters: LetterSpool
+    batches: Iterable[pa.RecordBatch],
+    columns: list[str],
+    tally: Tally,
+    letters: LetterSpool,
+    kept: tuple[str, ...] = (),
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the data columns of the rows that passed; count all, and spool the dead letters."""
+    """Yield the data columns of the rows that passed, and ``kept`` where there; count all, spool the dead letters."""
     for batch in batches:
         tally.source += batch.num_rows
         rows = _sorted_out(batch, tally, letters)
         _see_event_times(rows, tally)
         tally.passed += rows.num_rows
         if rows.num_rows:
-            yield rows.select(columns)
+            yield rows.select([*columns, *[name for name in kept if name in rows.schema.names]])
 
 
 def _sorted_out(batch: pa.RecordBatch, tally: Tally, letters: LetterSpool) -> pa.RecordBatch:
@@ -130,3 +136,17 @@ def _see_event_times(rows: pa.RecordBatch, tally: Tally) -> None:
         return
     span = pc.min_max(rows.column(EVENT_TIME).cast(pa.timestamp("us", "UTC")).cast(pa.int64())).as_py()
     tally.widen(span["min"], span["max"])
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def moment(microseconds: int | None) -> datetime | None:
+    """Return the instant that many microseconds after 1970; beyond what Python knows, the nearest that it does."""
+    if microseconds is None:
+        return None
+    try:
+        return _EPOCH + timedelta(microseconds=microseconds)
+    except OverflowError:
+        # Spark's timestamps reach further than year 9999: one odd event time must not stop the run at each try.
+        return (datetime.max if microseconds > 0 else datetime.min).replace(tzinfo=UTC)

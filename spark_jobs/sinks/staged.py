@@ -8,32 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 
+from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
-from spark_jobs.sinks.copying import Session, copy_rows, sqlstate, transaction
-from spark_jobs.sinks.parts import PartReport
-from spark_jobs.sinks.single import marked
+from spark_jobs.sinks.copying import Cursor, Session, copy_rows, run, sqlstate, transaction
+from spark_jobs.sinks.parts import PartReport, in_task
+from spark_jobs.sinks.refused import Limit, RefusedRows
 from spark_jobs.sinks.sorting import LetterSpool, passed_rows
+from spark_jobs.sinks.writing import RowsPlan, marked, write_rows
 
 
 @dataclass(frozen=True, slots=True)
 class StagedPlan:
     """Where the parts go.
 
-    :param schema: schema of the staging tables (unquoted).
-    :param rows: staging table of the rows; empty when only dead letters are looked for.
+    :param rows: the staging table of the rows; None when only dead letters are looked for.
     :param letters: staging table of the dead letters (``envelope`` TEXT, part, attempt, number).
     """
 
     session: Session
     schema: str
-    rows: str
+    rows: RowsPlan | None
     letters: str
-    columns: tuple[str, ...]
+    limit: Limit
 
 
 def stage_part(plan: StagedPlan, batches: Iterable[pa.RecordBatch], part: int, attempt: int) -> PartReport:
@@ -45,19 +45,37 @@ def stage_part(plan: StagedPlan, batches: Iterable[pa.RecordBatch], part: int, a
         return report
     try:
         with transaction(plan.session) as cursor:
-            rows = passed_rows(chain([first], iterator), list(plan.columns), report.tally, letters)
-            if plan.rows:
-                report.written = copy_rows(cursor, plan.schema, plan.rows, marked(rows, part, attempt))
-            else:
-                for _ in rows:
-                    continue
-            copy_rows(cursor, plan.schema, plan.letters, marked(_letter_batches(letters), part, attempt))
-            cursor.execute("COMMIT")
+            _stage(plan, cursor, _chain(first, iterator), report, letters)
+            reach("staged.before_part_commit")
+            run(cursor, "COMMIT")
+            reach("staged.after_part_commit")
     except adbc.Error as error:
-        report.state, report.sqlstate, report.message = parts.FAILED, sqlstate(error), str(error)
+        report.fail(sqlstate(error), str(error))
     finally:
         letters.close()
     return report
+
+
+def _stage(
+    plan: StagedPlan, cursor: Cursor, batches: Iterator[pa.RecordBatch], report: PartReport, letters: LetterSpool
+) -> None:
+    if plan.rows is None:
+        for _ in passed_rows(batches, [], report.tally, letters):
+            continue
+    else:
+        refused = RefusedRows(letters, plan.limit) if plan.rows.careful else None
+        report.doing = parts.ROWS
+        report.written = write_rows(
+            plan.rows, cursor, batches, report, letters, refused, lambda rows: marked(rows, report.part, report.attempt)
+        )
+        report.doing = ""
+        report.refused = refused.count if refused else 0
+    copy_rows(cursor, plan.schema, plan.letters, marked(_letter_batches(letters), report.part, report.attempt))
+
+
+def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield first
+    yield from rest
 
 
 def _letter_batches(letters: LetterSpool) -> Iterator[pa.RecordBatch]:
@@ -67,13 +85,4 @@ def _letter_batches(letters: LetterSpool) -> Iterator[pa.RecordBatch]:
 
 def staged_task(plan: StagedPlan) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """Return the function for ``mapInArrow``: one report per partition."""
-
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from pyspark import TaskContext  # noqa: PLC0415 - only in a task
-
-        context = TaskContext.get()
-        part = context.partitionId() if context else 0
-        attempt = context.taskAttemptId() if context else 0
-        yield stage_part(plan, batches, part, attempt).to_batch()
-
-    return run
+    return in_task(lambda batches, part, attempt: stage_part(plan, batches, part, attempt))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from spark_jobs.contracts.tracker import statements
 from spark_jobs.contracts.tracker.connect import classified, short_transaction
 from spark_jobs.sinks import merging
 from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.merging import MergeRule
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.sorting import Tally
 from spark_jobs.sinks.target import Target
@@ -44,14 +46,22 @@ class Staged:
     staging: Staging
     reports: tuple[PartReport, ...]
     tally: Tally
+    written: int
+    refused: int
+
+    @classmethod
+    def of(cls, staging: Staging, reports: Sequence[PartReport]) -> Staged:
+        """Return what the winning attempts' reports say."""
+        total = PartReport.total(reports)
+        return cls(staging, tuple(reports), total.tally, total.written, total.refused)
 
     @property
-    def winners(self) -> dict[str, list[int]]:
-        """The winning attempts, as parameters of :func:`merging.winners`."""
-        return {"parts": [r.part for r in self.reports], "attempts": [r.attempt for r in self.reports]}
+    def letters(self) -> int:
+        """How many dead letters there are: rows that could not be read, and rows that the staging refused."""
+        return self.tally.dead_lettered + self.refused
 
 
-def create(ledger: Ledger, target: Target | None, attempt: int, comment: str) -> Staging:
+def create(ledger: Ledger, target: Target | None, rule: MergeRule, attempt: int, comment: str) -> Staging:
     """Create the staging tables of one attempt.
 
     :param target: whose columns the rows' table gets; None when only dead letters are staged.
@@ -62,7 +72,8 @@ def create(ledger: Ledger, target: Target | None, attempt: int, comment: str) ->
     staging = Staging(ledger.schema, f"{prefix}_rows" if target else "", f"{prefix}_letters")
     with short_transaction(conn, "Creating the staging tables"):
         if target:
-            conn.execute(merging.create_staging(staging.identifier(staging.rows), target, kind="UNLOGGED"))
+            table = staging.identifier(staging.rows)
+            conn.execute(merging.create_staging(table, target, kind="UNLOGGED", rule=rule))
         conn.execute(
             sql.SQL("CREATE UNLOGGED TABLE {} (envelope text, _part integer, _attempt bigint, _seq bigint)").format(
                 staging.identifier(staging.letters)

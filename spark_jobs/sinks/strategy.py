@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spark_jobs.contracts.config import OutputMode, WriteStrategy
-from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.contracts.config import OutputMode, WriteMode, WriteStrategy
+from spark_jobs.contracts.errors import ConfigError, TwoPhaseUnavailableError
+from spark_jobs.sinks.ability import TwoPhase
 from spark_jobs.sources.base import BatchSize
 
-# One task feeds one COPY at full speed; more than this is worth the second write that staging costs.
+# One task feeds one COPY at full speed; more than this is worth several of them.
 _STATELESS_ROWS = 2_000_000
 _STATELESS_BYTES = 256 << 20
 # What may pass through the driver's memory at once.
@@ -17,44 +18,101 @@ _HANDED_OVER_ROWS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A strategy and its reason, as log and ledger show them."""
+    """A strategy and its reason, as log and ledger show them.
+
+    :param parts: most parts of the batch, for ``two_phase``.
+    """
 
     strategy: WriteStrategy
     reason: str
+    parts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a sink has to write with.
+
+    :param parallelism: most tasks that write at once. :param asked: ``load.writeParallelism``, None when not set.
+    """
+
+    write_mode: WriteMode
+    two_phase: TwoPhase
+    parallelism: int
+    asked: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What bounds the rows that an aggregation gives.
+
+    :param state_rows: rows of Spark's state before the batch; None when nobody knows.
+    """
+
+    output_mode: OutputMode
+    windows_per_row: int = 1
+    state_rows: int | None = None
 
 
 def choose(
-    forced: WriteStrategy,
-    size: BatchSize,
-    *,
-    stateful: bool,
-    output_mode: OutputMode,
-    windows_per_row: int = 1,
-    state_rows: int | None = None,
+    forced: WriteStrategy, size: BatchSize, means: Means, *, result: Result | None = None, gaps_possible: bool = False
 ) -> Choice:
-    """Choose ``single`` or ``staged``.
+    """Choose ``single``, ``two_phase`` or ``staged``.
 
-    :param state_rows: rows of Spark's state before the batch; None when nobody knows.
+    :param result: None for a stateless pipeline.
+    :param gaps_possible: what the source lost is known once all rows were read, and must be in the same commit: then
+        the driver commits, not a task.
     :raises ConfigError: ``single`` was forced for a result that may not pass through the driver.
+    :raises TwoPhaseUnavailableError: ``two_phase`` was forced, and server or table do not allow it.
     """
-    if not stateful:
-        return _stateless(forced, size)
-    return _stateful(forced, size, output_mode, windows_per_row, state_rows)
-
-
-def _stateless(forced: WriteStrategy, size: BatchSize) -> Choice:
+    if forced is WriteStrategy.TWO_PHASE:
+        return _forced_two_phase(means)
+    small, reason = _stateless(size) if result is None else _stateful(forced, size, result)
     if forced is not WriteStrategy.AUTO:
         return Choice(forced, "forced by writeStrategy")
+    if small and not gaps_possible:
+        return Choice(WriteStrategy.SINGLE, reason)
+    if small:
+        return Choice(WriteStrategy.STAGED, "failOnDataLoss=false: gaps are looked for before the commit")
+    return _large(reason, means)
+
+
+def _forced_two_phase(means: Means) -> Choice:
+    if means.write_mode is not WriteMode.APPEND:
+        raise TwoPhaseUnavailableError(
+            "load.writeStrategy two_phase cannot be carried out",
+            found=f"writeMode {means.write_mode.value}",
+            expected="writeMode append: parts that become visible one after the other cannot merge or replace rows",
+            cure="Use auto, single or staged",
+        )
+    means.two_phase.require(means.asked)
+    return Choice(WriteStrategy.TWO_PHASE, "forced by writeStrategy", _parts(means))
+
+
+def _large(reason: str, means: Means) -> Choice:
+    ability = means.two_phase
+    why_not = ability.obstacle or ability.doubt
+    if means.write_mode is not WriteMode.APPEND:
+        why_not = f"writeMode {means.write_mode.value}"
+    elif not why_not and _parts(means) < min(2, means.parallelism):
+        why_not = f"room for {ability.slots} prepared transactions only"
+    if why_not:
+        return Choice(WriteStrategy.STAGED, f"{reason}; not two_phase: {why_not}")
+    return Choice(WriteStrategy.TWO_PHASE, f"{reason}, in at most {_parts(means)} parts", _parts(means))
+
+
+def _parts(means: Means) -> int:
+    return max(min(means.parallelism, means.two_phase.slots), 1)
+
+
+def _stateless(size: BatchSize) -> tuple[bool, str]:
     small = size.data_bytes <= _STATELESS_BYTES if size.data_bytes is not None else (size.rows or 0) <= _STATELESS_ROWS
     if small and size != BatchSize():
-        return Choice(WriteStrategy.SINGLE, f"{_amount(size)}: one task writes it at once")
-    return Choice(WriteStrategy.STAGED, f"{_amount(size)}: several tasks write it")
+        return True, f"{_amount(size)}: one task writes it at once"
+    return False, f"{_amount(size)}: several tasks write it"
 
 
-def _stateful(
-    forced: WriteStrategy, size: BatchSize, output_mode: OutputMode, windows_per_row: int, state_rows: int | None
-) -> Choice:
-    bound = _result_bound(size, output_mode, windows_per_row, state_rows)
+def _stateful(forced: WriteStrategy, size: BatchSize, result: Result) -> tuple[bool, str]:
+    bound = _result_bound(size, result)
     fits = bound is not None and bound <= _HANDED_OVER_ROWS
     text = f"at most {bound} result rows" if bound is not None else "result of unknown size"
     if forced is WriteStrategy.SINGLE and not fits:
@@ -64,18 +122,16 @@ def _stateful(
             expected=f"at most {_HANDED_OVER_ROWS} result rows",
             cure="Use auto or staged",
         )
-    if forced is not WriteStrategy.AUTO:
-        return Choice(forced, "forced by writeStrategy")
-    return Choice(WriteStrategy.SINGLE if fits else WriteStrategy.STAGED, text)
+    return fits, text
 
 
-def _result_bound(size: BatchSize, output_mode: OutputMode, windows_per_row: int, state_rows: int | None) -> int | None:
+def _result_bound(size: BatchSize, result: Result) -> int | None:
     if size.rows is None:
         return None
-    touched = size.rows * windows_per_row
-    if output_mode is OutputMode.UPDATE:
+    touched = size.rows * result.windows_per_row
+    if result.output_mode is OutputMode.UPDATE:
         return touched
-    return None if state_rows is None else state_rows + touched
+    return None if result.state_rows is None else result.state_rows + touched
 
 
 def _amount(size: BatchSize) -> str:

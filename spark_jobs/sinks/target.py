@@ -31,6 +31,16 @@ class TargetColumn:
     has_default: bool
     generated: bool
 
+    @property
+    def direct(self) -> bool:
+        """Whether COPY can send the query's column straight into the target's."""
+        return True
+
+    @property
+    def staged_type(self) -> str:
+        """The column's type in a staging table."""
+        return str(self.type)
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -48,7 +58,12 @@ class Target:
         """Return the quoted, qualified name."""
         return qualified(self.table)
 
-    def prepare(self, df: DataFrame) -> DataFrame:
+    @property
+    def direct(self) -> bool:
+        """Whether COPY can send every column straight into the target."""
+        return all(column.direct for column in self.columns)
+
+    def prepare(self, df: DataFrame, *, staged: bool = False) -> DataFrame:
         """Cast each data column to what COPY sends for the target's column; carried columns stay."""
         types = {field.name: field.dataType for field in df.schema.fields}
         names = data_columns(df)

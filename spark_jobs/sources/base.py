@@ -48,6 +48,8 @@ class Source(ABC):
     coordinates: tuple[str, ...] = ()
     #: Columns that every row has beside its schema's: to be used in expressions, not written unless selected.
     own_columns: tuple[str, ...] = ()
+    #: Whether a row may fail to be read. False only where every row that the source gives fits the schema.
+    makes_dead_letters: bool = True
 
     @abstractmethod
     def check(self) -> None:

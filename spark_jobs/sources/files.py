@@ -208,6 +208,7 @@ class ParquetFiles(FileSource):
     format = "parquet"
     coordinates = ("_file", "_row")
     own_columns = ("_file", "_row")
+    makes_dead_letters = False
 
     @override
     def sort(self, raw: DataFrame) -> DataFrame:

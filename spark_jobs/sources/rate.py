@@ -17,6 +17,7 @@ class RateSource(Source):
     """Columns ``timestamp`` TIMESTAMP and ``value`` BIGINT; ``rowsPerBatch`` rows a micro-batch, always the same."""
 
     coordinates = ("value",)
+    makes_dead_letters = False
 
     def __init__(self, spark: SparkSession, options: Mapping[str, str]) -> None:
         self._spark = spark

@@ -31,6 +31,11 @@ def apply(df: DataFrame, transform: Transform) -> DataFrame:
     raise ConfigError(f"transformType {transform.transform_type!r} cannot be applied row by row")
 
 
+def sorts(transform: Transform) -> bool:
+    """Tell whether a transform may give a row another outcome than having passed."""
+    return not isinstance(transform, SelectTransform)
+
+
 def _registered(df: DataFrame, transform: RegisteredTransform) -> DataFrame:
     found = [point for point in entry_points(group=ENTRY_POINTS) if point.name == transform.transform_type]
     if not found:

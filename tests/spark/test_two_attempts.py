@@ -15,10 +15,13 @@ from spark_jobs.contracts.tracker.migrate import migrate
 from spark_jobs.contracts.tracker.records import BatchIdentity, BatchRecord, Books
 from spark_jobs.contracts.tracker.runs import application_name, claim_epoch, register_run
 from spark_jobs.sinks import parts
+from spark_jobs.sinks.committing import CommitPlan, stateless_books
 from spark_jobs.sinks.copying import Session
-from spark_jobs.sinks.merging import insert_letters_from_json
+from spark_jobs.sinks.dead_letter_rows import insert_letters_from_json
 from spark_jobs.sinks.parts import PartReport
-from spark_jobs.sinks.single import SinglePlan, stateless_books, write_single
+from spark_jobs.sinks.refused import Limit
+from spark_jobs.sinks.single import SinglePlan, write_single
+from spark_jobs.sinks.writing import RowsPlan
 
 
 def _plan(database: Any) -> SinglePlan:
@@ -41,13 +44,8 @@ def _plan(database: Any) -> SinglePlan:
     name = application_name("twice", epoch, "etl")
     return SinglePlan(
         session=Session(connection.uri(application_name=name), name, "30s", "30s"),
-        tracker='"etl"',
-        record=record,
-        event={},
-        schema="public",
-        table="result",
-        columns=("id",),
-        letters=insert_letters_from_json('"etl"'),
+        rows=RowsPlan("public", "result", (("id", "bigint"),)),
+        commit=CommitPlan('"etl"', record, {}, insert_letters_from_json('"etl"'), Limit()),
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from spark_jobs.contracts.config.enumerations import WriteMode, WriteModeText, WriteStrategy, WriteStrategyText
 from spark_jobs.contracts.config.problems import fold
-from spark_jobs.contracts.config.section import Flag, Names, Section, StringMap, Text, mismatch
+from spark_jobs.contracts.config.section import Duration, Flag, Int, Names, Number, Section, StringMap, Text, mismatch
 
 SINKS = ("postgresql",)
 PLANNED_SINKS = ("kafka", "s3", "redshift", "mysql", "file", "delta")
@@ -102,7 +102,25 @@ class Load(Section):
     )
     credential_id: Text | None = Field(None, description="The Airflow connection of the database; holds the password.")
     write_strategy: WriteStrategyText = Field(
-        WriteStrategy.AUTO, description="`auto`, `single` or `staged`. `two_phase` is not supported yet."
+        WriteStrategy.AUTO, description="`auto`, `single`, `staged` or `two_phase`; exactly once all of them."
+    )
+    write_parallelism: Int | None = Field(
+        None,
+        description="Most tasks that write at once, each with a connection of its own; the cluster's cores if unset.",
+    )
+    max_dead_letter_fraction: Number | None = Field(
+        None,
+        description="Share of a micro-batch's rows, from 0 to 1, that may become dead letters; more end the run with "
+        "nothing written, because then the fault is not in the rows. Unset: 0.5, for batches of 100 rows and more.",
+    )
+    role: Text | None = Field(
+        None,
+        description="A role of PostgreSQL to SET for writing: rotated users then own the same prepared transactions.",
+    )
+    takeover_timeout: Duration = Field(
+        "5 seconds",
+        description="How long a new run waits for an older driver that is frozen within its commit, before it ends "
+        "that driver's session.",
     )
 
     @property

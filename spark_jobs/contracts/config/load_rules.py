@@ -24,6 +24,9 @@ def check(parts: Parts, document: Document) -> None:
     if load.sink_type not in (*SINKS, *PLANNED_SINKS):
         hint = nearest(load.sink_type, (*SINKS, *PLANNED_SINKS))
         document.note(("load", "sinkType"), f"the unknown sink {quoted(load.sink_type)}", any_of(SINKS), hint)
+    fraction = load.max_dead_letter_fraction
+    if fraction is not None and fraction > 1:
+        document.note(("load", "maxDeadLetterFraction"), f"{fraction:g}", "a share from 0 to 1, for example 0.1")
     if load.sink_type in SINKS:
         _check_connection(load, document)
 

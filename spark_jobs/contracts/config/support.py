@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spark_jobs.contracts.config.enumerations import LateDataStrategy, PipelineMode, WriteStrategy
+from spark_jobs.contracts.config.enumerations import LateDataStrategy, PipelineMode
 from spark_jobs.contracts.config.error_handling import ErrorHandling
 from spark_jobs.contracts.config.extract import FORMATS, PLANNED_FORMATS, PLANNED_SOURCES, SOURCES
 from spark_jobs.contracts.config.load import SINKS, Load
@@ -77,8 +77,6 @@ def _load(load: Load) -> Iterator[Problem]:
     if load.schema_name:
         hint = "take it out; the target's columns are checked against the query's own before any data moves"
         yield _not_yet(("load", "schemaName"), "checking the result against a named schema", "no schemaName here", hint)
-    if load.write_strategy is WriteStrategy.TWO_PHASE:
-        yield _not_yet(("load", "writeStrategy"), "two_phase", "auto, single or staged")
 
 
 def _streaming(streaming: Streaming) -> Iterator[Problem]:

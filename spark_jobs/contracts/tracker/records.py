@@ -152,10 +152,10 @@ class StoredBatch:
         return cls(**json.loads(text))
 
 
-def settle(existing: StoredBatch | None, identity: BatchIdentity) -> Literal["absent", "committed"]:
+def settle(existing: StoredBatch | None, identity: BatchIdentity) -> Literal["absent", "committed", "decided"]:
     """Say whether a micro-batch is in the ledger.
 
-    :returns: ``absent`` (write it) or ``committed`` (skip it and count a duplicate).
+    :returns: ``absent`` (write it), ``committed`` (skip it and count a duplicate) or ``decided`` (finish it first).
     :raises LedgerConflictError: if the ledger holds the same key with another source range. It is never skipped.
     """
     if existing is None:
@@ -166,7 +166,7 @@ def settle(existing: StoredBatch | None, identity: BatchIdentity) -> Literal["ab
         if _text(getattr(existing, name)) != _text(getattr(identity, name))
     ]
     if not different:
-        return "committed"
+        return "decided" if existing.status == "decided" else "committed"
     raise LedgerConflictError(
         f"Micro-batch {identity.batch_id} of query {identity.query_id} of pipeline {identity.pipeline_id!r} is in the "
         "ledger with another source range",

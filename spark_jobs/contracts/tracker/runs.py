@@ -31,11 +31,12 @@ __all__ = [
 ]
 
 
-def register_run(conn: Connection, schema: str, request: RunRequest, *, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> None:
+def register_run(conn: Connection, schema: str, request: RunRequest, *, lock_timeout_ms: int | None = None) -> None:
     """Make this the pipeline's newest run: from now on no commit of an older run succeeds.
 
     Waits for a commit under way. A driver that is frozen within its commit is not waited for longer than
-    ``lock_timeout_ms``: its session is ended. The same request again changes nothing.
+    ``lock_timeout_ms`` (the request's ``load.takeoverTimeout`` unless given): its session is ended. The same request
+    again changes nothing.
 
     :raises FencedError: if the run was registered before, and a newer one since.
     :raises ConfigError: if the run id is taken by another request.
@@ -48,7 +49,7 @@ def register_run(conn: Connection, schema: str, request: RunRequest, *, lock_tim
         pipeline_id,
         lambda: _register(conn, schema, request),
         lambda: _epoch(conn, schema, pipeline_id),
-        lock_timeout_ms=lock_timeout_ms,
+        lock_timeout_ms=request.takeover_ms if lock_timeout_ms is None else lock_timeout_ms,
     )
 
 

@@ -117,13 +117,46 @@ def notify() -> str:
 def find_batch(schema: str) -> str:
     """Find a micro-batch by its key: one text column for :meth:`StoredBatch.from_json`, or no row.
 
-    Parameters: :attr:`BatchIdentity.key`.
+    Parameters: :attr:`BatchIdentity.key`. A batch that was decided and not committed yet has the status ``decided``.
     """
+    where = "WHERE pipeline_id = $1::text AND query_id = $2::text AND batch_id = $3::bigint"
     return (
         "SELECT jsonb_build_object('start_offsets', start_offsets, 'end_offsets', end_offsets, "  # noqa: S608
         "'source_digest', source_digest, 'run_id', run_id, 'epoch', epoch, 'status', status)::text AS batch "
-        f"FROM {schema}.batch_tracker "
-        "WHERE pipeline_id = $1::text AND query_id = $2::text AND batch_id = $3::bigint"
+        f"FROM {schema}.batch_tracker {where} UNION ALL "
+        "SELECT jsonb_build_object('start_offsets', record->'start_offsets', 'end_offsets', record->'end_offsets', "
+        "'source_digest', record->'source_digest', 'run_id', run_id, 'epoch', epoch, 'status', 'decided')::text "
+        f"FROM {schema}.batch_decision {where}"
+    )
+
+
+def insert_part(schema: str) -> str:
+    """Say in a part's own transaction that the part is there.
+
+    Parameters: the prepared transaction's name, :attr:`BatchIdentity.key`, the number of rows.
+    """
+    return (
+        f"INSERT INTO {schema}.batch_part (name, pipeline_id, query_id, batch_id, rows) "  # noqa: S608
+        "VALUES ($1::text, $2::text, $3::text, $4::bigint, $5::bigint)"
+    )
+
+
+def part_has_lost(schema: str) -> str:
+    """Ask, after a part was prepared, whether nobody will ever commit it: one boolean.
+
+    Parameters: pipeline id, epoch, run id (as :func:`lock_epoch`), query id, batch id, the part's name.
+    """
+    # A later look than the decision's: whoever decided without this part has left it to roll itself back.
+    return (
+        "SELECT NOT coalesce((SELECT epoch = $2::bigint AND newest_run_id = $3::text "  # noqa: S608
+        f"FROM {schema}.pipeline WHERE pipeline_id = $1::text), false) "
+        f"AND NOT EXISTS (SELECT FROM {schema}.batch_decision d, jsonb_to_recordset(d.winners) AS w(name text) "
+        "WHERE d.pipeline_id = $1::text AND d.query_id = $4::text AND d.batch_id = $5::bigint AND w.name = $6::text) "
+        f"OR EXISTS (SELECT FROM {schema}.batch_tracker "
+        "WHERE pipeline_id = $1::text AND query_id = $4::text AND batch_id = $5::bigint) "
+        f"OR EXISTS (SELECT FROM {schema}.batch_decision d "
+        "WHERE d.pipeline_id = $1::text AND d.query_id = $4::text AND d.batch_id = $5::bigint "
+        "AND NOT EXISTS (SELECT FROM jsonb_to_recordset(d.winners) AS w(name text) WHERE w.name = $6::text))"
     )
 
 

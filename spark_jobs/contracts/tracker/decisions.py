@@ -1,0 +1,205 @@
+"""Two-phase commits: deciding, finishing what was decided, rolling back what was not.
+
+A batch's commit point is its decision, one transaction that holds the fence's lock. From then on the batch will be
+committed, by its own driver, by the next run's or by ``etl-pipeline prepared resolve``; before it, never.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from psycopg.types.json import Jsonb
+
+from spark_jobs.contracts.errors import BooksDoNotBalanceError, DecidedPartMissingError
+from spark_jobs.contracts.tracker import statements
+from spark_jobs.contracts.tracker.connect import Connection, classified, query, raw, short_transaction
+from spark_jobs.contracts.tracker.fence import check_fence
+from spark_jobs.contracts.tracker.prepared import prepared_names, resolve
+from spark_jobs.contracts.tracker.records import BatchRecord
+from spark_jobs.contracts.tracker.statements import quote_identifier
+from spark_jobs.faults import reach
+
+_LOCK_TIMEOUT_MS = 60_000
+_DELETE_DECISION = "DELETE FROM {schema}.batch_decision WHERE pipeline_id = %s AND query_id = %s AND batch_id = %s"
+_PARTS = "SELECT name FROM {schema}.batch_part WHERE pipeline_id = %s AND query_id = %s AND batch_id = %s"
+_DELETE_PARTS = "DELETE FROM {schema}.batch_part WHERE pipeline_id = %s AND query_id = %s AND batch_id = %s"
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """A prepared part that belongs to its batch."""
+
+    name: str
+    rows: int
+
+
+class Finisher(Protocol):
+    """Who may finish a decided batch."""
+
+    @property
+    def schema(self) -> str:
+        """The tracker's schema."""
+
+    def check(self, conn: Connection) -> None:
+        """Lock the fence's row, last of all in the transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """The right to commit for a pipeline: the fence is asked for it in the last step of a transaction."""
+
+    schema: str
+    pipeline_id: str
+    run_id: str
+    epoch: int
+
+    def check(self, conn: Connection) -> None:
+        """Lock the fence's row and raise :class:`FencedError` when the right is gone."""
+        check_fence(conn, self.schema, self.pipeline_id, self.run_id, self.epoch, lock=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A batch that was decided and is not committed yet."""
+
+    pipeline_id: str
+    query_id: str
+    batch_id: int
+    winners: tuple[Winner, ...]
+    record: dict[str, Any]
+    files: dict[str, Any] | None
+    gaps: dict[str, Any] | None
+    event: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """The batch's key in the ledger."""
+        return self.pipeline_id, self.query_id, self.batch_id
+
+
+def decide(conn: Connection, right: Right, record: BatchRecord, event: str, winners: Sequence[Winner]) -> None:
+    """Decide that the winners' parts are the batch: the commit point.
+
+    :param event: the progress event, as JSON.
+    :raises BooksDoNotBalanceError: a winner is not prepared any more; nothing is decided, the batch is done again.
+    :raises FencedError: a newer run has taken over.
+    """
+    row = record.row_json()
+    with short_transaction(conn, "Deciding the micro-batch", lock_timeout_ms=_LOCK_TIMEOUT_MS):
+        missing = {winner.name for winner in winners} - prepared_names(conn, right.schema, right.pipeline_id)
+        if missing:
+            raise BooksDoNotBalanceError(
+                f"Parts of micro-batch {record.identity.batch_id} are not prepared any more",
+                found=f"no prepared transaction {', '.join(sorted(missing))}",
+                expected="one for each part, as the tasks reported",
+                cure="Nothing was committed; the batch is done again (did somebody roll them back?)",
+            )
+        query(
+            conn,
+            right.schema,
+            "INSERT INTO {schema}.batch_decision (pipeline_id, query_id, batch_id, epoch, run_id, winners, record, "
+            "files, gaps, event) VALUES (%s, %s, %s, %s, %s, %s, %s::jsonb, %s::jsonb, %s::jsonb, %s::jsonb)",
+            (
+                *record.identity.key,
+                record.epoch,
+                record.run_id,
+                Jsonb([{"name": winner.name, "rows": winner.rows} for winner in winners]),
+                row,
+                record.files_json() if record.files else None,
+                record.gaps_json() if record.gaps else None,
+                event,
+            ),
+        )
+        right.check(conn)
+        reach("two_phase.before_decision_commit")
+
+
+def decided(conn: Connection, schema: str, pipeline_id: str | None = None) -> list[Decided]:
+    """Return the batches that are decided and not finished, oldest first; of every pipeline when none is named."""
+    with classified("Reading the decided micro-batches"):
+        rows = query(
+            conn,
+            schema,
+            "SELECT pipeline_id, query_id, batch_id, winners, record, files, gaps, event FROM {schema}.batch_decision "
+            "WHERE %(pipeline)s::text IS NULL OR pipeline_id = %(pipeline)s ORDER BY decided_at, batch_id",
+            {"pipeline": pipeline_id},
+        ).fetchall()
+    return [_decided(*row) for row in rows]
+
+
+def _decided(pipeline_id: str, query_id: str, batch_id: int, winners: list[dict[str, Any]], *rest: Any) -> Decided:
+    record, files, gaps, event = rest
+    named = tuple(Winner(winner["name"], winner["rows"]) for winner in winners)
+    return Decided(pipeline_id, query_id, batch_id, named, record, files, gaps, event)
+
+
+def commit_parts(conn: Connection, batch: Decided, role: str | None = None) -> None:
+    """Commit the winners' prepared transactions; those that are committed already stay as they are.
+
+    :param role: the role that prepared them, where it is not the connection's own.
+    """
+    for number, winner in enumerate(batch.winners):
+        if number:
+            reach("two_phase.between_commits")
+        resolve(conn, winner.name, commit=True, role=role)
+
+
+def finish(conn: Connection, right: Finisher, batch: Decided, *, accept_missing: bool = False) -> bool:
+    """Turn a decided batch, whose parts were committed, into a committed one: ledger row and notification.
+
+    :param accept_missing: record rows of a part that somebody rolled back by hand as a gap, instead of stopping.
+    :returns: whether this call did it; False when somebody else had finished it.
+    :raises DecidedPartMissingError: a part was rolled back by hand.
+    :raises FencedError: a newer run has taken over; it finishes the batch.
+    """
+    schema = right.schema
+    ident = quote_identifier(schema)
+    with short_transaction(conn, "Finishing the micro-batch", lock_timeout_ms=_LOCK_TIMEOUT_MS):
+        if not query(conn, schema, _DELETE_DECISION, batch.key).rowcount:
+            return False
+        there = {str(row[0]) for row in query(conn, schema, _PARTS, batch.key)}
+        missing = [winner for winner in batch.winners if winner.name not in there]
+        if missing and not accept_missing:
+            raise _part_missing(batch, missing)
+        record, gaps = _without(batch, missing)
+        raw(conn, statements.insert_batch(ident), json.dumps(record))
+        if batch.files:
+            raw(conn, statements.insert_files(ident), json.dumps(batch.files))
+        if gaps:
+            raw(conn, statements.insert_gaps(ident), json.dumps(gaps))
+        query(conn, schema, _DELETE_PARTS, batch.key)
+        raw(conn, statements.notify(), json.dumps(batch.event))
+        right.check(conn)
+        reach("two_phase.before_finish_commit")
+    return True
+
+
+def _part_missing(batch: Decided, missing: Sequence[Winner]) -> DecidedPartMissingError:
+    rows = sum(winner.rows for winner in missing)
+    return DecidedPartMissingError(
+        f"Micro-batch {batch.batch_id} of pipeline {batch.pipeline_id!r} was decided, and a part of it is gone",
+        found=f"{len(missing)} of {len(batch.winners)} parts rolled back by hand, with {rows} rows: "
+        + ", ".join(winner.name for winner in missing),
+        expected="every part: the others are in the target already",
+        cure="Nothing brings those rows back by itself. `etl-pipeline prepared resolve --accept-missing` records them "
+        "as a gap in the ledger, and the pipeline goes on after this batch; then load that gap again",
+    )
+
+
+def _without(batch: Decided, missing: Sequence[Winner]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    if not missing:
+        return batch.record, batch.gaps
+    rows = sum(winner.rows for winner in missing)
+    books = ("record_count", "source_rows", "passed_rows", "sink_rows", "written_rows")
+    record = {**batch.record, **{name: batch.record[name] - rows for name in books}}
+    gap = {
+        "source": {"parts": [winner.name for winner in missing]},
+        "missing_rows": rows,
+        "reason": "a prepared transaction of this batch was rolled back by hand",
+    }
+    query_id, batch_id = batch.query_id, batch.batch_id
+    known = batch.gaps or {"pipeline_id": batch.pipeline_id, "query_id": query_id, "batch_id": batch_id, "gaps": []}
+    return record, {**known, "gaps": [*known["gaps"], gap]}

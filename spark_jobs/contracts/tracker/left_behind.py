@@ -1,0 +1,129 @@
+"""What drivers left between the two phases, for people: shown by pipeline, and resolved without starting a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from spark_jobs.contracts.tracker.connect import Connection, classified, query
+from spark_jobs.contracts.tracker.decisions import Decided, commit_parts, decided, finish
+from spark_jobs.contracts.tracker.prepared import Prepared, all_prepared, prepared_of, resolve
+
+# A driver without a heartbeat counts as gone. If it is not, it has its batch to do again: nothing is lost by that.
+_FENCE = """
+SELECT p.epoch, coalesce(p.newest_run_id, ''), coalesce(r.ended_at IS NULL AND r.state = 'running'
+    AND r.heartbeat_at > clock_timestamp() - interval '2 minutes', false)
+FROM {schema}.pipeline p LEFT JOIN {schema}.pipeline_run r ON r.run_id = p.epoch_run_id
+WHERE p.pipeline_id = %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """A prepared transaction, or a decided batch that waits for its end (``name`` is None then).
+
+    :param state: ``decided``, ``undecided``, ``running`` (its driver has not ended), and once resolved ``committed``
+        or ``rolled back``.
+    """
+
+    pipeline_id: str
+    batch_id: int
+    state: str
+    part: int | None = None
+    name: str | None = None
+    owner: str | None = None
+    since: datetime | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields, the time as ISO 8601."""
+        return {
+            "pipeline_id": self.pipeline_id,
+            "batch_id": self.batch_id,
+            "state": self.state,
+            "part": self.part,
+            "name": self.name,
+            "owner": self.owner,
+            "since": self.since.isoformat() if self.since else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Fence:
+    epoch: int
+    run_id: str
+    running: bool
+
+
+def left_behind(conn: Connection, schema: str, pipeline_id: str | None = None) -> list[LeftBehind]:
+    """Return what there is of one pipeline, or of all; only of this project, only in this database."""
+    found = prepared_of(conn, schema, pipeline_id) if pipeline_id else all_prepared(conn, schema)
+    batches = decided(conn, schema, pipeline_id)
+    winning = {winner.name for batch in batches for winner in batch.winners}
+    fences = {item.pipeline_id: _fence(conn, schema, item.pipeline_id) for item in found}
+    shown = [_shown(item, _state(item, fences[item.pipeline_id], winning)) for item in found]
+    waiting = {item.name for item in found}
+    return shown + [
+        LeftBehind(batch.pipeline_id, batch.batch_id, "decided")
+        for batch in batches
+        if not any(winner.name in waiting for winner in batch.winners)
+    ]
+
+
+def resolve_left_behind(
+    conn: Connection, schema: str, pipeline_id: str, *, role: str | None = None, accept_missing: bool = False
+) -> list[LeftBehind]:
+    """Finish the pipeline's decided batches and roll back its undecided parts; what a running driver prepared stays.
+
+    :raises DecidedPartMissingError: a part of a decided batch was rolled back by hand.
+    """
+    done = []
+    batches = decided(conn, schema, pipeline_id)
+    for batch in batches:
+        commit_parts(conn, batch, role)
+        if finish(conn, _AnyRight(schema, pipeline_id), batch, accept_missing=accept_missing):
+            done.append(_finished(batch))
+    fence = _fence(conn, schema, pipeline_id)
+    for item in prepared_of(conn, schema, pipeline_id):
+        undecided = _state(item, fence, set()) == "undecided"
+        if undecided and resolve(conn, item.name, commit=False, role=role):
+            done.append(_shown(item, "rolled back"))
+    return done
+
+
+@dataclass(frozen=True, slots=True)
+class _AnyRight:
+    """Whoever finishes a decided batch by hand needs no epoch: it was decided by a driver that had one."""
+
+    schema: str
+    pipeline_id: str
+
+    def check(self, conn: Connection) -> None:
+        """Wait for a driver that is doing the same."""
+        query(
+            conn,
+            self.schema,
+            "SELECT FROM {schema}.pipeline WHERE pipeline_id = %s FOR NO KEY UPDATE",
+            (self.pipeline_id,),
+        )
+
+
+def _state(item: Prepared, fence: _Fence, winning: set[str]) -> str:
+    if item.name in winning:
+        return "decided"
+    return "running" if fence.running and item.part.epoch >= fence.epoch else "undecided"
+
+
+def _fence(conn: Connection, schema: str, pipeline_id: str) -> _Fence:
+    with classified("Reading the fence"):
+        row = query(conn, schema, _FENCE, (pipeline_id,)).fetchone()
+    return _Fence(*row) if row else _Fence(0, "", running=False)
+
+
+def _shown(item: Prepared, state: str) -> LeftBehind:
+    part = item.part
+    return LeftBehind(item.pipeline_id, part.batch_id, state, part.part, item.name, item.owner, item.prepared_at)
+
+
+def _finished(batch: Decided) -> LeftBehind:
+    return LeftBehind(batch.pipeline_id, batch.batch_id, "committed")

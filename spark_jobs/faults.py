@@ -1,0 +1,5 @@
+"""Named fault points (stub)."""
+
+
+def reach(point: str) -> None:
+    """Do nothing."""

@@ -1,0 +1,86 @@
+"""Bring staged rows into the target: one statement for a healthy batch, halving where PostgreSQL refuses rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import adbc_driver_postgresql.dbapi as adbc
+
+from spark_jobs.sinks.copying import Cursor, run, scalar
+from spark_jobs.sinks.refused import Refusal, RefusedRows, refusal
+
+_SAVEPOINT = "etl_merge"
+
+
+@dataclass(frozen=True, slots=True)
+class MergeText:
+    """The statements of a merge, rendered; see :class:`spark_jobs.sinks.merging.Merge`."""
+
+    whole: str
+    order: tuple[str, ...]
+    count: str
+    part: str
+    row: str
+
+
+@dataclass(frozen=True, slots=True)
+class Merger:
+    """Applies one merge in the open transaction of ``cursor``.
+
+    :param refused: where refused rows go; None lets the first one fail the merge.
+    """
+
+    cursor: Cursor
+    merge: MergeText
+    refused: RefusedRows | None
+
+    def apply(self) -> int:
+        """Return how many rows were written."""
+        if self.refused is None:
+            return self._answer(self.merge.whole)
+        said, written = self._try(self.merge.whole)
+        if said is None:
+            return written
+        for statement in self.merge.order:
+            run(self.cursor, statement)
+        count = int(scalar(self.cursor, self.merge.count))
+        self.refused.see(count)
+        return self._halves(1, count) if count else 0
+
+    def _span(self, first: int, last: int) -> int:
+        said, written = self._try(self.merge.part.format(first=first, last=last))
+        if said is None:
+            return written
+        if first == last:
+            self._refuse(first, said)
+            return 0
+        return self._halves(first, last)
+
+    def _halves(self, first: int, last: int) -> int:
+        # The span as a whole has failed, or is the whole batch, which has.
+        if first == last:
+            return self._span(first, last)
+        middle = (first + last) // 2
+        return self._span(first, middle) + self._span(middle + 1, last)
+
+    def _try(self, statement: str) -> tuple[Refusal | None, int]:
+        run(self.cursor, f"SAVEPOINT {_SAVEPOINT}")
+        try:
+            written = self._answer(statement)
+        except adbc.Error as error:
+            said = refusal(error)
+            if said is None:
+                raise
+            run(self.cursor, f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+            return said, 0
+        run(self.cursor, f"RELEASE SAVEPOINT {_SAVEPOINT}")
+        return None, written
+
+    def _answer(self, statement: str) -> int:
+        return int(scalar(self.cursor, statement))
+
+    def _refuse(self, ordinal: int, said: Refusal) -> None:
+        self.cursor.execute(self.merge.row.format(first=ordinal))
+        row, source = self.cursor.fetchone()
+        if self.refused is not None:
+            self.refused.add(said, str(row), source)

@@ -1,0 +1,112 @@
+"""COPY that goes through refused rows: each becomes a dead letter, the others land, in one transaction.
+
+Rows are buffered up to a bound and copied under a savepoint. Where the server names the line, the rows are split there;
+where it does not (foreign keys), the range is halved. After a refused row the ranges start small and double, so that k
+refused rows in n cost about k·log n statements, and each row is sent a bounded number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import adbc_driver_postgresql.dbapi as adbc
+import pyarrow as pa
+
+from spark_jobs.faults import reach
+from spark_jobs.sinks.copying import Cursor, chunks, copy_rows, run
+from spark_jobs.sinks.refused import Refusal, RefusedRows, refusal, row_text
+from spark_jobs.sinks.sorting import EVENT_TIME, SOURCE
+
+_SMALLEST = 64
+_SAVEPOINT = "etl_rows"
+
+
+@dataclass(slots=True)
+class CarefulCopy:
+    """Copies into one table.
+
+    :param bases: the PostgreSQL types of the columns, for the letters.
+    :param keep_source: whether the table has a column ``_source``.
+    """
+
+    cursor: Cursor
+    schema: str
+    table: str
+    bases: Mapping[str, str]
+    refused: RefusedRows
+    keep_source: bool = False
+    point: str = ""
+
+    def copy(self, batches: Iterable[pa.RecordBatch]) -> int:
+        """Copy all rows but the refused ones; return how many landed."""
+        landed = 0
+        for chunk in chunks(batches):
+            rows = pa.Table.from_batches(list(chunk))
+            self.refused.see(rows.num_rows)
+            landed += self._rows(rows)
+            if self.point:
+                reach(self.point)
+        return landed
+
+    def _rows(self, rows: pa.Table) -> int:
+        landed, start, step = 0, 0, rows.num_rows
+        while start < rows.num_rows:
+            span = rows.slice(start, step)
+            said = self._try(span)
+            if said is None:
+                landed += span.num_rows
+                start += span.num_rows
+                step *= 2
+            elif said.line is not None and 0 < said.line <= span.num_rows:
+                landed += self._rows(span.slice(0, said.line - 1))
+                self._refuse(span, said.line - 1, said)
+                start += said.line
+                step = max(_SMALLEST, said.line * 2)
+            elif span.num_rows > 1:
+                step = span.num_rows // 2
+            else:
+                self._refuse(span, 0, said)
+                start += 1
+                step = _SMALLEST
+        return landed
+
+    def _try(self, rows: pa.Table) -> Refusal | None:
+        run(self.cursor, f"SAVEPOINT {_SAVEPOINT}")
+        try:
+            copy_rows(self.cursor, self.schema, self.table, self._sent(rows).to_batches())
+        except adbc.Error as error:
+            said = refusal(error)
+            if said is None:
+                raise
+            run(self.cursor, f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+            return said
+        run(self.cursor, f"RELEASE SAVEPOINT {_SAVEPOINT}")
+        return None
+
+    def _sent(self, rows: pa.Table) -> pa.Table:
+        dropped = [name for name in (SOURCE, EVENT_TIME) if name in rows.column_names]
+        if not self.keep_source or SOURCE not in dropped:
+            return rows.drop_columns(dropped) if dropped else rows
+        rest = rows.drop_columns(dropped)
+        return rest.append_column("_source", rows.column(SOURCE))
+
+    def _refuse(self, rows: pa.Table, index: int, said: Refusal) -> None:
+        values = _values(rows, index)
+        source = values.pop(SOURCE, None)
+        event_time = values.pop(EVENT_TIME, None)
+        data = {name: value for name, value in values.items() if name in self.bases}
+        text = None if event_time is None else str(event_time)
+        self.refused.add(said, row_text(data, self.bases), None if source is None else str(source), text)
+
+
+def _values(rows: pa.Table, index: int) -> dict[str, object]:
+    return {name: _value(rows.column(name)[index]) for name in rows.column_names}
+
+
+def _value(scalar: pa.Scalar) -> object:
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        # A date or time beyond what Python knows.
+        return str(scalar.cast(pa.string()))

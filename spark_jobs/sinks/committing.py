@@ -1,0 +1,164 @@
+"""The end of a batch's one transaction: dead letters, balanced books, notification, the fence's lock, COMMIT.
+
+The same for an executor's task and for the driver; over ADBC, with texts that the driver rendered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any
+
+from spark_jobs.contracts.errors import BooksDoNotBalanceError, EtlError, FencedError
+from spark_jobs.contracts.tracker import statements
+from spark_jobs.contracts.tracker.records import BatchRecord, Books, StoredBatch, settle
+from spark_jobs.faults import reach
+from spark_jobs.sinks import parts
+from spark_jobs.sinks.copying import Cursor, run, scalar
+from spark_jobs.sinks.parts import PartReport
+from spark_jobs.sinks.refused import Limit
+from spark_jobs.sinks.sorting import LetterSpool, moment
+
+
+@dataclass(frozen=True, slots=True)
+class CommitPlan:
+    """What the end of a batch's transaction needs.
+
+    :param tracker: the tracker's schema, quoted.
+    :param record: the ledger row but for its books and event times; its duration is what the batch took so far.
+    :param event: the progress event as a JSON object, but for its ``rows``.
+    :param letters: statement that stores a JSON array of dead letters.
+    :param letters_from: statements that take dead letters from where tasks staged them, and whose answer is their
+        number, each with the number that must come out.
+    :param where: first part of the names of its fault points.
+    """
+
+    tracker: str
+    record: BatchRecord
+    event: dict[str, Any]
+    letters: str
+    limit: Limit
+    letters_from: tuple[tuple[str, int], ...] = ()
+    where: str = "single"
+
+
+BooksOf = Callable[[PartReport], Books]
+
+
+def stateless_books(report: PartReport) -> Books:
+    """Return the books of a pipeline whose passed rows are the rows that reach the sink."""
+    tally = report.tally
+    return Books(
+        source=tally.source,
+        passed=tally.passed,
+        dead_lettered=tally.dead_lettered,
+        filtered=tally.filtered,
+        sink=tally.passed,
+        written=report.written,
+        write_dead_lettered=report.refused,
+        write_deduplicated=report.deduplicated,
+    )
+
+
+def is_committed(cursor: Cursor, plan: CommitPlan) -> bool:
+    """Tell whether the ledger holds the batch already.
+
+    :raises EtlError: it was decided and not finished: what comes first is not this transaction's to do.
+    """
+    stored = scalar(cursor, statements.find_batch(plan.tracker), plan.record.identity.key)
+    state = settle(StoredBatch.from_json(stored) if stored else None, plan.record.identity)
+    if state == "decided":
+        raise EtlError(
+            "The micro-batch was decided and is not finished", cure="Run the pipeline again: it is finished first"
+        )
+    return state == "committed"
+
+
+def commit(
+    cursor: Cursor, plan: CommitPlan, report: PartReport, letters: LetterSpool, books: Books, started: float
+) -> None:
+    """Write everything that belongs to the batch beside its rows, and commit.
+
+    Sets the report's state: ``unknown`` from the moment COMMIT is sent until its answer is there.
+
+    :raises BooksDoNotBalanceError: nothing is committed. :raises FencedError: a newer run has taken over.
+    :raises TooManyDeadLettersError: nothing is committed.
+    """
+    check_limits(plan.limit, books)
+    write_letters(cursor, plan, letters)
+    reach(f"{plan.where}.before_ledger")
+    _write_ledger(cursor, plan, books, report, started)
+    reach(f"{plan.where}.before_commit")
+    report.state = parts.UNKNOWN
+    run(cursor, "COMMIT")
+    report.state = parts.COMMITTED
+    reach(f"{plan.where}.after_commit")
+
+
+def check_limits(limit: Limit, books: Books) -> None:
+    """Raise :class:`TooManyDeadLettersError` when the batch, read or written, is bad as a whole."""
+    limit.check(books.dead_lettered, books.source, "could not be read")
+    limit.check(books.write_dead_lettered, books.sink, "were refused by the target")
+
+
+def write_letters(cursor: Cursor, plan: CommitPlan, letters: LetterSpool) -> None:
+    """Store the dead letters of this transaction's own rows, and those that tasks staged."""
+    for chunk in letters.batches():
+        cursor.execute(plan.letters, (*plan.record.identity.key, json.dumps(chunk)))
+    for statement, expected in plan.letters_from:
+        require_letters(int(scalar(cursor, statement)), expected)
+
+
+def require_letters(found: int, expected: int) -> None:
+    """Raise :class:`BooksDoNotBalanceError` when staged dead letters are gone: the table is empty after a crash."""
+    if found != expected:
+        raise BooksDoNotBalanceError(
+            "The staging table does not hold the dead letters that the tasks staged",
+            found=f"{found} dead letters",
+            expected=f"{expected}",
+            cure="Nothing was committed; the batch is done again (did the server restart?)",
+        )
+
+
+def completed(record: BatchRecord, books: Books, report: PartReport, started: float) -> BatchRecord:
+    """Return the record with its books, event times and duration."""
+    return replace(
+        record,
+        books=books,
+        event_time_min=moment(report.tally.event_time_min) or record.event_time_min,
+        event_time_max=moment(report.tally.event_time_max) or record.event_time_max,
+        duration_ms=record.duration_ms + int((monotonic() - started) * 1000),
+    )
+
+
+def _write_ledger(cursor: Cursor, plan: CommitPlan, books: Books, report: PartReport, started: float) -> None:
+    record = completed(plan.record, books, report, started)
+    cursor.execute(statements.insert_batch(plan.tracker), (record.row_json(),))
+    if record.files:
+        cursor.execute(statements.insert_files(plan.tracker), (record.files_json(),))
+    if record.gaps:
+        cursor.execute(statements.insert_gaps(plan.tracker), (record.gaps_json(),))
+    cursor.execute(statements.notify(), (event_text(plan.event, books),))
+    identity = record.identity
+    holds = scalar(
+        cursor, statements.lock_epoch(plan.tracker), (identity.pipeline_id, str(record.epoch), record.run_id)
+    )
+    if holds is not True:
+        raise fenced(identity.pipeline_id, record.run_id, record.epoch)
+
+
+def event_text(event: dict[str, Any], books: Books) -> str:
+    """Return the progress event as JSON."""
+    return json.dumps({**event, "rows": books.written})
+
+
+def fenced(pipeline_id: str, run_id: str, epoch: int) -> FencedError:
+    """Return the error of a driver that a newer run has taken over from."""
+    return FencedError(
+        f"Run {run_id} (epoch {epoch}) of pipeline {pipeline_id} may not commit any more",
+        found="a newer run of the pipeline was registered",
+        expected="to be the pipeline's newest run",
+        cure="Nothing was written by this run since; look at the newer run",
+    )

@@ -1,0 +1,54 @@
+"""The statement that stores dead letters, rendered on the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from psycopg import sql
+
+from spark_jobs.contracts.tracker.connect import Connection
+from spark_jobs.contracts.tracker.records import BatchIdentity
+from spark_jobs.sinks.parts import PartReport
+
+_COLUMNS = """
+    stage text, error_class text, sqlstate text, message text, column_name text, constraint_name text, raw_key text,
+    raw_value text, raw_headers text, parsed_row text, source text, event_time text"""
+
+
+def insert_letters(schema: str, letters: str, pipeline: str, query: str, batch: str) -> str:
+    """Return the statement that stores dead letters.
+
+    :param schema: the tracker's schema, quoted. :param letters: SQL of a set of rows ``letter(envelope)``.
+    :param pipeline: SQL of the pipeline's id; likewise ``query`` and ``batch``.
+    """
+    # The commit point of a dead letter is its batch's: this runs in the same transaction.
+    return (
+        f"INSERT INTO {schema}.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, sqlstate, message, "  # noqa: S608
+        "column_name, constraint_name, raw_key, raw_value, raw_headers, parsed_row, source, event_time) "
+        f"SELECT {pipeline}, {query}, {batch}, l.stage, l.error_class, l.sqlstate, l.message, l.column_name, "
+        "l.constraint_name, decode(l.raw_key, 'base64'), decode(l.raw_value, 'base64'), l.raw_headers::jsonb, "
+        "l.parsed_row::jsonb, l.source::jsonb, l.event_time::timestamptz "
+        f"FROM {letters}, json_to_record(letter.envelope::json) AS l({_COLUMNS})"
+    )
+
+
+def insert_letters_from_json(schema: str) -> str:
+    """Return the statement for a JSON array of envelopes. Parameters: pipeline, query, batch id, array; all text."""
+    letters = "json_array_elements_text($4::json) AS letter(envelope)"
+    return insert_letters(schema, letters, "$1::text", "$2::text", "$3::bigint")
+
+
+def counted_letters_from(
+    conn: Connection, schema: str, staging: sql.Composable, reports: Sequence[PartReport], identity: BatchIdentity
+) -> str:
+    """Return the statement that takes the winning attempts' letters from a staging table, and answers their number.
+
+    :param schema: the tracker's schema, quoted.
+    """
+    attempts = sql.SQL(", ").join(
+        sql.SQL("({}, {})").format(sql.Literal(report.part), sql.Literal(report.attempt)) for report in reports
+    )
+    source = sql.SQL("(SELECT envelope FROM {} WHERE (_part, _attempt) IN ({})) AS letter").format(staging, attempts)
+    literals = [sql.Literal(value).as_string(conn) for value in identity.key]
+    statement = insert_letters(schema, source.as_string(conn), *literals)
+    return f"WITH written AS ({statement} RETURNING 1) SELECT count(*) FROM written"  # noqa: S608

@@ -1,0 +1,177 @@
+"""Plans of a batch's write, rendered on the driver: all that a task needs, and nothing that it could ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import sql
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from spark_jobs.contracts.config import WriteMode
+from spark_jobs.contracts.config.load import Load
+from spark_jobs.contracts.tracker.part_names import part_names
+from spark_jobs.contracts.tracker.records import BatchRecord
+from spark_jobs.rows import LETTER, OUTCOME, SOURCE
+from spark_jobs.sinks import merging
+from spark_jobs.sinks.applying import MergeText
+from spark_jobs.sinks.committing import CommitPlan
+from spark_jobs.sinks.copying import Session
+from spark_jobs.sinks.dead_letter_rows import counted_letters_from, insert_letters_from_json
+from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.merging import MergeRule
+from spark_jobs.sinks.parts import PartReport
+from spark_jobs.sinks.refused import Limit
+from spark_jobs.sinks.single import TEMPORARY, SinglePlan
+from spark_jobs.sinks.staged import StagedPlan
+from spark_jobs.sinks.staging import Staged, Staging
+from spark_jobs.sinks.target import Target
+from spark_jobs.sinks.two_phase import TwoPhasePlan
+from spark_jobs.sinks.writing import RowsPlan
+
+_MARKER = "__marker"
+_LOCK_TIMEOUT = "60s"
+# Between two COPYs a task waits for Spark, which may take its time.
+_IDLE_TIMEOUT = "300s"
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """Makes the plans of one run's batches.
+
+    :param sorts: whether rows may carry another outcome than having passed.
+    """
+
+    ledger: Ledger
+    target: Target
+    rule: MergeRule
+    session: Session
+    limit: Limit
+    sorts: bool = True
+
+    @property
+    def merges(self) -> bool:
+        """Whether even a single transaction writes through a staging table."""
+        # COPY does not tell how many rows a trigger let through; INSERT does.
+        return self.rule.mode is WriteMode.UPSERT or self.target.has_insert_triggers or not self.target.direct
+
+    def single(
+        self, record: BatchRecord, event: dict[str, Any], *, careful: bool, letters: Staged | None = None
+    ) -> SinglePlan:
+        """Return the plan of one transaction."""
+        conn = self.ledger.connection()
+        overwrite = self.rule.mode is WriteMode.OVERWRITE
+        plan = SinglePlan(
+            session=self.session,
+            rows=self._rows(str(self.target.table.schema), self.target.table.table, careful, "single.in_copy"),
+            commit=self.commit(record, event, "single", letters),
+            before=merging.empty(self.target).as_string(conn) if overwrite else "",
+        )
+        if not self.merges:
+            return plan
+        staging = sql.Identifier(TEMPORARY)
+        return SinglePlan(
+            session=plan.session,
+            rows=self._rows("pg_temp", TEMPORARY, careful, "single.in_copy", staged=True),
+            commit=plan.commit,
+            before=plan.before,
+            create_staging=(merging.create_staging(staging, self.target, kind="TEMP", rule=self.rule).as_string(conn),),
+            merge=self.merge(staging.as_string(conn)),
+            drops_same_keys=self.rule.mode is WriteMode.UPSERT,
+        )
+
+    def staged(self, staging: Staging, *, careful: bool) -> StagedPlan:
+        """Return the plan of the tasks that fill a staging."""
+        rows = None
+        if staging.rows:
+            rows = self._rows(staging.schema, staging.rows, careful, "staged.in_copy", staged=True)
+        return StagedPlan(self.session, staging.schema, rows, staging.letters, self.limit)
+
+    def two_phase(self, record: BatchRecord, event: dict[str, Any], attempt: int, *, careful: bool) -> TwoPhasePlan:
+        """Return the plan of the tasks that prepare their parts.
+
+        :param attempt: number of the attempt within this driver's epoch; no two are the same.
+        """
+        key = record.identity
+        ledger = self.ledger
+        return TwoPhasePlan(
+            session=self.session,
+            rows=self._rows(str(self.target.table.schema), self.target.table.table, careful, "two_phase.in_copy"),
+            commit=self.commit(record, event, "two_phase"),
+            names=part_names(key.pipeline_id, ledger.schema, key.query_id, key.batch_id, ledger.epoch, attempt),
+        )
+
+    def commit(self, record: BatchRecord, event: dict[str, Any], where: str, *staged: Staged | None) -> CommitPlan:
+        """Return the plan of a transaction's end.
+
+        :param staged: stagings whose dead letters belong to the batch.
+        """
+        found = tuple(one for one in staged if one is not None and one.letters)
+        return CommitPlan(
+            tracker=self.ledger.ident,
+            record=record,
+            event=event,
+            letters=insert_letters_from_json(self.ledger.ident),
+            limit=self.limit,
+            letters_from=tuple((self.letters_from(one, record), one.letters) for one in found),
+            where=where,
+        )
+
+    def letters_from(self, staged: Staged, record: BatchRecord) -> str:
+        """Return the statement that takes the dead letters from a staging."""
+        staging = staged.staging
+        return counted_letters_from(
+            self.ledger.connection(),
+            self.ledger.ident,
+            staging.identifier(staging.letters),
+            staged.reports,
+            record.identity,
+        )
+
+    def merge(self, source: str) -> MergeText:
+        """Return the statements that bring the rows of ``source`` into the target."""
+        made = merging.merge(self.target, source, self.rule, self.ledger.connection())
+        return MergeText(made.whole, made.order, made.count, made.part, made.row)
+
+    def winners(self, staging: Staging, reports: tuple[PartReport, ...]) -> str:
+        """Return the subquery of the winning attempts' rows."""
+        name = staging.identifier(staging.rows).as_string(self.ledger.connection())
+        return merging.winners_text(name, [(report.part, report.attempt) for report in reports])
+
+    def prepare(self, df: DataFrame, *, careful: bool, staged: bool) -> DataFrame:
+        """Return the rows as COPY must send them, and of the carried columns only what the writers need."""
+        marker = self.rule.delete_marker
+        if marker:
+            df = df.withColumnRenamed(marker, _MARKER)
+        df = self.target.prepare(df, staged=staged)
+        if marker:
+            df = df.withColumnRenamed(_MARKER, marker)
+        if SOURCE in df.columns:
+            df = df.withColumn(SOURCE, F.to_json(SOURCE)) if careful else df.drop(SOURCE)
+        # Columns that are the same in every row would cost as much as the data's.
+        return df if self.sorts else df.drop(OUTCOME, LETTER)
+
+    def _rows(self, schema: str, table: str, careful: bool, point: str, *, staged: bool = False) -> RowsPlan:
+        columns = [(column.name, column.type.base) for column in self.target.columns]
+        if staged and self.rule.delete_marker:
+            columns.append((self.rule.delete_marker, "boolean"))
+        return RowsPlan(schema, table, tuple(columns), careful, keep_source=staged, point=point)
+
+
+def writing_session(ledger: Ledger, role: str | None) -> Session:
+    """Return how executors and driver open the transactions that write."""
+    return Session(
+        uri=ledger.database.uri(application_name=ledger.application_name),
+        application_name=ledger.application_name,
+        lock_timeout=_LOCK_TIMEOUT,
+        idle_timeout=_IDLE_TIMEOUT,
+        role=role,
+    )
+
+
+def dead_letter_limit(load: Load) -> Limit:
+    """Return how many dead letters a batch may have."""
+    if load.max_dead_letter_fraction is None:
+        return Limit(fraction=0.5, least=100)
+    return Limit(load.max_dead_letter_fraction)

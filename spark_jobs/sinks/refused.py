@@ -1,0 +1,200 @@
+"""Rows that PostgreSQL refuses: told from faults of the server, and turned into dead letters. Executor side."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+
+from spark_jobs.contracts.errors import TooManyDeadLettersError
+from spark_jobs.sinks.sorting import LetterSpool
+
+# 22 data exceptions, 23 integrity constraints; what a trigger or a view's check option says about a row.
+_DATA_CLASSES = ("22", "23")
+_DATA_STATES = ("P0001", "44000")
+# A value of a wrong length breaks the protocol of COPY's binary form; with a line it is that row's fault.
+_PROTOCOL = "08P01"
+_LINE = re.compile(r", \D*(\d+)(?:, \w+ (.+))?$")
+# As many refused rows as may be looked for, one by one, before their share of the rows seen so far counts.
+_PATIENCE = 10_000
+_NAMES: Mapping[str, str] = {
+    "22001": "StringDataRightTruncation",
+    "22003": "NumericValueOutOfRange",
+    "22007": "InvalidDatetimeFormat",
+    "22008": "DatetimeFieldOverflow",
+    "22021": "CharacterNotInRepertoire",
+    "22P02": "InvalidTextRepresentation",
+    "22P03": "InvalidBinaryRepresentation",
+    "22P05": "UntranslatableCharacter",
+    "23502": "NotNullViolation",
+    "23503": "ForeignKeyViolation",
+    "23505": "UniqueViolation",
+    "23514": "CheckViolation",
+    "23P01": "ExclusionViolation",
+    "44000": "WithCheckOptionViolation",
+    "P0001": "RaiseException",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What PostgreSQL said about a row.
+
+    :param line: number of the row within its COPY, from 1; None where the server does not tell.
+    """
+
+    sqlstate: str
+    message: str
+    column: str | None = None
+    constraint: str | None = None
+    line: int | None = None
+
+
+def refusal(error: BaseException) -> Refusal | None:
+    """Return what an ADBC error says about a row; None when the fault is not in the data."""
+    state = str(getattr(error, "sqlstate", None) or "")
+    said = {_text(name): _text(value) for name, value in getattr(error, "details", None) or ()}
+    line, column = _place(said.get("PG_DIAG_CONTEXT", ""))
+    if not (is_about_data(state) or (state == _PROTOCOL and line)):
+        return None
+    message = said.get("PG_DIAG_MESSAGE_PRIMARY") or " ".join(str(error).split())
+    detail = said.get("PG_DIAG_MESSAGE_DETAIL", "")
+    if state.startswith("23") and state not in ("23502", "23514") and detail:
+        # Which key it was. Other details repeat the row, which the letter holds anyway.
+        message = f"{message}: {detail}"
+    column = said.get("PG_DIAG_COLUMN_NAME") or column
+    return Refusal(state, message, column, said.get("PG_DIAG_CONSTRAINT_NAME"), line)
+
+
+def is_about_data(sqlstate: str) -> bool:
+    """Tell whether a SQLSTATE blames a row. Only for statements that write the target's rows."""
+    return sqlstate[:2] in _DATA_CLASSES or sqlstate in _DATA_STATES
+
+
+def _place(context: str) -> tuple[int | None, str | None]:
+    # A trigger's own context may stand before; the words are in the server's language, the form is not.
+    for text in reversed(context.splitlines()):
+        if text.startswith("COPY ") and (match := _LINE.search(text)):
+            column = (match[2] or "").split(":")[0].strip()
+            return int(match[1]), column or None
+    return None, None
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How many dead letters a batch may have before the fault is not in its rows.
+
+    :param fraction: of the rows, from 0 to 1. :param least: smaller batches are never stopped.
+    """
+
+    fraction: float = 1.0
+    least: int = 0
+
+    def check(self, dead: int, rows: int, words: str) -> None:
+        """Raise :class:`TooManyDeadLettersError` when ``dead`` of ``rows`` are too many."""
+        if dead and rows >= self.least and dead > self.fraction * rows:
+            raise TooManyDeadLettersError(
+                "Too many rows of the micro-batch are bad: the fault is not in the rows",
+                found=f"{dead} of {rows} rows {words}",
+                expected=f"at most {self.fraction:.0%}, which is load.maxDeadLetterFraction",
+                cure="Nothing was written. Compare the target's types and constraints (or the source's format) with "
+                "the pipeline; if the rows really are that bad, raise load.maxDeadLetterFraction",
+            )
+
+
+@dataclass(slots=True)
+class RefusedRows:
+    """The rows of one part that PostgreSQL refused: counted, limited and spooled as dead letters."""
+
+    letters: LetterSpool
+    limit: Limit
+    count: int = 0
+    last: str = ""
+    _seen: int = field(default=0)
+
+    def see(self, rows: int) -> None:
+        """Count rows that were given to the server."""
+        self._seen += rows
+
+    def add(self, said: Refusal, row: str, source: str | None, event_time: str | None = None) -> None:
+        """Keep a row, as JSON, with what the server said about it."""
+        self.count += 1
+        self.last = f"{said.sqlstate} {said.message}"
+        self.letters.add(pa.array([envelope(said, row, source, event_time)]))
+        if self.count >= _PATIENCE:
+            self.limit.check(self.count, self._seen, f"so far were refused by the target, the last with {self.last}")
+
+
+def envelope(said: Refusal, row: str, source: str | None, event_time: str | None = None) -> str:
+    """Return the dead letter of a refused row, as :func:`spark_jobs.rows.letter` makes them."""
+    return json.dumps(
+        {
+            "stage": "write",
+            "error_class": _NAMES.get(said.sqlstate)
+            or ("DataException" if said.sqlstate.startswith("22") else "IntegrityConstraintViolation"),
+            "sqlstate": said.sqlstate,
+            "message": said.message,
+            "column_name": said.column,
+            "constraint_name": said.constraint,
+            "raw_key": None,
+            # What jsonb cannot hold is kept byte for byte beside it.
+            "raw_value": base64.b64encode(row.encode()).decode() if "\\u0000" in row else None,
+            "raw_headers": None,
+            "parsed_row": row,
+            "source": source or "{}",
+            "event_time": event_time,
+        }
+    )
+
+
+def row_text(row: Mapping[str, Any], bases: Mapping[str, str]) -> str:
+    """Return a row of Arrow values as a JSON object, without losing digits.
+
+    :param bases: PostgreSQL type of each column, without its modifier: some values travel in a form of their own.
+    """
+    members = (f"{json.dumps(name)}: {_json(value, bases.get(name, ''))}" for name, value in row.items())
+    return "{" + ", ".join(members) + "}"
+
+
+def _json(value: Any, base: str) -> str:
+    if isinstance(value, Decimal):
+        return f"{value:f}" if value.is_finite() else json.dumps(str(value))
+    if isinstance(value, bytes):
+        return _bytes(value, base)
+    if isinstance(value, list):
+        return "[" + ", ".join(_json(item, "") for item in value) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(str(value))
+    if value is None or isinstance(value, bool | int | float | str):
+        return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value.isoformat() if isinstance(value, datetime | date | time) else str(value))
+
+
+def _bytes(value: bytes, base: str) -> str:
+    if base in ("json", "jsonb"):
+        text = value.removeprefix(b"\x01").decode(errors="replace")
+        return text if _is_json(text) else json.dumps(text)
+    if base == "uuid" and len(value) == 16:
+        digits = value.hex()
+        return json.dumps("-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])))
+    return json.dumps(base64.b64encode(value).decode() if base == "bytea" else value.decode(errors="replace"))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,80 @@
+"""What the tasks' reports say, as errors of the driver."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from spark_jobs.contracts.errors import (
+    BooksDoNotBalanceError,
+    DataError,
+    EtlError,
+    FencedError,
+    LedgerConflictError,
+    RowsSuppressedError,
+    TooManyDeadLettersError,
+    TransientError,
+    TwoPhaseUnavailableError,
+)
+from spark_jobs.contracts.tracker.connect import classify_state
+from spark_jobs.sinks import parts
+from spark_jobs.sinks.parts import PartReport
+from spark_jobs.sinks.single import refused_rows
+
+# What a task found out by itself comes back by its name, in the place of the SQLSTATE.
+_FROM_TASKS: tuple[type[EtlError], ...] = (
+    BooksDoNotBalanceError,
+    EtlError,
+    FencedError,
+    LedgerConflictError,
+    RowsSuppressedError,
+    TooManyDeadLettersError,
+)
+_BY_NAME = {kind.__name__: kind for kind in _FROM_TASKS}
+_CANNOT_PREPARE = ("0A000", "55000")
+_NO_SLOT = "53200"
+
+
+class RowsRefusedError(DataError):
+    """The target refused a row of a batch that was written the quick way: it is written again with care."""
+
+
+def read_reports(rows: Iterable[Any]) -> list[PartReport]:
+    """Read the collected reports of a batch's tasks."""
+    return PartReport.read(row.asDict() for row in rows)
+
+
+def raise_for(report: PartReport) -> None:
+    """Raise the error that ended a part; return when there was none."""
+    if report.state != parts.FAILED:
+        return
+    if report.sqlstate in _BY_NAME:
+        told = json.loads(report.message)
+        raise _BY_NAME[report.sqlstate](told["what"], found=told["found"], expected=told["expected"], cure=told["cure"])
+    if refused_rows(report):
+        raise RowsRefusedError(
+            f"The target refused a row of part {report.part} of the micro-batch", found=report.message
+        )
+    if report.doing == parts.PREPARE:
+        _raise_for_prepare(report)
+    raise classify_state(report.sqlstate, f"Writing part {report.part} of the micro-batch", report.message)
+
+
+def _raise_for_prepare(report: PartReport) -> None:
+    if report.sqlstate in _CANNOT_PREPARE:
+        raise TwoPhaseUnavailableError(
+            f"Part {report.part} of the micro-batch could not be prepared",
+            found=report.message,
+            expected="a transaction that can be prepared: max_prepared_transactions above 0, and no trigger of the "
+            "target that notifies, listens or uses temporary tables",
+            cure="Use auto, single or staged as load.writeStrategy, which are exactly once as well",
+        )
+    if report.sqlstate == _NO_SLOT:
+        raise TransientError(
+            f"Part {report.part} of the micro-batch could not be prepared: no free slot",
+            found=report.message,
+            expected="max_prepared_transactions with room for each part of each batch under way",
+            cure="Raise max_prepared_transactions, lower load.writeParallelism, or look at "
+            "`etl-pipeline prepared list`",
+        )

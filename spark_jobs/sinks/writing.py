@@ -1,0 +1,86 @@
+"""What every strategy does with a part's rows: sort out, mark, COPY; the quick way, or the careful one. Executor side.
+
+The quick way is one COPY after the other, and the first refused row fails the part: a clean batch pays nothing. The
+careful way, by which the driver has such a batch done again, finds the refused rows and keeps their source coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import pyarrow as pa
+
+from spark_jobs.sinks.careful import CarefulCopy
+from spark_jobs.sinks.copying import Cursor, copy_rows
+from spark_jobs.sinks.parts import PartReport
+from spark_jobs.sinks.refused import RefusedRows
+from spark_jobs.sinks.sorting import EVENT_TIME, SOURCE, LetterSpool, passed_rows
+
+Mark = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+
+
+@dataclass(frozen=True, slots=True)
+class RowsPlan:
+    """Where a part's rows go.
+
+    :param schema: unquoted, as is ``table``.
+    :param columns: the data columns and their PostgreSQL types without modifiers.
+    :param careful: whether refused rows are looked for.
+    :param keep_source: whether the table has a column ``_source`` for the row's coordinates.
+    :param point: fault point between two bounded COPYs.
+    """
+
+    schema: str
+    table: str
+    columns: tuple[tuple[str, str], ...]
+    careful: bool = False
+    keep_source: bool = False
+    point: str = ""
+
+
+def write_rows(
+    plan: RowsPlan,
+    cursor: Cursor,
+    batches: Iterable[pa.RecordBatch],
+    report: PartReport,
+    letters: LetterSpool,
+    refused: RefusedRows | None,
+    mark: Mark | None = None,
+) -> int:
+    """COPY the rows that passed; return how many landed. Counts go into the report, dead letters into the spool.
+
+    :param refused: where refused rows go; None fails the part at the first one.
+    """
+    names = [name for name, _ in plan.columns]
+    kept = (SOURCE, EVENT_TIME) if refused is not None else ()
+    rows = passed_rows(batches, names, report.tally, letters, kept)
+    if mark is not None:
+        rows = mark(rows)
+    if refused is None:
+        return copy_rows(cursor, plan.schema, plan.table, rows, plan.point)
+    copy = CarefulCopy(cursor, plan.schema, plan.table, dict(plan.columns), refused, plan.keep_source, plan.point)
+    return copy.copy(rows)
+
+
+def begun(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Wait for the first batch, then return all of them."""
+    iterator = iter(batches)
+    first = next(iterator, None)
+    return iter(()) if first is None else chain([first], iterator)
+
+
+def marked(rows: Iterable[pa.RecordBatch], part: int, attempt: int) -> Iterator[pa.RecordBatch]:
+    """Add to each row its part, attempt and number within the part."""
+    number = 0
+    for batch in rows:
+        size = batch.num_rows
+        columns = [
+            *batch.columns,
+            pa.repeat(pa.scalar(part, pa.int32()), size),
+            pa.repeat(pa.scalar(attempt, pa.int64()), size),
+            pa.array(range(number, number + size), pa.int64()),
+        ]
+        number += size
+        yield pa.RecordBatch.from_arrays(columns, names=[*batch.schema.names, "_part", "_attempt", "_seq"])

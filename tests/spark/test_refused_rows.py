@@ -1,0 +1,134 @@
+"""Rows that PostgreSQL refuses become dead letters with their reason; the others land, in the same transaction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipeline_runs import Pipelines, file_pipeline, write_lines
+
+from spark_jobs.contracts.errors import TooManyDeadLettersError
+
+SCHEMA = "id BIGINT, amount INT, name STRING, shop INT"
+STRATEGIES = ["single", "staged", "two_phase"]
+ROWS = 200
+
+
+def _table(pipelines: Pipelines, *more: str) -> None:
+    with pipelines.database.connect(autocommit=True) as conn:
+        conn.execute("CREATE TABLE shop (id int PRIMARY KEY)")
+        conn.execute("INSERT INTO shop SELECT generate_series(0, 9)")
+        conn.execute(
+            "CREATE TABLE result (id bigint NOT NULL, amount int CHECK (amount < 1000), name varchar(20), shop int, "
+            f"{', '.join(more)})"
+        )
+
+
+def _good(number: int) -> dict[str, Any]:
+    return {"id": number, "amount": number % 100, "name": f"n{number}", "shop": number % 10}
+
+
+def _pipeline(pipelines: Pipelines, inbox: Path, **load: Any) -> dict[str, Any]:
+    return file_pipeline("rows", inbox, pipelines.checkpoints, schema=SCHEMA, load={"autoCreateTable": False, **load})
+
+
+BAD: dict[str, tuple[dict[str, Any], str, str, str | None]] = {
+    "check": ({"amount": 5000}, "23514", "CheckViolation", None),
+    "not null": ({"id": None}, "23502", "NotNullViolation", "id"),
+    "NUL in a text": ({"name": "a\0b"}, "22021", "CharacterNotInRepertoire", "name"),
+    "too long": ({"name": "x" * 30}, "22001", "StringDataRightTruncation", "name"),
+    "foreign key": ({"shop": 77}, "23503", "ForeignKeyViolation", None),
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("deferred", ["", " DEFERRABLE INITIALLY DEFERRED"])
+def test_each_refused_row_is_a_dead_letter_with_its_reason(
+    pipelines: Pipelines, inbox: Path, strategy: str, deferred: str
+) -> None:
+    _table(pipelines, f"FOREIGN KEY (shop) REFERENCES shop{deferred}")
+    rows = [_good(number) for number in range(ROWS)]
+    for place, (change, *_) in zip((0, 50, 51, 120, ROWS - 1), BAD.values(), strict=True):
+        rows[place].update(change)
+    write_lines(inbox / "0.json", *rows[: ROWS // 2])
+    write_lines(inbox / "1.json", *rows[ROWS // 2 :])
+    finished = pipelines.finish(_pipeline(pipelines, inbox, writeStrategy=strategy))
+    assert finished.result.rows["write_dead_lettered"] == len(BAD)
+    bad = {0, 50, 51, 120, ROWS - 1}
+    assert [row[0] for row in pipelines.rows("SELECT id FROM result ORDER BY id")] == sorted(set(range(ROWS)) - bad)
+    letters = pipelines.rows(
+        "SELECT error_class, sqlstate, column_name, stage, parsed_row, source, message FROM etl.dead_letter"
+    )
+    assert {(name, state, column) for name, state, column, *_ in letters} == {
+        (name, state, column) for _, state, name, column in BAD.values()
+    }
+    for _, state, _, stage, row, source, message in letters:
+        assert stage == "write"
+        assert row.keys() == {"id", "amount", "name", "shop"}
+        assert source["file"].endswith(".json"), source
+        assert message, state
+    by_state = {state: row for _, state, _, _, row, _, _ in letters}
+    assert by_state["23503"]["shop"] == 77
+    assert by_state["23514"]["amount"] == 5000
+    assert by_state["22021"]["name"] == "a\ufffdb"
+    assert b"a\\u0000b" in pipelines.one("SELECT raw_value FROM etl.dead_letter WHERE sqlstate = '22021'")
+    books = "SELECT source_rows, sink_rows, written_rows, write_dead_lettered_rows, strategy FROM etl.batch_tracker"
+    assert pipelines.rows(books) == [(ROWS, ROWS, ROWS - 5, 5, strategy)]
+    assert pipelines.rows("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()") == []
+
+
+def test_duplicates_of_a_unique_key_are_dead_letters_of_an_append(pipelines: Pipelines, inbox: Path) -> None:
+    _table(pipelines, "UNIQUE (id)")
+    write_lines(inbox / "0.json", *[_good(number) for number in (1, 2, 3, 2, 4, 1)])
+    pipelines.finish(_pipeline(pipelines, inbox))
+    assert [row[0] for row in pipelines.rows("SELECT id FROM result ORDER BY id")] == [1, 2, 3, 4]
+    assert pipelines.rows("SELECT parsed_row->>'id', sqlstate FROM etl.dead_letter ORDER BY 1") == [
+        ("1", "23505"),
+        ("2", "23505"),
+    ]
+
+
+@pytest.mark.parametrize("strategy", ["single", "staged"])
+def test_an_upsert_leaves_the_key_of_a_refused_row_as_it_was(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
+    _table(pipelines, "UNIQUE NULLS NOT DISTINCT (id)", "FOREIGN KEY (shop) REFERENCES shop")
+    config = _pipeline(pipelines, inbox, writeMode="upsert", keys="id", writeStrategy=strategy)
+    write_lines(inbox / "0.json", *[_good(number) for number in range(20)])
+    pipelines.finish(config)
+    write_lines(
+        inbox / "1.json",
+        *[{**_good(number), "amount": 900} for number in range(10, 30)],
+        {**_good(12), "shop": 99},
+        {**_good(13), "amount": 2000},
+    )
+    pipelines.finish(config)
+    assert pipelines.rows("SELECT id, amount FROM result WHERE id IN (11, 12, 29) ORDER BY id") == [
+        (11, 900),
+        (12, 12),
+        (29, 900),
+    ]
+    letters = pipelines.rows("SELECT sqlstate, parsed_row->>'id' FROM etl.dead_letter ORDER BY 1")
+    assert letters == [("23503", "12"), ("23514", "13")]
+    assert pipelines.one("SELECT count(*) FROM result") == 30
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_batch_that_is_bad_as_a_whole_stops_the_run(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
+    _table(pipelines, "CHECK (shop >= 0)")
+    write_lines(inbox / "0.json", *[{**_good(number), "amount": 5000} for number in range(ROWS)])
+    ended = pipelines.run(_pipeline(pipelines, inbox, writeStrategy=strategy))
+    assert isinstance(ended.error, TooManyDeadLettersError), ended.error
+    assert not ended.error.retryable
+    assert "load.maxDeadLetterFraction" in str(ended.error)
+    assert pipelines.rows("SELECT count(*) FROM result UNION ALL SELECT count(*) FROM etl.dead_letter") == [(0,), (0,)]
+    config = _pipeline(pipelines, inbox, writeStrategy=strategy, maxDeadLetterFraction=1)
+    pipelines.finish(config)
+    assert pipelines.one("SELECT count(*) FROM etl.dead_letter WHERE sqlstate = '23514'") == ROWS
+    assert pipelines.rows("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()") == []
+
+
+def test_a_small_batch_of_bad_rows_does_not_block_the_pipeline(pipelines: Pipelines, inbox: Path) -> None:
+    _table(pipelines, "CHECK (shop >= 0)")
+    write_lines(inbox / "0.json", {**_good(1), "amount": 5000})
+    pipelines.finish(_pipeline(pipelines, inbox))
+    assert pipelines.one("SELECT count(*) FROM etl.dead_letter") == 1
