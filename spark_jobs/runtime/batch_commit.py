@@ -59,7 +59,6 @@ class BatchCommit:
     current_batch: int = 0
     _query: StreamingQuery | None = None
     _attached: threading.Event = field(default_factory=threading.Event)
-    _executors_ready: bool = False
 
     def attach(self, query: StreamingQuery) -> None:
         """Give the query whose batches come here; the first batch may come before."""
@@ -87,12 +86,9 @@ class BatchCommit:
         if self._is_there(batch):
             self._skip(df, batch)
             return
-        if not self._executors_ready:
-            require_ready_executors(self.spark)
-            self._executors_ready = True
         choice = self._choose(batch)
         record = self._record(batch, choice, started)
-        written = self._write(df, batch, record, choice)
+        written = self._written(df, batch, record, choice)
         if written.state == parts.ALREADY_THERE:
             self._skip(None, batch)
             return
@@ -162,6 +158,16 @@ class BatchCommit:
             watermark=batch.watermark,
             files=batch.offsets.files,
         )
+
+    def _written(self, df: DataFrame, batch: MicroBatch, record: BatchRecord, choice: Choice) -> Written:
+        try:
+            return self._write(df, batch, record, choice)
+        except EtlError:
+            raise
+        except Exception:
+            # A task that cannot import what it needs fails before it touches a row: say so, instead of its trace.
+            require_ready_executors(self.spark)
+            raise
 
     def _write(self, df: DataFrame, batch: MicroBatch, record: BatchRecord, choice: Choice) -> Written:
         event = self._event(batch)

@@ -1,4 +1,7 @@
-"""Do the executors have what the writers need? Asked once per run, before the first row moves."""
+"""Do the executors have what the writers need? Asked when tasks have failed: a healthy run does not pay for it.
+
+A task that lacks something fails when it imports its writer, before it has read or written a row.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _CURE = (
 
 
 def require_ready_executors(spark: SparkSession) -> None:
-    """Run a task on the executors that imports what the writers need.
+    """Run a task on the executors that imports what the writers need; return when nothing is missing.
 
     :raises ExecutorsNotReadyError: naming what is missing, on which host, and the cure.
     """
