@@ -40,14 +40,19 @@ def rows_dropped_as_late(query: StreamingQuery) -> int:
 
     Spark counts after its partial aggregation: any number but 0 says that there were late rows, not how many.
     """
-    return sum(_dropped(_execution(query).executedPlan()))
+    return sum(_metric(_execution(query).executedPlan(), "numRowsDroppedByWatermark"))
 
 
-def _dropped(node: Any) -> list[int]:
-    metric = node.metrics().get("numRowsDroppedByWatermark")
+def state_rows(query: StreamingQuery) -> int:
+    """Return how many rows Spark's state holds after the current micro-batch."""
+    return sum(_metric(_execution(query).executedPlan(), "numTotalStateRows"))
+
+
+def _metric(node: Any, name: str) -> list[int]:
+    metric = node.metrics().get(name)
     own = [] if metric.isEmpty() else [int(metric.get().value())]
     children = node.children()
-    return own + [count for index in range(children.size()) for count in _dropped(children.apply(index))]
+    return own + [count for index in range(children.size()) for count in _metric(children.apply(index), name)]
 
 
 def evaluated_once(spark: SparkSession, query: StreamingQuery, jobs_before: frozenset[int]) -> bool:

@@ -23,14 +23,17 @@ from spark_jobs.runtime.checkpoint import Checkpoint
 from spark_jobs.runtime.flow import Flow, streaming_of
 from spark_jobs.runtime.query_runner import QueryRunner
 from spark_jobs.runtime.readiness import ready_query
+from spark_jobs.runtime.source_progress import SourceProgress
 from spark_jobs.runtime.spark_errors import translate
 from spark_jobs.runtime.stopping import Stop, StopRequestedError
+from spark_jobs.sinks.evolution import evolve
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.merging import merge_rule
 from spark_jobs.sinks.plans import Plans, dead_letter_limit, writing_session
 from spark_jobs.sinks.postgres import PostgresSink
 from spark_jobs.sinks.staging import sweep
 from spark_jobs.sinks.target import Target, create_if_missing, inspect, resolved
+from spark_jobs.sinks.upsert_checks import written_columns
 
 log = logging.getLogger("etl.run")
 
@@ -99,19 +102,21 @@ class PipelineRun:
         target = self._target(flow, ledger)
         checkpoint = Checkpoint(spark, streaming_of(config).checkpoint_location)
         ready = ready_query(ledger, checkpoint, flow, self.request.resume)
-        commit = BatchCommit(
-            spark=spark,
-            flow=flow,
-            checkpoint=checkpoint,
-            query_id=ready.query_id,
-            ledger=ledger,
-            sink=self._sink(flow, ledger, target, spark.sparkContext.defaultParallelism),
-            stop=self.stop,
-        )
-        try:
-            QueryRunner(commit, spark.sparkContext.applicationId).run()
-        finally:
-            spark.streams.resetTerminated()
+        with SourceProgress(flow.source, ledger, ready.query_id) as progress:
+            commit = BatchCommit(
+                spark=spark,
+                flow=flow,
+                checkpoint=checkpoint,
+                query_id=ready.query_id,
+                ledger=ledger,
+                sink=self._sink(flow, ledger, target, spark.sparkContext.defaultParallelism),
+                stop=self.stop,
+                progress=progress,
+            )
+            try:
+                QueryRunner(commit, spark.sparkContext.applicationId).run()
+            finally:
+                spark.streams.resetTerminated()
         recovery.sweep_own(ledger.connection(), ledger.right, role=config.load.role)
         reach("run.before_end")
 
@@ -137,12 +142,13 @@ class PipelineRun:
     def _target(self, flow: Flow, ledger: Ledger) -> Target:
         load = flow.config.load
         conn = ledger.connection()
-        schema = flow.result_schema()
+        schema = written_columns(flow.result_schema(), merge_rule(load))
         try:
             table = resolved(conn, load.target)
             if load.auto_create_table and create_if_missing(conn, table, schema, _keys(flow)):
                 log.info("event=table_created table=%s", table)
-            return inspect(conn, table, schema, _keys(flow), deletes=flow.streaming.output_mode is OutputMode.COMPLETE)
+            evolve(conn, table, schema, load.schema_evolution)
+            return inspect(conn, table, schema, _keys(flow), deletes=_deletes(flow))
         except EtlError:
             raise
         except Exception as error:
@@ -182,6 +188,10 @@ class PipelineRun:
             result.rows.get("written", 0),
         )
         return result
+
+
+def _deletes(flow: Flow) -> bool:
+    return flow.streaming.output_mode is OutputMode.COMPLETE or flow.config.load.delete_marker is not None
 
 
 def _keys(flow: Flow) -> tuple[str, ...]:

@@ -21,7 +21,14 @@ from spark_jobs.rows import OUTCOME, TO_WRITERS, Outcome, outcome
 from spark_jobs.runtime.batch import MicroBatch
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.gaps import source_gaps
-from spark_jobs.runtime.observed import Observed, evaluated_once, jobs_so_far, observed_rows, rows_dropped_as_late
+from spark_jobs.runtime.observed import (
+    Observed,
+    evaluated_once,
+    jobs_so_far,
+    observed_rows,
+    rows_dropped_as_late,
+    state_rows,
+)
 from spark_jobs.sinks.committing import stateless_books
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.postgres import Looked, PostgresSink
@@ -127,6 +134,7 @@ class AggregateBooks:
             gaps=source_gaps(self.spark, self.flow.source, self.batch.offsets, counts.source),
             event_time_min=moment(counts.event_time_min),
             event_time_max=moment(counts.event_time_max),
+            state_rows=state_rows(self.query),
         )
 
         def books_of(report: PartReport) -> Books:

@@ -17,9 +17,10 @@ class MergeText:
     """The statements of a merge, rendered; see :class:`spark_jobs.sinks.merging.Merge`."""
 
     whole: str
+    part: str
+    answers: bool
     order: tuple[str, ...]
     count: str
-    part: str
     row: str
 
 
@@ -77,7 +78,7 @@ class Merger:
         return None, written
 
     def _answer(self, statement: str) -> int:
-        return int(scalar(self.cursor, statement))
+        return int(scalar(self.cursor, statement)) if self.merge.answers else run(self.cursor, statement)
 
     def _refuse(self, ordinal: int, said: Refusal) -> None:
         self.cursor.execute(self.merge.row.format(first=ordinal))

@@ -165,6 +165,18 @@ class Ledger:
                 raw(self.connection(), statements.find_batch(self.ident), self.pipeline_id, query_id, str(batch_id))
             )
 
+    def state_rows(self, query_id: str, batch_id: int) -> int | None:
+        """Return how many rows Spark's state held after a batch; None when the ledger does not know."""
+        with classified("Reading the state's size"):
+            row = query(
+                self.connection(),
+                self.schema,
+                "SELECT state_rows FROM {schema}.batch_tracker "
+                "WHERE pipeline_id = %s AND query_id = %s AND batch_id = %s",
+                (self.pipeline_id, query_id, batch_id),
+            ).fetchone()
+        return None if row is None else row[0]
+
     def end_offsets(self, query_id: str) -> Any:
         """Return where the query's newest committed batch ended."""
         with classified("Reading the ledger's end offsets"):

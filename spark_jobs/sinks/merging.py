@@ -1,6 +1,7 @@
 """The statements that bring staged rows into the target. Rendered on the driver, without parameters.
 
-Keys are taken in order, so that pipelines that upsert the same table do not deadlock.
+Keys are taken in order, so that pipelines that upsert the same table do not deadlock. Of rows with the same key in a
+batch one wins: by the order column, then the highest part, and in it the last row.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from spark_jobs.contracts.config import WriteMode
+from spark_jobs.contracts.config import OnConflict, WriteMode
 from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.tracker.connect import Connection
 from spark_jobs.sinks.target import Target
@@ -19,88 +20,77 @@ PART = "_part"
 ATTEMPT = "_attempt"
 SEQUENCE = "_seq"
 SOURCE = "_source"
-ORDERED = "etl_ordered"
-_MARKS = ((PART, "integer"), (ATTEMPT, "bigint"), (SEQUENCE, "bigint"), (SOURCE, "text"))
+_ORDERED = "etl_ordered"
+_ORDINAL = "_ordinal"
 
 
 @dataclass(frozen=True, slots=True)
 class MergeRule:
-    """How rows come into the target."""
+    """How rows come into the target.
+
+    :param order_column: of rows with the same key the one with the highest value wins, within the batch and against the
+        row in the target; NULL is the lowest.
+    :param update_columns: what is updated on a conflict; all columns but the keys when empty.
+    :param delete_marker: a boolean column of the query that the table does not have: true deletes the key's row.
+    """
 
     mode: WriteMode
     keys: tuple[str, ...] = ()
     order_column: str | None = None
     update_columns: tuple[str, ...] = ()
-    on_conflict: str = "update"
+    on_conflict: OnConflict = OnConflict.UPDATE
     delete_marker: str | None = None
 
 
 def merge_rule(load: Load) -> MergeRule:
     """Return the rule that the configuration asks for."""
-    return MergeRule(load.write_mode, load.keys if load.write_mode is WriteMode.UPSERT else ())
+    if load.write_mode is not WriteMode.UPSERT:
+        return MergeRule(load.write_mode)
+    return MergeRule(
+        load.write_mode, load.keys, load.order_column, load.update_columns, load.on_conflict, load.delete_marker
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """The statements of one merge; see :class:`spark_jobs.sinks.applying.Merger`."""
+    """The statements of one merge; see :class:`spark_jobs.sinks.applying.Merger`.
+
+    :param whole: one statement for a healthy batch. :param part: the same for a span of ``etl_ordered``, between the
+        ordinals ``{first}`` and ``{last}``.
+    :param answers: whether these answer the number of rows they wrote; else it is the number of rows they affected.
+    :param order: make ``etl_ordered``: the rows that ``whole`` would write, numbered from 1.
+    :param row: data columns as JSON, and source, of the row ``{first}``.
+    """
 
     whole: str
+    part: str
+    answers: bool
     order: tuple[str, ...]
     count: str
-    part: str
     row: str
-
-
-def create_staging(name: sql.Composable, target: Target, *, kind: str, rule: MergeRule) -> sql.Composed:
-    """Return the DDL of a staging table: the target's columns by type, and each row's part, attempt and number.
-
-    :param kind: ``TEMP`` (dropped at the end of the transaction) or ``UNLOGGED``.
-    """
-    columns = [
-        sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.staged_type)) for column in target.columns
-    ]
-    marks = [sql.SQL("{} {}").format(sql.Identifier(mark), sql.SQL(kind_)) for mark, kind_ in _MARKS]
-    ending = " ON COMMIT DROP" if kind == "TEMP" else ""
-    return sql.SQL("CREATE {} TABLE {} ({}){}").format(
-        sql.SQL(kind), name, sql.SQL(", ").join([*columns, *marks]), sql.SQL(ending)
-    )
 
 
 def merge(target: Target, source: str, rule: MergeRule, conn: Connection) -> Merge:
     """Return the statements for the rows of ``source``: the rendered SQL of a table, or of a subquery with an alias."""
-    text = {
-        "target": target.identifier().as_string(conn),
-        "columns": _names(target).as_string(conn),
-        "keys": sql.SQL(", ").join(map(sql.Identifier, rule.keys)).as_string(conn),
-    }
-    latest = source
-    if rule.keys:
-        latest = (
-            f"(SELECT DISTINCT ON ({text['keys']}) * FROM {source} "
-            f"ORDER BY {text['keys']}, {PART} DESC, {SEQUENCE} DESC) AS latest"
-        )
-    conflict = _conflict(target, rule).as_string(conn) if rule.keys else ""
-    insert = f"INSERT INTO {text['target']} ({text['columns']}) SELECT {text['columns']} FROM"
-    order = f" ORDER BY {text['keys']}" if rule.keys else ""
-    numbering = text["keys"] or f"{PART}, {SEQUENCE}"
+    made = _Made(target, rule, conn)
+    typed = made.typed(source)
+    latest = made.latest(typed) if rule.keys else typed
+    span = f"{_ORDERED} WHERE {_ORDINAL} BETWEEN {{first}} AND {{last}} ORDER BY {_ORDINAL}"
+    data = ", ".join([made.columns, *made.marker])
     return Merge(
-        whole=_counted(f"{insert} {latest}{conflict}"),
+        whole=made.write(latest),
+        part=made.braced(made.write("\0")).replace("\0", f"(SELECT * FROM {span}) AS latest"),  # noqa: S608
+        answers=rule.delete_marker is not None,
         order=(
-            f"CREATE TEMP TABLE {ORDERED} ON COMMIT DROP AS SELECT {text['columns']}, {SOURCE}, "
-            f"row_number() OVER (ORDER BY {numbering}) AS _ordinal FROM {latest}",
-            f"CREATE INDEX ON {ORDERED} (_ordinal)",
+            # Rendered by psycopg.sql, or constants.
+            f"CREATE TEMP TABLE {_ORDERED} ON COMMIT DROP AS SELECT {data}, {SOURCE}, "  # noqa: S608
+            f"row_number() OVER (ORDER BY {made.keys or f'{PART}, {SEQUENCE}'}) AS {_ORDINAL} FROM {latest}",
+            f"CREATE INDEX ON {_ORDERED} ({_ORDINAL})",
         ),
-        count=f"SELECT count(*) FROM {ORDERED}",
-        part=_counted(f"{insert} {ORDERED} WHERE _ordinal BETWEEN {{first}} AND {{last}}{order}{conflict}"),
-        row=f"SELECT (to_jsonb(o) - '_ordinal' - '{SOURCE}')::text, {SOURCE} FROM {ORDERED} o WHERE _ordinal = {{first}}",
+        count=f"SELECT count(*) FROM {_ORDERED}",  # noqa: S608 - names are constants, or rendered by psycopg.sql
+        row=f"SELECT (to_jsonb(o) - '{_ORDINAL}' - '{SOURCE}')::text, {SOURCE} FROM {_ORDERED} o "  # noqa: S608
+        f"WHERE {_ORDINAL} = {{first}}",
     )
-
-
-def _conflict(target: Target, rule: MergeRule) -> sql.Composed:
-    values = [column.name for column in target.columns if column.name not in rule.keys] or list(rule.keys[:1])
-    updates = sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in values)
-    keys = sql.SQL(", ").join(map(sql.Identifier, rule.keys))
-    return sql.SQL(" ON CONFLICT ({}) DO UPDATE SET {}").format(keys, updates)
 
 
 def empty(target: Target) -> sql.Composed:
@@ -109,18 +99,105 @@ def empty(target: Target) -> sql.Composed:
     return sql.SQL("DELETE FROM {}").format(target.identifier())
 
 
-def _counted(statement: str) -> str:
-    return f"WITH written AS ({statement} RETURNING 1) SELECT count(*) FROM written"
-
-
 def winners_text(staging: str, attempts: Sequence[tuple[int, int]]) -> str:
     """Return the subquery of the rows of the winning attempts, given as (part, attempt)."""
     values = ", ".join(f"({int(part)}, {int(attempt)})" for part, attempt in attempts)
     return (
-        f"(SELECT s.* FROM {staging} s JOIN (VALUES {values}) AS w(part, attempt) "
+        f"(SELECT s.* FROM {staging} s JOIN (VALUES {values}) AS w(part, attempt) "  # noqa: S608
         f"ON s.{PART} = w.part AND s.{ATTEMPT} = w.attempt) AS staged"
     )
 
 
-def _names(target: Target) -> sql.Composed:
-    return sql.SQL(", ").join(sql.Identifier(column.name) for column in target.columns)
+class _Made:
+    """Renders the pieces of one merge. Names come from psycopg.sql; the rest are constants."""
+
+    def __init__(self, target: Target, rule: MergeRule, conn: Connection) -> None:
+        self._target = target
+        self._rule = rule
+        self._conn = conn
+        self.columns = self._names([column.name for column in target.columns])
+        self.keys = self._names(rule.keys)
+        self.marker = [self._name(rule.delete_marker)] if rule.delete_marker else []
+
+    def typed(self, source: str) -> str:
+        """Return the source with every column in the target's type."""
+        if self._target.direct:
+            return source
+        columns = [
+            f"{column.from_staged.format(self._name(column.name))} AS {self._name(column.name)}"
+            for column in self._target.columns
+        ]
+        marks = [PART, ATTEMPT, SEQUENCE, SOURCE]
+        return f"(SELECT {', '.join([*columns, *self.marker, *marks])} FROM {source}) AS typed"  # noqa: S608
+
+    def latest(self, source: str) -> str:
+        """Return the winner of each key."""
+        order = f"{self._name(self._rule.order_column)} DESC NULLS LAST, " if self._rule.order_column else ""
+        return (
+            f"(SELECT DISTINCT ON ({self.keys}) * FROM {source} "  # noqa: S608
+            f"ORDER BY {self.keys}, {order}{PART} DESC, {SEQUENCE} DESC) AS latest"
+        )
+
+    def write(self, latest: str) -> str:
+        """Return the statement that writes the rows of ``latest``."""
+        if not self._rule.delete_marker:
+            return self._insert(latest)
+        here = self._target.identifier().as_string(self._conn)
+        same = " AND ".join(self._same(key) for key in self._rule.keys)
+        marker = f"coalesce(l.{self.marker[0]}, false)"
+        newer = f" AND {self._newer('t', 'l')}" if self._rule.order_column else ""
+        kept = f"(SELECT * FROM batch l WHERE NOT {marker} ORDER BY {self.keys}) AS latest"  # noqa: S608
+        # Rows that are there are locked in the order of their keys, before anything is changed.
+        locked = "(SELECT count(*) FROM locked) >= 0"
+        target_keys = ", ".join(f"t.{self._name(key)}" for key in self._rule.keys)
+        return (
+            f"WITH batch AS MATERIALIZED (SELECT * FROM {latest}), "  # noqa: S608
+            f"locked AS MATERIALIZED (SELECT {target_keys} FROM {here} t JOIN batch l ON {same} "
+            f"ORDER BY {target_keys} FOR UPDATE OF t), "
+            f"deleted AS (DELETE FROM {here} t USING batch l "
+            f"WHERE {marker} AND {same}{newer} AND {locked} RETURNING 1), "
+            f"written AS ({self._insert(kept, locked)} RETURNING 1) "
+            "SELECT (SELECT count(*) FROM written) + (SELECT count(*) FROM deleted) + (SELECT count(*) FROM batch l "
+            f"WHERE {marker} AND NOT EXISTS (SELECT FROM locked t WHERE {same}))"
+        )
+
+    def _insert(self, latest: str, condition: str = "") -> str:
+        here = self._target.identifier().as_string(self._conn)
+        where = f" WHERE {condition}" if condition else ""
+        conflict = f" ON CONFLICT ({self.keys}) {self._conflict()}" if self._rule.keys else ""
+        return f"INSERT INTO {here} AS t ({self.columns}) SELECT {self.columns} FROM {latest}{where}{conflict}"  # noqa: S608
+
+    def _conflict(self) -> str:
+        rule = self._rule
+        others = [column.name for column in self._target.columns if column.name not in rule.keys]
+        updated = list(rule.update_columns) or others
+        if rule.on_conflict is OnConflict.NOTHING:
+            return "DO NOTHING"
+        if not updated:
+            # A table of keys only: the row is touched, so that it counts as written.
+            updated = list(rule.keys[:1])
+        elif rule.order_column and rule.order_column not in updated:
+            updated.append(rule.order_column)
+        changes = ", ".join(f"{self._name(name)} = EXCLUDED.{self._name(name)}" for name in updated)
+        newer = f" WHERE {self._newer('t', 'EXCLUDED')}" if rule.order_column else ""
+        return f"DO UPDATE SET {changes}{newer}"
+
+    def _newer(self, old: str, new: str) -> str:
+        column = self._name(self._rule.order_column or "")
+        return f"({old}.{column} IS NULL OR {new}.{column} >= {old}.{column})"
+
+    def _same(self, key: str) -> str:
+        name = self._name(key)
+        not_null = next(column.not_null for column in self._target.columns if column.name == key)
+        return f"t.{name} {'=' if not_null else 'IS NOT DISTINCT FROM'} l.{name}"
+
+    @staticmethod
+    def braced(text: str) -> str:
+        """Return a text that ``str.format`` leaves as it is."""
+        return text.replace("{", "{{").replace("}", "}}")
+
+    def _names(self, names: Sequence[str]) -> str:
+        return ", ".join(self._name(name) for name in names)
+
+    def _name(self, name: str) -> str:
+        return sql.Identifier(name).as_string(self._conn)

@@ -26,11 +26,11 @@ from spark_jobs.sinks.refused import Limit
 from spark_jobs.sinks.single import TEMPORARY, SinglePlan
 from spark_jobs.sinks.staged import StagedPlan
 from spark_jobs.sinks.staging import Staged, Staging
+from spark_jobs.sinks.staging_table import create_staging
 from spark_jobs.sinks.target import Target
 from spark_jobs.sinks.two_phase import TwoPhasePlan
 from spark_jobs.sinks.writing import RowsPlan
 
-_MARKER = "__marker"
 _LOCK_TIMEOUT = "60s"
 # Between two COPYs a task waits for Spark, which may take its time.
 _IDLE_TIMEOUT = "300s"
@@ -76,7 +76,7 @@ class Plans:
             rows=self._rows("pg_temp", TEMPORARY, careful, "single.in_copy", staged=True),
             commit=plan.commit,
             before=plan.before,
-            create_staging=(merging.create_staging(staging, self.target, kind="TEMP", rule=self.rule).as_string(conn),),
+            create_staging=(create_staging(staging, self.target, kind="TEMP", rule=self.rule).as_string(conn),),
             merge=self.merge(staging.as_string(conn)),
             drops_same_keys=self.rule.mode is WriteMode.UPSERT,
         )
@@ -132,21 +132,16 @@ class Plans:
     def merge(self, source: str) -> MergeText:
         """Return the statements that bring the rows of ``source`` into the target."""
         made = merging.merge(self.target, source, self.rule, self.ledger.connection())
-        return MergeText(made.whole, made.order, made.count, made.part, made.row)
+        return MergeText(made.whole, made.part, made.answers, made.order, made.count, made.row)
 
     def winners(self, staging: Staging, reports: tuple[PartReport, ...]) -> str:
         """Return the subquery of the winning attempts' rows."""
         name = staging.identifier(staging.rows).as_string(self.ledger.connection())
         return merging.winners_text(name, [(report.part, report.attempt) for report in reports])
 
-    def prepare(self, df: DataFrame, *, careful: bool, staged: bool) -> DataFrame:
+    def prepare(self, df: DataFrame, *, careful: bool) -> DataFrame:
         """Return the rows as COPY must send them, and of the carried columns only what the writers need."""
-        marker = self.rule.delete_marker
-        if marker:
-            df = df.withColumnRenamed(marker, _MARKER)
-        df = self.target.prepare(df, staged=staged)
-        if marker:
-            df = df.withColumnRenamed(_MARKER, marker)
+        df = self.target.prepare(df)
         if SOURCE in df.columns:
             df = df.withColumn(SOURCE, F.to_json(SOURCE)) if careful else df.drop(SOURCE)
         # Columns that are the same in every row would cost as much as the data's.

@@ -95,7 +95,7 @@ class PostgresSink:
 
     def _one_task(self, df: DataFrame, record: BatchRecord, event: dict[str, Any], *, careful: bool) -> PartReport:
         plan = self._plans.single(record, event, careful=careful)
-        prepared = self._plans.prepare(df, careful=careful, staged=self._plans.merges)
+        prepared = self._plans.prepare(df, careful=careful)
         rows = prepared.coalesce(1).mapInArrow(single_task(plan), REPORT_SCHEMA).collect()
         return self._settled(read_reports(rows)[0], record)
 
@@ -103,7 +103,7 @@ class PostgresSink:
         self, df: DataFrame, record: BatchRecord, event: dict[str, Any], second_look: SecondLook
     ) -> Written:
         """Write the bounded result of an aggregation from the driver, in one transaction."""
-        table = self._plans.prepare(df, careful=False, staged=self._plans.merges).toArrow()
+        table = self._plans.prepare(df, careful=False).toArrow()
         looked = second_look(None)
 
         def write(careful: bool) -> PartReport:
@@ -175,7 +175,7 @@ class PostgresSink:
 
         def write(careful: bool) -> PartReport:
             name = f"{record.identity.query_id}:{record.identity.batch_id}"
-            prepared = self._plans.prepare(df, careful=careful, staged=True)
+            prepared = self._plans.prepare(df, careful=careful)
             staged = self.stage(prepared, name, rows=True, careful=careful)
             last.append(second_look(staged.tally))
             try:
@@ -233,7 +233,7 @@ class PostgresSink:
         upsert = self._plans.rule.mode is WriteMode.UPSERT
         left = found - total.written - refused_here
         total.deduplicated = left if upsert else 0
-        require_all_written(left, upsert=upsert)
+        require_all_written(found, left, upsert=upsert)
 
     def _empty(self, cursor: Cursor) -> None:
         if self._plans.rule.mode is WriteMode.OVERWRITE:
@@ -266,7 +266,7 @@ class PostgresSink:
             self._attempt += 1
             two_phase = TwoPhaseCommit(self._plans, self._attempt)
             two_phase.sweep()
-            prepared = self._plans.prepare(df, careful=careful, staged=False)
+            prepared = self._plans.prepare(df, careful=careful)
             reports = two_phase.prepare_parts(prepared.coalesce(most_parts), record, event, careful=careful)
             total = PartReport.total(reports)
             last.append(second_look(total.tally))

@@ -111,10 +111,10 @@ def _merge(plan: SinglePlan, cursor: Cursor, report: PartReport, refused: Refuse
     report.written = Merger(cursor, plan.merge, refused).apply() if staged else 0
     left = staged - report.written - ((refused.count if refused else 0) - before)
     report.deduplicated = left if plan.drops_same_keys else 0
-    require_all_written(left, upsert=plan.drops_same_keys)
+    require_all_written(staged, left, upsert=plan.drops_same_keys)
 
 
-def require_all_written(left: int, *, upsert: bool) -> None:
+def require_all_written(staged: int, left: int, *, upsert: bool) -> None:
     """Raise :class:`RowsSuppressedError` when the server wrote fewer rows than it was given.
 
     :param left: rows that were neither written nor refused.
@@ -122,7 +122,7 @@ def require_all_written(left: int, *, upsert: bool) -> None:
     if not upsert and left:
         raise RowsSuppressedError(
             "The target table did not take every row",
-            found=f"{left} rows were not inserted, and nothing was said about them",
+            found=f"{left} of {staged} rows were not inserted, and nothing was said about them",
             expected="all of them: a row that a trigger or a rule suppresses would be lost without a word",
             cure="Filter such rows in the pipeline, where they are counted, or change the trigger",
         )

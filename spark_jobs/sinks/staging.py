@@ -12,11 +12,11 @@ from psycopg import sql
 from spark_jobs.contracts.errors import EtlError, TransientError
 from spark_jobs.contracts.tracker import statements
 from spark_jobs.contracts.tracker.connect import classified, short_transaction
-from spark_jobs.sinks import merging
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.merging import MergeRule
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.sorting import Tally
+from spark_jobs.sinks.staging_table import create_staging
 from spark_jobs.sinks.target import Target
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def create(ledger: Ledger, target: Target | None, rule: MergeRule, attempt: int,
     with short_transaction(conn, "Creating the staging tables"):
         if target:
             table = staging.identifier(staging.rows)
-            conn.execute(merging.create_staging(table, target, kind="UNLOGGED", rule=rule))
+            conn.execute(create_staging(table, target, kind="UNLOGGED", rule=rule))
         conn.execute(
             sql.SQL("CREATE UNLOGGED TABLE {} (envelope text, _part integer, _attempt bigint, _seq bigint)").format(
                 staging.identifier(staging.letters)

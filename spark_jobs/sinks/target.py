@@ -3,43 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from spark_jobs.contracts.config import TableName
 from spark_jobs.contracts.errors import TargetMismatchError
-from spark_jobs.rows import data_columns
-from spark_jobs.sinks.types import PostgresType, column_type, fits, to_sent
+from spark_jobs.sinks.types import PostgresType, column_type, fits, to_sent, travels_as_text
 
 Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class TargetColumn:
-    """A column of the target table."""
+    """A column of the target table.
+
+    :param declared: the type as the table has it; :param type: without a domain's or an enumeration's name.
+    :param direct: whether COPY sends the query's column in binary form; else it is staged as text, and cast.
+    """
 
     name: str
     type: PostgresType
+    declared: str
     not_null: bool
     has_default: bool
     generated: bool
-
-    @property
-    def direct(self) -> bool:
-        """Whether COPY can send the query's column straight into the target's."""
-        return True
+    direct: bool = True
 
     @property
     def staged_type(self) -> str:
         """The column's type in a staging table."""
-        return str(self.type)
+        return self.declared if self.direct else "text"
+
+    @property
+    def from_staged(self) -> str:
+        """SQL that turns the staged column, put in for ``{}``, into the target's."""
+        return "{}" if self.direct else "{}::" + self.declared
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A CHECK constraint of the target, and the columns that it is about."""
+
+    name: str
+    definition: str
+    columns: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +67,7 @@ class Target:
     table: TableName
     columns: tuple[TargetColumn, ...]
     has_insert_triggers: bool
+    checks: tuple[Check, ...] = ()
 
     def identifier(self) -> sql.Identifier:
         """Return the quoted, qualified name."""
@@ -63,15 +78,18 @@ class Target:
         """Whether COPY can send every column straight into the target."""
         return all(column.direct for column in self.columns)
 
-    def prepare(self, df: DataFrame, *, staged: bool = False) -> DataFrame:
-        """Cast each data column to what COPY sends for the target's column; carried columns stay."""
+    def prepare(self, df: DataFrame) -> DataFrame:
+        """Cast each data column to what COPY sends for the target's column, or its staging's; carried columns stay."""
         types = {field.name: field.dataType for field in df.schema.fields}
-        names = data_columns(df)
+        own = {column.name for column in self.columns}
         sent = [
-            to_sent(F.col("`" + name.replace("`", "``") + "`"), types[name], column.type).alias(column.name)
-            for name, column in zip(names, self.columns, strict=True)
+            to_sent(_column(column.name), types[column.name], column.type).alias(column.name) for column in self.columns
         ]
-        return df.select(*sent, *[name for name in df.columns if name not in names])
+        return df.select(*sent, *[_column(name) for name in df.columns if name not in own])
+
+
+def _column(name: str) -> Column:
+    return F.col("`" + name.replace("`", "``") + "`")
 
 
 def resolved(conn: Connection, table: TableName) -> TableName:
@@ -154,7 +172,7 @@ def inspect(
             + ", ".join(f"{f.name} {column_type(f.dataType)}" for f in schema.fields),
             cure="Create it, or set load.autoCreateTable to true",
         )
-    have = {column.name: column for column in _columns(conn, table)}
+    have = {column.name: column for column in table_columns(conn, table)}
     problems = _differences(schema, have)
     problems += _privileges(conn, table, keys, deletes=deletes)
     if keys:
@@ -165,30 +183,58 @@ def inspect(
             found="; ".join(problems),
             cure="Change the table, or the select before the load",
         )
-    columns = tuple(have[field.name] for field in schema.fields)
+    columns = tuple(
+        replace(have[field.name], direct=not travels_as_text(field.dataType, have[field.name].type))
+        for field in schema.fields
+    )
     return Target(
         table,
         columns,
         has_insert_triggers=_answer(conn, table, _INSERT_TRIGGER),
+        checks=_checks(conn, table),
     )
 
 
-def _columns(conn: Connection, table: TableName) -> list[TargetColumn]:
-    rows = (
-        conn.cursor(row_factory=dict_row)
-        .execute(
-            "SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null, "
-            "a.atthasdef OR a.attidentity <> '' AS has_default, a.attgenerated <> '' AS generated "
-            "FROM pg_attribute a WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped "
-            "ORDER BY a.attnum",
-            [qualified(table).as_string(conn)],
-        )
-        .fetchall()
-    )
+def table_columns(conn: Connection, table: TableName) -> list[TargetColumn]:
+    """Return the table's columns, in its order. A domain counts as what it is made of."""
+    rows = conn.cursor(row_factory=dict_row).execute(_COLUMNS, [qualified(table).as_string(conn)]).fetchall()
     return [
-        TargetColumn(r["name"], PostgresType.parse(r["type"]), r["not_null"], r["has_default"], r["generated"])
+        TargetColumn(
+            r["name"],
+            PostgresType("enum") if r["is_enum"] else PostgresType.parse(r["type"]),
+            r["declared"],
+            r["not_null"],
+            r["has_default"],
+            r["generated"],
+        )
         for r in rows
     ]
+
+
+_COLUMNS = """
+SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS declared, b.typtype = 'e' AS is_enum,
+    CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) ELSE format_type(a.atttypid, a.atttypmod)
+    END AS type,
+    a.attnotnull OR t.typnotnull AS not_null, a.atthasdef OR a.attidentity <> '' AS has_default,
+    a.attgenerated <> '' AS generated
+FROM pg_attribute a
+JOIN pg_type t ON t.oid = a.atttypid
+JOIN pg_type b ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END
+WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum
+"""
+
+_CHECKS = """
+SELECT c.conname, pg_get_constraintdef(c.oid), array_agg(a.attname::text)
+FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
+WHERE c.conrelid = to_regclass(%s) AND c.contype = 'c' AND c.convalidated
+GROUP BY c.oid, c.conname ORDER BY c.conname
+"""
+
+
+def _checks(conn: Connection, table: TableName) -> tuple[Check, ...]:
+    rows = conn.execute(_CHECKS, [qualified(table).as_string(conn)]).fetchall()
+    return tuple(Check(name, definition, tuple(columns)) for name, definition, columns in rows)
 
 
 def _differences(schema: StructType, have: dict[str, TargetColumn]) -> list[str]:
@@ -203,7 +249,7 @@ def _differences(schema: StructType, have: dict[str, TargetColumn]) -> list[str]
             problems.append(f"column {field.name} is generated by the server and cannot be written")
         elif not fits(field.dataType, column.type):
             problems.append(
-                f"column {field.name} is {column.type}, the query has {field.dataType.simpleString()} "
+                f"column {field.name} is {column.declared}, the query has {field.dataType.simpleString()} "
                 f"(a column of type {column_type(field.dataType) or 'none'})"
             )
     written = {field.name for field in schema.fields}

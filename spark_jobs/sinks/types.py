@@ -18,6 +18,7 @@ from pyspark.sql.types import (
     CharType,
     DataType,
     DateType,
+    DayTimeIntervalType,
     DecimalType,
     DoubleType,
     FloatType,
@@ -30,7 +31,10 @@ from pyspark.sql.types import (
     StructType,
     TimestampNTZType,
     TimestampType,
+    TimeType,
     VarcharType,
+    VariantType,
+    YearMonthIntervalType,
 )
 
 _SIMPLE: dict[type[DataType], str] = {
@@ -49,6 +53,10 @@ _SIMPLE: dict[type[DataType], str] = {
     ArrayType: "jsonb",
     MapType: "jsonb",
     StructType: "jsonb",
+    VariantType: "jsonb",
+    TimeType: "time without time zone",
+    DayTimeIntervalType: "interval",
+    YearMonthIntervalType: "interval",
     VarcharType: "text",
     CharType: "text",
 }
@@ -63,11 +71,22 @@ _SENT_AS: dict[str, DataType] = {
     "double precision": DoubleType(),
     "text": StringType(),
     "character varying": StringType(),
+    "character": StringType(),
+    "citext": StringType(),
+    "json": StringType(),
+    "enum": StringType(),
     "bytea": BinaryType(),
     "date": DateType(),
     "timestamp with time zone": TimestampType(),
     "timestamp without time zone": TimestampNTZType(),
 }
+_DOCUMENTS = (ArrayType, MapType, StructType, VariantType)
+_TEXTS = (StringType, VarcharType, CharType)
+# What a text may go into beside text: the server reads it, and refuses what is no such value.
+_READ_BY_SERVER = ("json", "jsonb", "uuid", "enum", "citext", "character", "inet", "cidr", "macaddr", "macaddr8")
+# Types whose binary form nobody sends: the text is staged, and cast by the merge.
+_STAGED_AS_TEXT = ("inet", "cidr", "macaddr", "macaddr8")
+_UUID_BYTES = 16
 
 _INTEGERS = (ByteType, ShortType, IntegerType, LongType)
 _DIGITS: dict[type[DataType], int] = {ByteType: 3, ShortType: 5, IntegerType: 10, LongType: 19}
@@ -109,21 +128,34 @@ def column_type(data_type: DataType) -> str:
 
 
 def fits(source: DataType, target: PostgresType) -> bool:
-    """Tell whether each value of ``source`` has its place in a column of type ``target``."""
-    wanted = PostgresType.parse(column_type(source))
+    """Tell whether each value of ``source`` has its place in a column of type ``target``, or the server refuses it."""
+    if target.base == "numeric":
+        return _fits_numeric(source, target)
+    return target.base in _places(source)
+
+
+def _fits_numeric(source: DataType, target: PostgresType) -> bool:
     if isinstance(source, DecimalType):
-        return target.base == "numeric" and _decimal_fits(source.precision, source.scale, target)
+        return _decimal_fits(source.precision, source.scale, target)
+    return isinstance(source, _INTEGERS) and _decimal_fits(_DIGITS[type(source)], 0, target)
+
+
+def _places(source: DataType) -> tuple[str, ...]:
+    own = PostgresType.parse(column_type(source)).base
     if isinstance(source, _INTEGERS):
-        if target.base == "numeric":
-            return _decimal_fits(_DIGITS[type(source)], 0, target)
         order = ("smallint", "integer", "bigint")
-        return target.base in order and order.index(target.base) >= order.index(wanted.base)
-    if isinstance(source, FloatType):
-        return target.base in ("real", "double precision")
-    if wanted.base == "text":
+        return order[order.index(own) :]
+    if isinstance(source, _TEXTS):
         # A value too long for varchar(n) is refused by the server, and shows itself.
-        return target.base in ("text", "character varying")
-    return bool(wanted.base) and target.base == wanted.base
+        return ("text", "character varying", *_READ_BY_SERVER)
+    if isinstance(source, _DOCUMENTS):
+        return ("json", "jsonb")
+    return ("real", "double precision") if isinstance(source, FloatType) else (own,) if own else ()
+
+
+def travels_as_text(source: DataType, target: PostgresType) -> bool:
+    """Tell whether the value must be staged as text, to be cast by the merge: COPY cannot send it in binary form."""
+    return target.base in _STAGED_AS_TEXT or isinstance(source, YearMonthIntervalType)
 
 
 def _decimal_fits(precision: int, scale: int, target: PostgresType) -> bool:
@@ -134,13 +166,30 @@ def _decimal_fits(precision: int, scale: int, target: PostgresType) -> bool:
 
 
 def to_sent(column: Column, source: DataType, target: PostgresType) -> Column:
-    """Return ``column`` as COPY must send it into ``target``; only for types that :func:`fits`."""
+    """Return ``column`` as COPY must send it into ``target``, or as text for the staging table; see :func:`fits`."""
+    if travels_as_text(source, target):
+        return _months(column) if isinstance(source, YearMonthIntervalType) else column.cast("string")
+    if isinstance(source, _DOCUMENTS):
+        column, source = F.to_json(column), StringType()
+    if target.base == "uuid":
+        return _uuid(column)
     if target.base == "jsonb":
         # The binary form of jsonb is its text behind a version byte.
-        return F.when(column.isNotNull(), F.concat(F.lit(bytearray(b"\x01")), F.encode(F.to_json(column), "UTF-8")))
-    if target.base == "numeric":
-        if isinstance(source, DecimalType):
-            return column
-        return column.cast(DecimalType(_DIGITS[type(source)], 0))
-    sent = _SENT_AS[target.base]
+        return F.when(column.isNotNull(), F.concat(F.lit(bytearray(b"\x01")), F.encode(column, "UTF-8")))
+    sent = _SENT_AS.get(target.base, source)
+    if target.base == "numeric" and isinstance(source, _INTEGERS):
+        sent = DecimalType(_DIGITS[type(source)], 0)
     return column if sent == source else column.cast(sent)
+
+
+def _uuid(column: Column) -> Column:
+    # As PostgreSQL reads them: any case, braces around, hyphens anywhere between groups of four digits.
+    digits = F.regexp_replace(F.lower(F.regexp_replace(F.trim(column), r"^\{(.*)\}$", "$1")), "-", "")
+    # What is no UUID is sent with a length that the server refuses; never as NULL, nor as other bytes.
+    refused = F.concat(F.lit(bytearray(_UUID_BYTES)), F.encode(column, "UTF-8"), F.lit(bytearray(1)))
+    return F.when(digits.rlike("^[0-9a-f]{32}$"), F.unhex(digits)).when(column.isNotNull(), refused)
+
+
+def _months(column: Column) -> Column:
+    years, months = (F.extract(F.lit(part), column).cast("bigint") for part in ("YEAR", "MONTH"))
+    return F.concat((years * 12 + months).cast("string"), F.lit(" months"))

@@ -52,7 +52,7 @@ def test_all_problems_of_all_files(capsys: pytest.CaptureFixture[str], write) ->
 
 
 def test_not_supported_yet(capsys: pytest.CaptureFixture[str], write) -> None:  # type: ignore[no-untyped-def]
-    path = write("later.json", stateless(load__writeStrategy="two_phase"))
+    path = write("later.json", stateless(streamingConfigJson__stateTimeout="1 day"))
     code, out, _ = run(capsys, "validate", path)
     assert code == 3
     assert "valid, but 1 setting not supported yet" in out

@@ -77,13 +77,12 @@ def test_a_second_aggregation() -> None:
 def test_everything_not_supported_at_once() -> None:
     document = stateless(
         mode="batch",
-        load__writeStrategy="two_phase",
         streamingConfigJson__stateTimeout="1 day",
         errorHandling={"failFast": False},
     )
     with pytest.raises(UnsupportedConfigError) as caught:
         require_supported(parse(document))
-    assert str(caught.value).startswith("The pipeline orders asks for 4 things not supported yet:")
+    assert str(caught.value).startswith("The pipeline orders asks for 3 things not supported yet:")
 
 
 UNUSED: list[Document] = [

@@ -46,7 +46,7 @@ def test_from_nothing_and_again(conn):
     require_version(conn)
     assert tables(conn) == {
         "schema_migration", "pipeline", "pipeline_run", "pipeline_query",
-        "batch_tracker", "batch_file", "source_gap", "dead_letter",
+        "batch_tracker", "batch_file", "source_gap", "dead_letter", "batch_decision", "batch_part",
     }  # fmt: skip
 
 

@@ -135,16 +135,6 @@ def test_upsert_needs_a_key_that_the_server_guards(pipelines: Pipelines, inbox: 
     assert word in str(ended.error)
 
 
-def test_a_row_that_the_server_refuses_ends_the_run_with_nothing_written(pipelines: Pipelines, inbox: Path) -> None:
-    with pipelines.database.connect() as conn:
-        conn.execute("CREATE TABLE result (id int CHECK (id < 2), text text)")
-    write_lines(inbox / "0.json", {"id": 1}, {"id": 2})
-    ended = pipelines.run(_pipeline(pipelines, inbox, select(id="id", text="text")))
-    assert isinstance(ended.error, DataError)
-    assert "result_id_check" in str(ended.error)
-    assert pipelines.one("SELECT count(*) FROM result") == 0
-
-
 @pytest.mark.parametrize("strategy", ["single", "staged"])
 def test_a_trigger_that_suppresses_rows_is_found_out(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
     with pipelines.database.connect() as conn:

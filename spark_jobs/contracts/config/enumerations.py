@@ -43,6 +43,21 @@ class WriteStrategy(StrEnum):
     TWO_PHASE = "two_phase"
 
 
+class OnConflict(StrEnum):
+    """What an upsert does with a row whose key is there."""
+
+    UPDATE = "update"
+    NOTHING = "nothing"
+
+
+class SchemaEvolution(StrEnum):
+    """What happens when the target table lacks something that the query has."""
+
+    STRICT = "strict"
+    ADD_COLUMNS = "add_columns"
+    WIDEN = "widen"
+
+
 class TriggerKind(StrEnum):
     """When Spark starts a micro-batch."""
 
@@ -93,6 +108,8 @@ PipelineModeText = Annotated[PipelineMode, spelled(PipelineMode), any_case("stre
 OutputModeText = Annotated[OutputMode, spelled(OutputMode), any_case("append", "update", "complete")]
 WriteModeText = Annotated[WriteMode, spelled(WriteMode), any_case("append", "overwrite", "upsert")]
 WriteStrategyText = Annotated[WriteStrategy, spelled(WriteStrategy), any_case("auto", "single", "staged", "two_phase")]
+OnConflictText = Annotated[OnConflict, spelled(OnConflict), any_case("update", "nothing")]
+SchemaEvolutionText = Annotated[SchemaEvolution, spelled(SchemaEvolution), any_case("strict", "add_columns", "widen")]
 AggregationFunctionText = Annotated[
     AggregationFunction, spelled(AggregationFunction), any_case(*(member.value for member in AggregationFunction))
 ]

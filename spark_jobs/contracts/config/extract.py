@@ -48,6 +48,11 @@ class Extract(Section):
         "(`csv`, `json`, `parquet`). Never secrets.",
     )
     credential_id: Text | None = Field(None, description="The Airflow connection that holds the secrets.")
+    commit_group: Text | None = Field(
+        None,
+        description="Kafka: a consumer group whose offsets follow what the database has committed, for the tools that "
+        "show lag. Nothing reads with it.",
+    )
 
     def option(self, name: str) -> str | None:
         """Return one of ``connection_params``; case makes no difference, as in Spark."""

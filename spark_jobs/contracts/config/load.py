@@ -7,7 +7,16 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from spark_jobs.contracts.config.enumerations import WriteMode, WriteModeText, WriteStrategy, WriteStrategyText
+from spark_jobs.contracts.config.enumerations import (
+    OnConflict,
+    OnConflictText,
+    SchemaEvolution,
+    SchemaEvolutionText,
+    WriteMode,
+    WriteModeText,
+    WriteStrategy,
+    WriteStrategyText,
+)
 from spark_jobs.contracts.config.problems import fold
 from spark_jobs.contracts.config.section import Duration, Flag, Int, Names, Number, Section, StringMap, Text, mismatch
 
@@ -94,6 +103,23 @@ class Load(Section):
     )
     write_mode: WriteModeText = Field(WriteMode.APPEND, description="`append`, `overwrite` or `upsert`.")
     keys: Names = Field(default=(), description="`upsert`: the columns that identify a row.")
+    order_column: Text | None = Field(
+        None,
+        description="`upsert`: of rows with the same key the one with the highest value wins, in the micro-batch and "
+        "against the row in the table (NULL is the lowest). Without it the last one of the micro-batch wins.",
+    )
+    update_columns: Names = Field(
+        default=(),
+        description="`upsert`: the columns that are updated where the key is there; all but the keys if unset.",
+    )
+    on_conflict: OnConflictText = Field(
+        OnConflict.UPDATE, description="`upsert`: `update`, or `nothing` to leave rows alone whose key is there."
+    )
+    delete_marker: Text | None = Field(
+        None,
+        description="`upsert`: a BOOLEAN column of the result that is not written; where it is true, the row of the "
+        "key is deleted.",
+    )
     auto_create_table: Flag = Field(False, description="Create the table from the query's schema where it is missing.")
     connection_params: StringMap = Field(
         default_factory=dict,
@@ -107,6 +133,11 @@ class Load(Section):
     write_parallelism: Int | None = Field(
         None,
         description="Most tasks that write at once, each with a connection of its own; the cluster's cores if unset.",
+    )
+    schema_evolution: SchemaEvolutionText = Field(
+        SchemaEvolution.STRICT,
+        description="What happens when the table lacks something: `strict` ends the run; `add_columns` adds missing "
+        "columns; `widen` also widens types, without loss only.",
     )
     max_dead_letter_fraction: Number | None = Field(
         None,

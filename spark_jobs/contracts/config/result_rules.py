@@ -5,6 +5,7 @@ append → append or upsert; update → upsert by the group columns; complete �
 
 from __future__ import annotations
 
+from spark_jobs.contracts.config import upsert_rules
 from spark_jobs.contracts.config.aggregation_rules import window_column
 from spark_jobs.contracts.config.columns import WINDOW, Columns, same
 from spark_jobs.contracts.config.enumerations import LateDataStrategy, OutputMode, WriteMode
@@ -75,6 +76,7 @@ def _check_keys(load: Load, result: Columns | None, document: Document) -> None:
                 expected = f"one of {', '.join(result.known)}"
                 found = f"the key {quoted(name)}, which is no column of the result"
                 document.note(where, found, expected, nearest(name, result.known))
+    upsert_rules.check(load, result, document)
 
 
 def _check_late_data(streaming: Streaming, document: Document) -> None:

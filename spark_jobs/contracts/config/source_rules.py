@@ -27,6 +27,7 @@ def check(parts: Parts, document: Document) -> None:
         return
     attempt(_check_schema, extract, document)
     attempt(_check_kind, extract, document)
+    attempt(_check_commit_group, extract, document)
     if parts.streaming:
         attempt(_check_limits, extract, parts.streaming, document)
 
@@ -70,6 +71,17 @@ def _check_kafka(extract: Extract, document: Document) -> None:
     for name in ("endingOffsets", "endingTimestamp", "endingOffsetsByTimestamp"):
         _refuse_option(extract, name, "no end: a streaming query reads on from its checkpoint", document)
     _refuse_field(extract.path, "path", 'no path: it belongs to sourceType "file"', document)
+
+
+def _check_commit_group(extract: Extract, document: Document) -> None:
+    if extract.commit_group is None:
+        return
+    where = (*_WHERE, "commitGroup")
+    if extract.source_type != "kafka":
+        document.note(where, quoted(extract.commit_group), 'no consumer group: it belongs to sourceType "kafka"')
+    elif extract.commit_group == extract.option("kafka.group.id"):
+        found = f"{quoted(extract.commit_group)}, the group that Spark itself reads with (kafka.group.id)"
+        document.note(where, found, "a group that nobody reads with")
 
 
 def _check_file(extract: Extract, document: Document) -> None:

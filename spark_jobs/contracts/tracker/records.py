@@ -191,6 +191,7 @@ class BatchRecord:
     watermark: datetime | None = None
     event_time_min: datetime | None = None
     event_time_max: datetime | None = None
+    state_rows: int | None = None
     files: Sequence[SourceFile] = field(default=())
     gaps: Sequence[SourceGap] = field(default=())
 
@@ -212,6 +213,7 @@ class BatchRecord:
             **self.books.verify().to_columns(),
             "strategy": self.strategy,
             "strategy_reason": self.strategy_reason,
+            "state_rows": self.state_rows,
         }
 
     def row_json(self) -> str:

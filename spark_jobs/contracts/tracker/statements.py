@@ -25,7 +25,7 @@ _ROW_COLUMNS: Final = """
     pipeline_id, query_id, batch_id, record_count, checkpoint_location, run_id, epoch, start_offsets, end_offsets,
     source_digest, watermark, event_time_min, event_time_max, duration_ms, source_rows, passed_rows, rejected_rows,
     dead_lettered_rows, late_rows, filtered_rows, deduplicated_rows, sink_rows, written_rows,
-    write_dead_lettered_rows, write_deduplicated_rows, strategy, strategy_reason"""
+    write_dead_lettered_rows, write_deduplicated_rows, strategy, strategy_reason, state_rows"""
 
 
 def quote_identifier(name: str) -> str:

@@ -1,5 +1,5 @@
--- Strategy two_phase: what was decided before it is committed, and the parts that prove that it was. And where a dead
--- letter's fault lies, as far as PostgreSQL says it.
+-- Strategy two_phase: what was decided before it is committed, and the parts that prove that it was. Beside it the state's
+-- size of an aggregation, and where a dead letter's fault lies, as far as PostgreSQL says it.
 
 -- One row from the decision on until every part is committed; everything that whoever finishes it needs.
 CREATE TABLE batch_decision (
@@ -28,5 +28,8 @@ CREATE TABLE batch_part (
 );
 
 CREATE INDEX batch_part_by_batch ON batch_part (pipeline_id, query_id, batch_id);
+
+-- How much Spark remembers after the batch: what the next one's result is bounded by.
+ALTER TABLE batch_tracker ADD COLUMN state_rows bigint;
 
 ALTER TABLE dead_letter ADD COLUMN column_name text, ADD COLUMN constraint_name text;

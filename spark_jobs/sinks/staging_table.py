@@ -1,0 +1,50 @@
+"""The DDL of a staging table: the target's columns, what the target demands of them, and where each row came from."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from spark_jobs.sinks.merging import ATTEMPT, PART, SEQUENCE, SOURCE, MergeRule
+from spark_jobs.sinks.target import Target, TargetColumn
+
+_MARKS = ((PART, "integer"), (ATTEMPT, "bigint"), (SEQUENCE, "bigint"), (SOURCE, "text"))
+
+
+def create_staging(name: sql.Composable, target: Target, *, kind: str, rule: MergeRule) -> sql.Composed:
+    """Return the statement.
+
+    The table has the target's NOT NULLs and checks, as far as they are about columns that are there: so a refused row
+    is found by COPY, which names its line, instead of by the merge. A column that is staged as text is checked to be
+    a value of the target's type.
+
+    :param kind: ``TEMP`` (dropped at the end of the transaction) or ``UNLOGGED``.
+    """
+    # A trigger may complete a row before it is inserted, and a row that is only a key and a deletion marker is no row.
+    demanding = not target.has_insert_triggers and rule.delete_marker is None
+    items: list[sql.Composable] = [_column(column, demanding=demanding) for column in target.columns]
+    if rule.delete_marker:
+        items.append(sql.SQL("{} boolean").format(sql.Identifier(rule.delete_marker)))
+    items += [sql.SQL("{} {}").format(sql.Identifier(mark), sql.SQL(kind)) for mark, kind in _MARKS]
+    items += [_valid(column) for column in target.columns if not column.direct]
+    if demanding:
+        typed = {column.name for column in target.columns if column.direct}
+        items += [
+            sql.SQL("CONSTRAINT {} {}").format(sql.Identifier(check.name), sql.SQL(check.definition))
+            for check in target.checks
+            if typed.issuperset(check.columns)
+        ]
+    ending = " ON COMMIT DROP" if kind == "TEMP" else ""
+    return sql.SQL("CREATE {} TABLE {} ({}){}").format(sql.SQL(kind), name, sql.SQL(", ").join(items), sql.SQL(ending))
+
+
+def _column(column: TargetColumn, *, demanding: bool) -> sql.Composed:
+    # A domain's and a type's own rules come with the type.
+    not_null = sql.SQL(" NOT NULL" if demanding and column.not_null else "")
+    return sql.SQL("{} {}{}").format(sql.Identifier(column.name), sql.SQL(column.staged_type), not_null)
+
+
+def _valid(column: TargetColumn) -> sql.Composed:
+    name = sql.Identifier(column.name)
+    # The cast fails by itself, with the type's own error, in the COPY that names the line.
+    cast = sql.SQL(column.from_staged.replace("{}", "{0}")).format(name)
+    return sql.SQL("CHECK ({} IS NULL OR ({}) IS NOT NULL)").format(name, cast)

@@ -1,0 +1,83 @@
+"""A driver that has started its JVM ahead and waits on stdin for its order. Started as a session of its own.
+
+The order is one line of JSON, ``{"pipeline": path, "faults": text}``; the answer one line as well: the run's exit code
+and error. Starting a JVM takes most of a short run's time: this one does it while the driver before it still runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+_SETTINGS = {
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.memory": "512m",
+    # A short life: what the optimising compiler would gain, it costs.
+    "spark.driver.extraJavaOptions": f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC {os.environ.get('STANDBY_JAVA', '')}",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.shuffle.partitions": "2",
+    "spark.sql.streaming.stateStore.maintenanceInterval": "1h",
+}
+
+
+def _session() -> Any:
+    from pyspark.sql import SparkSession
+
+    builder: Any = SparkSession.builder.master(os.environ.get("STANDBY_MASTER", "local[2]")).appName("standby")
+    for name, value in _SETTINGS.items():
+        builder = builder.config(name, value)
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    return session
+
+
+def _workers_ready(_number: int) -> None:
+    import spark_jobs.sinks.single  # noqa: F401
+
+
+def _end_jvm(spark: Any) -> None:
+    """Let the JVM end by itself: only then does it write its archive of classes."""
+    gateway = spark.sparkContext._gateway
+    process = gateway.proc
+    gateway.shutdown()
+    process.stdin.close()
+    process.wait(60)
+
+
+def main() -> int:
+    """Wait for the order and carry it out."""
+    from spark_jobs.faults import DRIVER_VARIABLE, VARIABLE
+
+    os.environ[DRIVER_VARIABLE] = str(os.getpgid(0))
+    spark = _session()
+    from spark_jobs.run_pipeline import run_file
+    from spark_jobs.runtime.stopping import Stop
+
+    spark.sparkContext.parallelize(range(2), 2).foreach(_workers_ready)
+    print("READY", flush=True)
+    order = json.loads(sys.stdin.readline() or "null")
+    if order is None:
+        return 0
+    if order.get("faults"):
+        Path(os.environ[VARIABLE]).write_text(order["faults"] + "\n")
+    ended = run_file(
+        Path(order["pipeline"]), {}, resume="none", tracker_schema="etl", stop=Stop(), session=lambda: spark
+    )
+    if order.get("stop_jvm"):
+        spark.stop()
+        _end_jvm(spark)
+    print(json.dumps({"exit_code": int(ended.exit_code), "error": str(ended.error or "")}), flush=True)
+    return int(ended.exit_code)
+
+
+if __name__ == "__main__":
+    # The JVM goes with its driver; nothing is waited for.
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)
