@@ -18,12 +18,14 @@ from spark_jobs.contracts.events import BatchCommitted
 from spark_jobs.contracts.tracker import recovery
 from spark_jobs.contracts.tracker.connect import classify
 from spark_jobs.contracts.tracker.records import BatchRecord, Books
+from spark_jobs.faults import reach
 from spark_jobs.runtime.batch import MicroBatch, describe, identify
 from spark_jobs.runtime.checkpoint import Checkpoint
 from spark_jobs.runtime.executors import require_ready_executors
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.gaps import may_skip
 from spark_jobs.runtime.second_look import AggregateBooks, StatelessBooks
+from spark_jobs.runtime.source_progress import SourceProgress
 from spark_jobs.runtime.stopping import Stop
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.ledger import Ledger
@@ -53,6 +55,7 @@ class BatchCommit:
     ledger: Ledger
     sink: PostgresSink
     stop: Stop
+    progress: SourceProgress
     totals: Totals = field(default_factory=Totals)
     failure: Exception | None = None
     rolled_back: bool = False
@@ -81,20 +84,24 @@ class BatchCommit:
 
     def _commit(self, df: DataFrame, batch_id: int) -> None:
         started = monotonic()
+        reach("batch.before_fence")
         self.ledger.check_fence()
         batch = identify(self.checkpoint, self.ledger.pipeline_id, self.query_id, batch_id)
         if self._is_there(batch):
             self._skip(df, batch)
             return
+        reach("batch.after_identity")
         choice = self._choose(batch)
         record = self._record(batch, choice, started)
         written = self._written(df, batch, record, choice)
         if written.state == parts.ALREADY_THERE:
             self._skip(None, batch)
             return
+        reach("batch.after_commit")
         self.totals.batches += 1
         self.totals.written += written.books.written
         _tell(batch, written, choice, monotonic() - started)
+        self.progress.committed(batch.offsets)
 
     def _is_there(self, batch: MicroBatch) -> bool:
         state = self.ledger.state_of(batch.identity)
@@ -121,6 +128,7 @@ class BatchCommit:
             # The rows are there, but Spark's state for the batch is not: without an evaluation the next one lacks it.
             df.write.format("noop").mode("append").save()
         self.ledger.count_duplicate(batch.identity)
+        self.progress.committed(batch.offsets)
         self.totals.duplicates += 1
         log.info("event=batch_skipped batch=%d reason=already_in_ledger", batch.identity.batch_id)
 
@@ -140,10 +148,7 @@ class BatchCommit:
     def _state_rows(self, batch: MicroBatch) -> int | None:
         if batch.identity.batch_id == 0:
             return 0
-        progress = self._running_query().lastProgress
-        if progress is None or progress.batchId != batch.identity.batch_id - 1:
-            return None
-        return sum(operator.numRowsTotal for operator in progress.stateOperators)
+        return self.ledger.state_rows(self.query_id, batch.identity.batch_id - 1)
 
     def _record(self, batch: MicroBatch, choice: Choice, started: float) -> BatchRecord:
         return BatchRecord(

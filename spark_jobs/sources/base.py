@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,18 @@ class BatchSize:
     data_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Committer:
+    """Who has committed a micro-batch.
+
+    :param check_fence: raises :class:`FencedError` when a newer run of the pipeline exists.
+    """
+
+    pipeline_id: str
+    query_id: str
+    check_fence: Callable[[], None]
+
+
 class Source(ABC):
     """A source of rows: as a stream, and any past offset range again as a batch.
 
@@ -50,6 +63,8 @@ class Source(ABC):
     own_columns: tuple[str, ...] = ()
     #: Whether a row may fail to be read. False only where every row that the source gives fits the schema.
     makes_dead_letters: bool = True
+    #: Whether :meth:`after_commit` does anything: otherwise nobody asks the ledger how far it is.
+    follows_commits: bool = False
 
     @abstractmethod
     def check(self) -> None:
@@ -70,3 +85,15 @@ class Source(ABC):
     @abstractmethod
     def size(self, offsets: OffsetRange) -> BatchSize:
         """Return how much there is in ``offsets``, judged without reading it."""
+
+    def after_commit(self, offsets: OffsetRange, committer: Committer) -> None:  # noqa: ARG002 - for those that follow
+        """Make known outside how far the database is; called only for what it has committed, and again for the same.
+
+        May raise anything: the caller warns and goes on, and what was not made known is owed until it has worked. Must
+        not take longer than a few seconds.
+        """
+        return
+
+    def close(self) -> None:
+        """Let go of what the source holds open; called once, at the run's end."""
+        return

@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from spark_jobs.contracts.errors import ConfigError, SourceUnreachableError
 from spark_jobs.rows import LETTER, OUTCOME, Outcome, letter, outcome
-from spark_jobs.sources.base import BatchSize, OffsetRange, Source
+from spark_jobs.sources.base import BatchSize, Committer, OffsetRange, Source
+from spark_jobs.sources.commit_group import CommitGroup
 from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
 from spark_jobs.sources.kafka_admin import list_topics
 
@@ -43,11 +44,14 @@ class KafkaSource(Source):
         schema: StructType,
         options: Mapping[str, str],
         secrets: Mapping[str, str],
+        commit_group: str | None = None,
     ) -> None:
         self._spark = spark
         self._schema = schema
         self._options = {**options, **secrets}
         self._options.setdefault("includeHeaders", "true")
+        self._group = CommitGroup(spark, commit_group, self.client_options) if commit_group else None
+        self.follows_commits = commit_group is not None
 
     @property
     def fails_on_data_loss(self) -> bool:
@@ -62,8 +66,19 @@ class KafkaSource(Source):
                 expected="extract.connectionParams['kafka.bootstrap.servers']",
                 cure="Name the brokers as host:port,host:port",
             )
+        self._check_group()
         self._check_connector()
         self._check_topics()
+
+    def _check_group(self) -> None:
+        # The connection may bring the option: the configuration's own check has not seen it.
+        if self._group is not None and self._group.name == self._option("kafka.group.id"):
+            raise ConfigError(
+                "extract.commitGroup is the group that Spark itself reads with",
+                found=f"kafka.group.id = {self._group.name}",
+                expected="a group that nobody reads with",
+                cure="Give extract.commitGroup a name of its own, or leave kafka.group.id out",
+            )
 
     def _check_connector(self) -> None:
         try:
@@ -133,6 +148,16 @@ class KafkaSource(Source):
         return BatchSize(
             rows=sum(last - start[topic][part] for topic, parts in end.items() for part, last in parts.items())
         )
+
+    @override
+    def after_commit(self, offsets: OffsetRange, committer: Committer) -> None:
+        if self._group is not None:
+            self._group.move_to(offsets.end, committer)
+
+    @override
+    def close(self) -> None:
+        if self._group is not None:
+            self._group.close()
 
     def _option(self, name: str) -> str | None:
         return next((value for key, value in self._options.items() if key.lower() == name.lower()), None)

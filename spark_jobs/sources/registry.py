@@ -74,7 +74,7 @@ def _needed(schema: StructType | None, config: PipelineConfig) -> StructType:
 
 
 def _kafka(spark: SparkSession, config: PipelineConfig, schema: StructType | None, secrets: dict[str, str]) -> Source:
-    return KafkaSource(spark, _needed(schema, config), config.reader_options, secrets)
+    return KafkaSource(spark, _needed(schema, config), config.reader_options, secrets, config.extract.commit_group)
 
 
 def _files(spark: SparkSession, config: PipelineConfig, schema: StructType | None, secrets: dict[str, str]) -> Source:

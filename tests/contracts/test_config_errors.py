@@ -32,12 +32,13 @@ def test_everything_that_is_wrong_in_one_error() -> None:
             "The pipeline configuration has 8 problems:",
             "  extract.sourcetype",
             '    found:    the unknown key "sourcetype"',
-            "    expected: sourceType, topic, path, schemaName, schema, connectionParams or credentialId",
+            "    expected: sourceType, topic, path, schemaName, schema, connectionParams, credentialId or commitGroup",
             '    hint:     did you mean "sourceType"?',
             "  load.port",
             '    found:    the unknown key "port"',
-            "    expected: sinkType, table, schemaName, writeMode, keys, autoCreateTable, connectionParams, "
-            "credentialId or writeStrategy",
+            "    expected: sinkType, table, schemaName, writeMode, keys, orderColumn, updateColumns, onConflict, "
+            "deleteMarker, autoCreateTable, connectionParams, credentialId, writeStrategy, writeParallelism, "
+            "schemaEvolution, maxDeadLetterFraction, role or takeoverTimeout",
             "    hint:     options go into connectionParams",
             "  transforms[0].parameters.aggregations",
             '    found:    the function "median" in "price:median"',

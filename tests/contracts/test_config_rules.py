@@ -206,11 +206,14 @@ KAFKA: list[tuple[Document, str]] = [
     (stateless(extract__connectionParams__maxOffsetsPerTrigger="few"), "extract.connectionParams.maxOffsetsPerTrigger"),
     (stateless(extract__connectionParams__startingOffsets={"orders": 1}), "extract.connectionParams"),
     (stateless(extract__path="/data"), "extract.path"),
+    (stateless(extract__commitGroup=""), "extract.commitGroup"),
+    (stateless(extract__commitGroup=["lag"]), "extract.commitGroup"),
     (stateless(streamingConfigJson__maxFilesPerTrigger=5), "streamingConfigJson.maxFilesPerTrigger"),
     (files(extract__connectionParams__path=...), "extract.connectionParams.path"),
     (files(extract__connectionParams__format=...), "extract.connectionParams.format"),
     (files(extract__path="/elsewhere"), "extract.path"),
     (files(extract__topic="orders"), "extract.topic"),
+    (files(extract__commitGroup="lag"), "extract.commitGroup"),
     (files(streamingConfigJson__maxRecordsPerTrigger=5), "streamingConfigJson.maxRecordsPerTrigger"),
     (stateless(extract={"sourceType": "rate", "schema": "a INT"}), "extract.schema"),
 ]
@@ -219,6 +222,21 @@ KAFKA: list[tuple[Document, str]] = [
 @pytest.mark.parametrize(("document", "path"), KAFKA)
 def test_sources_whose_settings_do_not_fit(document: Document, path: str) -> None:
     assert problem(document).path == path
+
+
+def test_the_commit_group_is_not_the_group_that_spark_reads_with() -> None:
+    document = stateless(extract__commitGroup="lag")
+    assert parse(document).extract.commit_group == "lag"
+    document["extract"]["connectionParams"]["Kafka.Group.Id"] = "readers"
+    assert parse(document).extract.commit_group == "lag"
+    document["extract"]["connectionParams"]["Kafka.Group.Id"] = "lag"
+    wrong = problem(document)
+    assert (wrong.path, wrong.expected) == ("extract.commitGroup", "a group that nobody reads with")
+    assert "kafka.group.id" in wrong.found
+
+
+def test_the_commit_group_in_both_spellings() -> None:
+    assert '"commitGroup":"lag"' in parse(stateless(extract__commit_group="lag")).to_json().replace(" ", "")
 
 
 def test_options_that_differ_only_in_case() -> None:
