@@ -55,4 +55,6 @@ class Heartbeat:
             raise
         except EtlError as error:
             log.warning("event=heartbeat_failed reason=%s", error.found or error.what)
+            if self._conn is not None:
+                self._conn.close()
             self._conn = None

@@ -34,7 +34,12 @@ _STATE_CURES: Final = {
     "42501": "grant the privilege that the message names to the connection's user",
     "42P01": "create the table that the message names, or correct its name; the ledger's own: `etl-pipeline migrate`",
     "3F000": "create the schema that the message names, or correct its name; the ledger's own: `etl-pipeline migrate`",
+    "25006": "the server takes no writes (a standby, or default_transaction_read_only): connect to the primary",
+    "53100": "the server's disk is full: make room there, and run the pipeline again",
+    "53300": "a limit of connections (role, database, max_connections) is reached: close some or raise it, run again",
+    "53400": "raise the server's limit that the message names, or make the micro-batches smaller; run again",
 }
+_TOO_MANY_WORDS: Final = ("too many connections", "too many clients", "remaining connection slots")
 _KEEPALIVE: Final = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
 
 
@@ -126,7 +131,8 @@ def _by_state(state: str, what: str, found: str) -> EtlError:
     elif state.startswith("08"):
         error = _unreachable(what, found)
     elif state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES:
-        error = TransientError(f"{what} met a passing fault", found=found, cure="run the pipeline again")
+        cure = _STATE_CURES.get(state, "run the pipeline again")
+        error = TransientError(f"{what} met a passing fault", found=found, cure=cure)
     elif state in _SCHEMA_STATES:
         error = TargetMismatchError(f"{what} was refused", found=found, cure=_STATE_CURES.get(state, ""))
     elif state[:2] in ("22", "23"):
@@ -137,7 +143,7 @@ def _by_state(state: str, what: str, found: str) -> EtlError:
 def _without_state(error: BaseException, what: str, found: str) -> EtlError:
     if isinstance(error, psycopg.OperationalError) or type(error).__name__ == "OperationalError":
         refused = "no password supplied" in found or (
-            "FATAL" in found and any(word in found for word in _REFUSED_WORDS)
+            "FATAL" in found and any(word in found for word in _REFUSED_WORDS) and not _too_many(found)
         )
         return _login_refused(what, found) if refused else _unreachable(what, found)
     return EtlError(f"{what} failed", found=f"{type(error).__name__}: {found}")
@@ -152,7 +158,13 @@ def _login_refused(what: str, found: str) -> LoginRefusedError:
     )
 
 
-def _unreachable(what: str, found: str) -> DatabaseUnreachableError:
+def _too_many(found: str) -> bool:
+    return "FATAL" in found and any(word in found for word in _TOO_MANY_WORDS)
+
+
+def _unreachable(what: str, found: str) -> EtlError:
+    if _too_many(found):
+        return _by_state("53300", what, found)
     return DatabaseUnreachableError(
         f"{what} failed: the server does not answer, or the connection was lost",
         found=found,
