@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 
@@ -186,9 +187,9 @@ def _bytes(value: bytes, base: str) -> str:
     if base in ("json", "jsonb"):
         text = value.removeprefix(b"\x01").decode(errors="replace")
         return text if _is_json(text) else json.dumps(text)
-    if base == "uuid" and len(value) == 16:
-        digits = value.hex()
-        return json.dumps("-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])))
+    if base == "uuid":
+        # What is no UUID travels between bytes that make its length wrong; see types.to_sent.
+        return json.dumps(str(UUID(bytes=value)) if len(value) == 16 else value[16:-1].decode(errors="replace"))
     return json.dumps(base64.b64encode(value).decode() if base == "bytea" else value.decode(errors="replace"))
 
 

@@ -26,7 +26,6 @@ USED: list[tuple[Document, str]] = [
     *[(files(extract__connectionParams__format=name), "extract.connectionParams.format") for name in PLANNED_FORMATS],
     *[(stateless(transforms=[{"transformType": name}]), "transforms[0].transformType") for name in PLANNED_TRANSFORMS],
     *[(stateless(load__sinkType=name), "load.sinkType") for name in PLANNED_SINKS],
-    (stateless(load__writeStrategy="two-phase"), "load.writeStrategy"),
     (stateless(load__schemaName="order", schemas={"order": "a INT"}), "load.schemaName"),
     (stateless(streamingConfigJson__enableIdempotence=False), "streamingConfigJson.enableIdempotence"),
     (stateless(streamingConfigJson__enableIdempotence="false"), "streamingConfigJson.enableIdempotence"),
@@ -97,7 +96,7 @@ UNUSED: list[Document] = [
     windowed(streamingConfigJson__lateDataConfig={"strategy": "drop"}),
     windowed(streamingConfigJson__lateDataConfig={"strategy": "logAndDrop"}),
     *[stateless(streamingConfigJson__triggerMode=name) for name in ("once", "continuous", "processingtime=1 second")],
-    *[stateless(load__writeStrategy=name) for name in ("auto", "single", "staged")],
+    *[stateless(load__writeStrategy=name) for name in ("auto", "single", "staged", "two-phase")],
 ]
 
 

@@ -116,8 +116,8 @@ def _check_against_ledger(pipelines: Pipelines, combination: Combination, point:
 
 def _check_against_files(pipelines: Pipelines, combination: Combination, inbox: Path) -> None:
     lines = duckdb.connect().execute(
-        "SELECT filename, line, try_cast(line AS json) FROM (SELECT filename, unnest(string_split(rtrim(content, chr(10)), "
-        "chr(10))) AS line FROM read_text(?)) ORDER BY filename",
+        "SELECT filename, line, try_cast(line AS json) FROM (SELECT filename, "
+        "unnest(string_split(rtrim(content, chr(10)), chr(10))) AS line FROM read_text(?)) ORDER BY filename",
         [str(inbox / "*.json")],
     )
     rows, bad = [], 0
