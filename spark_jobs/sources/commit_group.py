@@ -130,6 +130,12 @@ class CommitGroup:
         for place, offset in moves.items():
             value = self._jvm.org.apache.kafka.clients.consumer.OffsetAndMetadata(offset, written_by)
             offsets.put(self._jvm.org.apache.kafka.common.TopicPartition(*place), value)
+        if monotonic() > until:
+            # Frozen since the look, perhaps through a whole newer run: what was seen and said then is worth nothing.
+            raise SourceUnreachableError(
+                f"The offsets of the consumer group {self.name} were not committed in time",
+                expected=f"an answer within {_SECONDS:.0f} seconds",
+            )
         await_answer(self._spark, self._admin.alterConsumerGroupOffsets(self.name, offsets).all(), until)
 
     def _refused(self, error: Py4JJavaError) -> SourceUnreachableError:

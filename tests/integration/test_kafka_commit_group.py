@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -148,6 +148,21 @@ def test_a_fenced_driver_commits_nothing(spark: Any, kafka: KafkaBroker, new_top
     with _commit_group(spark, kafka, topic) as group, pytest.raises(FencedError):
         group.move_to({topic: {"0": 5}}, Committer(_PIPELINE, "query", fence))
     assert _group(kafka, topic) == {}
+
+
+def test_a_driver_that_was_frozen_after_it_asked_the_fence_commits_nothing(
+    spark: Any, kafka: KafkaBroker, new_topic: NewTopic
+) -> None:
+    topic = new_topic(partitions=1)
+    with _commit_group(spark, kafka, topic) as newer, _commit_group(spark, kafka, topic) as zombie:
+
+        def frozen_through_a_newer_run() -> None:
+            newer.move_to({topic: {"0": 9}}, _committer())
+            sleep(3.1)
+
+        with pytest.raises(SourceUnreachableError, match="not committed in time"):
+            zombie.move_to({topic: {"0": 7}}, Committer(_PIPELINE, f"query of {_PIPELINE}", frozen_through_a_newer_run))
+    assert _group(kafka, topic) == {0: 9}
 
 
 @pytest.mark.parametrize("ours", [3, 30])
