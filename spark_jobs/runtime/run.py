@@ -191,7 +191,8 @@ class PipelineRun:
 
 
 def _deletes(flow: Flow) -> bool:
-    return flow.streaming.output_mode is OutputMode.COMPLETE or flow.config.load.delete_marker is not None
+    replaced = flow.streaming.output_mode is OutputMode.COMPLETE and not _keys(flow)
+    return replaced or flow.config.load.delete_marker is not None
 
 
 def _keys(flow: Flow) -> tuple[str, ...]:

@@ -142,23 +142,34 @@ class _Made:
         """Return the statement that writes the rows of ``latest``."""
         if not self._rule.delete_marker:
             return self._insert(latest)
-        here = self._target.identifier().as_string(self._conn)
-        same = " AND ".join(self._same(key) for key in self._rule.keys)
         marker = f"coalesce(l.{self.marker[0]}, false)"
         newer = f" AND {self._newer('t', 'l')}" if self._rule.order_column else ""
         kept = f"(SELECT * FROM batch l WHERE NOT {marker} ORDER BY {self.keys}) AS latest"  # noqa: S608
-        # Rows that are there are locked in the order of their keys, before anything is changed.
-        locked = "(SELECT count(*) FROM locked) >= 0"
+        here = self._target.identifier().as_string(self._conn)
         target_keys = ", ".join(f"t.{self._name(key)}" for key in self._rule.keys)
+        steps = [f"batch AS MATERIALIZED (SELECT * FROM {latest})"]  # noqa: S608
+        matches = self._matches()
+        # Rows that are there are locked in the order of their keys, before anything is changed.
+        for number, same in enumerate(matches):
+            steps.append(
+                f"locked{number} AS MATERIALIZED (SELECT {target_keys} FROM {here} t JOIN batch l ON {same} "  # noqa: S608
+                f"ORDER BY {target_keys} FOR UPDATE OF t)"
+            )
+        every = range(len(matches))
+        locked = " AND ".join(f"(SELECT count(*) FROM locked{number}) >= 0" for number in every)  # noqa: S608
+        for number, same in enumerate(matches):
+            steps.append(
+                f"deleted{number} AS (DELETE FROM {here} t USING batch l "  # noqa: S608
+                f"WHERE {marker} AND {same}{newer} AND {locked} RETURNING 1)"
+            )
+        steps.append(f"written AS ({self._insert(kept, locked)} RETURNING 1)")
+        absent = " AND ".join(
+            f"NOT EXISTS (SELECT FROM locked{number} t WHERE {same})" for number, same in enumerate(matches)
+        )
+        deleted = " + ".join(f"(SELECT count(*) FROM deleted{number})" for number in every)  # noqa: S608
         return (
-            f"WITH batch AS MATERIALIZED (SELECT * FROM {latest}), "  # noqa: S608
-            f"locked AS MATERIALIZED (SELECT {target_keys} FROM {here} t JOIN batch l ON {same} "
-            f"ORDER BY {target_keys} FOR UPDATE OF t), "
-            f"deleted AS (DELETE FROM {here} t USING batch l "
-            f"WHERE {marker} AND {same}{newer} AND {locked} RETURNING 1), "
-            f"written AS ({self._insert(kept, locked)} RETURNING 1) "
-            "SELECT (SELECT count(*) FROM written) + (SELECT count(*) FROM deleted) + (SELECT count(*) FROM batch l "
-            f"WHERE {marker} AND NOT EXISTS (SELECT FROM locked t WHERE {same}))"
+            f"WITH {', '.join(steps)} SELECT (SELECT count(*) FROM written) + {deleted} "  # noqa: S608
+            f"+ (SELECT count(*) FROM batch l WHERE {marker} AND {absent})"
         )
 
     def _insert(self, latest: str, condition: str = "") -> str:
@@ -186,10 +197,26 @@ class _Made:
         column = self._name(self._rule.order_column or "")
         return f"({old}.{column} IS NULL OR {new}.{column} >= {old}.{column})"
 
-    def _same(self, key: str) -> str:
-        name = self._name(key)
-        not_null = next(column.not_null for column in self._target.columns if column.name == key)
-        return f"t.{name} {'=' if not_null else 'IS NOT DISTINCT FROM'} l.{name}"
+    def _matches(self) -> list[str]:
+        """Return the conditions, of which one holds, under which a row ``t`` of the table has the key of ``l``.
+
+        Equality is apart from NULL: PostgreSQL has neither an index nor a hash join for IS NOT DISTINCT FROM.
+        """
+        names = {key: self._name(key) for key in self._rule.keys}
+        nullable = [
+            names[column.name] for column in self._target.columns if column.name in names and not column.not_null
+        ]
+        equal = " AND ".join(f"t.{name} = l.{name}" for name in names.values())
+        if not nullable:
+            return [equal]
+        alike = " AND ".join(
+            f"t.{name} {'IS NOT DISTINCT FROM' if name in nullable else '='} l.{name}" for name in names.values()
+        )
+        of_batch = " OR ".join(f"l.{name} IS NULL" for name in nullable)
+        of_table = " OR ".join(f"t.{name} IS NULL" for name in nullable)
+        # The count is known before the table is read: a batch without NULLs in its keys does not read it here.
+        some = f"(SELECT count(*) FROM batch l WHERE {of_batch}) > 0"  # noqa: S608
+        return [equal, f"({of_batch}) AND ({of_table}) AND {alike} AND {some}"]
 
     @staticmethod
     def braced(text: str) -> str:

@@ -161,7 +161,7 @@ def inspect(
 ) -> Target:
     """Compare the table with the query's schema.
 
-    :param deletes: whether each batch replaces all rows.
+    :param deletes: whether a batch may delete rows: by replacing all, or by a deletion marker.
 
     :raises TargetMismatchError: naming every difference at once.
     """
@@ -266,7 +266,7 @@ def _privileges(conn: Connection, table: TableName, keys: Sequence[str], *, dele
     wanted = [
         "INSERT",
         *(["SELECT", "UPDATE"] if keys else []),
-        *(["SELECT", "DELETE"] if deletes and not keys else []),
+        *(["SELECT", "DELETE"] if deletes else []),
     ]
     row = conn.execute(
         sql.SQL("SELECT current_user, {}").format(

@@ -1,0 +1,222 @@
+"""The merge statements on a real PostgreSQL, without Spark: against plain Python, at once in two sessions, by plan."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from contextlib import closing
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+from psycopg import sql
+from pyspark.sql.types import IntegerType, StringType, StructField, StructType
+
+from spark_jobs.contracts.config import OnConflict, TableName, WriteMode
+from spark_jobs.sinks.merging import Merge, MergeRule, empty, merge, winners_text
+from spark_jobs.sinks.staging_table import create_staging
+from spark_jobs.sinks.target import Target, inspect
+
+SCHEMA = StructType(
+    [
+        *(StructField(name, IntegerType()) for name in ("id", "part", "version")),
+        *(StructField(name, StringType()) for name in ("name", "note")),
+    ]
+)
+TABLE = "id int, part int, version int, name text, note text, UNIQUE NULLS NOT DISTINCT (id, part)"
+KEYS = ("id", "part")
+SMALL = some.integers(0, 2)
+ROWS = some.lists(
+    some.tuples(
+        some.none() | SMALL, some.none() | SMALL, some.none() | some.integers(0, 4), some.text("ab", max_size=1),
+        some.text("cd", max_size=1), some.none() | some.booleans(),
+    ),
+    max_size=12,
+)  # fmt: skip
+
+
+def rule(**changes: Any) -> MergeRule:
+    return MergeRule(WriteMode.UPSERT, KEYS, **changes)
+
+
+def made(conn: psycopg.Connection[Any], rule: MergeRule) -> tuple[Target, Merge]:
+    target = inspect(conn, TableName("public", "result"), SCHEMA, rule.keys)
+    return target, merge(target, "staged", rule, conn)
+
+
+def stage(conn: psycopg.Connection[Any], target: Target, rule: MergeRule, rows: list[tuple[Any, ...]]) -> None:
+    """Stage rows (id, part, version, name, note, gone); the last one counts as the batch's last."""
+    conn.execute(create_staging(sql.Identifier("staged"), target, kind="TEMP", rule=rule))
+    width = 6 if rule.delete_marker else 5
+    marks = [(0, 1, sequence, None) for sequence in range(len(rows))]
+    with conn.cursor() as cursor:
+        cursor.executemany(
+            f"INSERT INTO staged VALUES ({', '.join(['%s'] * (width + 4))})",
+            [(*row[:width], *mark) for row, mark in zip(rows, marks, strict=True)],
+        )
+
+
+def count(conn: psycopg.Connection[Any], merge: Merge, statement: str) -> int:
+    cursor = conn.execute(statement)
+    if not merge.answers:
+        return cursor.rowcount
+    row = cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def reference(table: dict[Any, tuple[Any, ...]], rows: list[tuple[Any, ...]], rule: MergeRule) -> int:
+    """Apply a batch to ``table`` (key to version, name, note) in plain Python; return the rows that were written."""
+
+    def rank(value: int | None) -> int:
+        return -1 if value is None else value
+
+    latest: dict[Any, tuple[Any, ...]] = {}
+    for row in rows:
+        now = latest.get(row[:2])
+        if now is None or not rule.order_column or rank(row[2]) >= rank(now[2]):
+            latest[row[:2]] = row
+    written = 0
+    for key, row in latest.items():
+        there = table.get(key)
+        stale = there is not None and bool(rule.order_column) and rank(row[2]) < rank(there[0])
+        if rule.delete_marker and row[5]:
+            written += not stale
+            if not stale:
+                table.pop(key, None)
+        elif there is None:
+            table[key] = row[2:5]
+            written += 1
+        elif rule.on_conflict is OnConflict.UPDATE and not stale:
+            updated = rule.update_columns or ("version", "name", "note")
+            changed = {*updated, *([rule.order_column] if rule.order_column else [])}
+            new = [row[2 + at] if name in changed else there[at] for at, name in enumerate(("version", "name", "note"))]
+            table[key] = tuple(new)
+            written += 1
+    return written
+
+
+RULES = some.builds(
+    rule,
+    order_column=some.sampled_from([None, "version"]),
+    update_columns=some.sampled_from([(), ("name",)]),
+    delete_marker=some.sampled_from([None, "gone"]),
+) | some.builds(
+    rule,
+    order_column=some.sampled_from([None, "version"]),
+    on_conflict=some.just(OnConflict.NOTHING),
+    delete_marker=some.sampled_from([None, "gone"]),
+)
+
+
+def test_batches_end_as_in_plain_python_whole_and_row_by_row(database: Any) -> None:
+    with closing(database.connect(autocommit=True)) as conn:
+        conn.execute(f"CREATE TABLE result ({TABLE})")
+
+        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(rule=RULES, batches=some.lists(ROWS, min_size=1, max_size=3), whole=some.booleans())
+        def run(rule: MergeRule, batches: list[list[tuple[Any, ...]]], whole: bool) -> None:
+            conn.execute("TRUNCATE result")
+            target, statements = made(conn, rule)
+            table: dict[Any, tuple[Any, ...]] = {}
+            for rows in batches:
+                with conn.transaction():
+                    stage(conn, target, rule, rows)
+                    expected = reference(table, rows, rule)
+                    assert (
+                        count(conn, statements, statements.whole) if whole else _spans(conn, statements)
+                    ) == expected
+                there = conn.execute("SELECT * FROM result").fetchall()
+                assert {row[:2]: row[2:] for row in there} == table
+                assert len(there) == len(table)
+
+        run()
+
+
+def _spans(conn: psycopg.Connection[Any], statements: Merge) -> int:
+    """Merge as after a refused row: every row by itself."""
+    for statement in statements.order:
+        conn.execute(statement)
+    rows = conn.execute(statements.count).fetchone()
+    assert rows is not None
+    written = 0
+    for ordinal in range(1, rows[0] + 1):
+        row = conn.execute(statements.row.format(first=ordinal)).fetchone()
+        assert row is not None
+        assert {"id", "part"} <= json.loads(row[0]).keys()
+        written += count(conn, statements, statements.part.format(first=ordinal, last=ordinal))
+    return written
+
+
+@pytest.mark.parametrize("marker", [None, "gone"])
+def test_sessions_with_the_same_keys_in_opposite_orders_do_not_deadlock(database: Any, marker: str | None) -> None:
+    chosen = rule(delete_marker=marker)
+    with closing(database.connect(autocommit=True)) as conn:
+        conn.execute(f"CREATE TABLE result ({TABLE})")
+    start, failed = threading.Barrier(2), []
+
+    def session(backwards: bool) -> None:
+        with closing(database.connect(autocommit=True)) as conn:
+            conn.execute("SET deadlock_timeout = '20ms'")
+            target, statements = made(conn, chosen)
+            for turn in range(40):
+                keys = range(400)[::-1] if backwards else range(400)
+                rows = [(key, key % 7, 1, "", "", (key + turn + backwards) % 3 == 0) for key in keys]
+                start.wait(timeout=60)
+                try:
+                    with conn.transaction():
+                        stage(conn, target, chosen, rows)
+                        count(conn, statements, statements.whole)
+                except psycopg.Error as error:
+                    failed.append(error)
+
+    threads = [threading.Thread(target=session, args=[backwards]) for backwards in (False, True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert not any(thread.is_alive() for thread in threads)
+    assert failed == []
+
+
+def test_keys_that_may_be_null_are_not_compared_row_by_row(database: Any) -> None:
+    chosen = rule(delete_marker="gone")
+    with closing(database.connect()) as conn:
+        conn.execute(f"CREATE TABLE result ({TABLE})")
+        conn.execute("INSERT INTO result SELECT n, n, 1, '', '' FROM generate_series(1, 20000) n")
+        target, statements = made(conn, chosen)
+        stage(conn, target, chosen, [])
+        conn.execute("INSERT INTO staged SELECT n, n, 2, '', '', true, 0, 1, n FROM generate_series(1, 20000) n")
+        conn.execute("ANALYZE result")
+        conn.execute("ANALYZE staged")
+        # Row by row these would be 400 million comparisons, or minutes.
+        conn.execute("SET statement_timeout = '10s'")
+        assert count(conn, statements, statements.whole) == 20000
+        assert conn.execute("SELECT count(*) FROM result").fetchone() == (0,)
+
+
+def test_readers_see_a_table_with_rows_while_it_is_overwritten(database: Any) -> None:
+    with closing(database.connect(autocommit=True)) as conn, closing(database.connect(autocommit=True)) as reader:
+        conn.execute(f"CREATE TABLE result ({TABLE})")
+        conn.execute("INSERT INTO result VALUES (1, 1, 0, 'old', '')")
+        chosen = MergeRule(WriteMode.OVERWRITE)
+        target = inspect(conn, TableName("public", "result"), SCHEMA, (), deletes=True)
+        reader.execute("SET lock_timeout = '1s'")
+        with conn.transaction():
+            stage(conn, target, chosen, [(2, 2, 0, "new", "")])
+            steps = itertools.chain([empty(target)], [merge(target, "staged", chosen, conn).whole])
+            for step in steps:
+                conn.execute(step)
+                assert reader.execute("SELECT name FROM result").fetchall() == [("old",)]
+        assert reader.execute("SELECT name FROM result").fetchall() == [("new",)]
+
+
+def test_only_the_winning_attempts_rows_are_taken(database: Any) -> None:
+    with closing(database.connect()) as conn:
+        conn.execute("CREATE TABLE staged AS SELECT p AS _part, a AS _attempt FROM generate_series(0, 2) p, "
+                     "generate_series(1, 2) a")  # fmt: skip
+        rows = conn.execute(f"SELECT _part, _attempt FROM {winners_text('staged', [(0, 2), (2, 1)])} ORDER BY 1")
+        assert rows.fetchall() == [(0, 2), (2, 1)]
