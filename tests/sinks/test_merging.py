@@ -220,3 +220,41 @@ def test_only_the_winning_attempts_rows_are_taken(database: Any) -> None:
                      "generate_series(1, 2) a")  # fmt: skip
         rows = conn.execute(f"SELECT _part, _attempt FROM {winners_text('staged', [(0, 2), (2, 1)])} ORDER BY 1")
         assert rows.fetchall() == [(0, 2), (2, 1)]
+
+
+@pytest.mark.parametrize("marker", [None, "gone"])
+def test_partitions_identity_generated_columns_triggers_and_foreign_keys_are_respected(
+    database: Any, marker: str | None
+) -> None:
+    chosen = rule(delete_marker=marker)
+    with closing(database.connect(autocommit=True)) as conn:
+        conn.execute("CREATE TABLE known (name text PRIMARY KEY)")
+        conn.execute("INSERT INTO known VALUES ('a'), ('b')")
+        conn.execute(
+            "CREATE TABLE result (id int, part int, version int, name text REFERENCES known, note text, "
+            "serial bigint GENERATED ALWAYS AS IDENTITY, twice int GENERATED ALWAYS AS (version * 2) STORED, "
+            "PRIMARY KEY (part, id)) PARTITION BY LIST (part)"
+        )
+        conn.execute("CREATE TABLE result_1 PARTITION OF result FOR VALUES IN (1)")
+        conn.execute("CREATE TABLE result_2 PARTITION OF result FOR VALUES IN (2)")
+        conn.execute(
+            "CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN NEW.note := TG_OP || ' ' || coalesce(NEW.note, ''); RETURN NEW; END $$"
+        )
+        conn.execute("CREATE TRIGGER noted BEFORE UPDATE ON result FOR EACH ROW EXECUTE FUNCTION noted()")
+        target, statements = made(conn, chosen)
+
+        def apply(*rows: tuple[Any, ...]) -> int:
+            with conn.transaction():
+                stage(conn, target, chosen, list(rows))
+                return count(conn, statements, statements.whole)
+
+        assert apply((1, 1, 5, "a", "x", False), (1, 2, 6, "b", "y", False)) == 2
+        assert apply((1, 1, 7, "b", "z", False)) == 1
+        with pytest.raises(psycopg.errors.ForeignKeyViolation):
+            apply((1, 1, 9, "unknown", "z", False))
+        found = conn.execute("SELECT id, part, version, name, note, twice FROM result ORDER BY part").fetchall()
+        assert found == [(1, 1, 7, "b", "UPDATE z", 14), (1, 2, 6, "b", "y", 12)]
+        if marker:
+            assert apply((1, 1, 9, "b", "z", True)) == 1
+            assert conn.execute("SELECT part FROM result").fetchall() == [(2,)]
