@@ -1,9 +1,10 @@
 # Everything that a fresh machine needs beyond Python 3.11+, make and git is brought by `make setup`, into this folder.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-kafka test lint bench clean
+.PHONY: help setup demo demo-kafka test lint bench chaos clean
 
 PYTEST_ARGS ?=
+MINUTES ?= 20
 ARGS ?=
 # Folders may have spaces in their names: recipes run in the repository, and all paths are relative to it.
 VENV := .venv
@@ -35,6 +36,9 @@ test: lint ## lint, then all suites on real servers
 
 bench: setup ## This sink beside Spark's JDBC writer and psql's \copy
 	@$(PYTHON) tests/benchmarks/bench.py $(ARGS)
+
+chaos: setup ## Random kills for MINUTES (20) on a real cluster, then a comparison; ARGS=--seed N
+	@$(PYTHON) -m tests.chaos --minutes $(MINUTES) $(ARGS)
 
 clean: ## Remove what setup, demo and tests made, the downloads in .cache excepted
 	rm -rf $(VENV) .sandbox build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
