@@ -1,14 +1,11 @@
-"""A TCP proxy whose connections can be cut at any moment, as a firewall or a lost network cuts them."""
+"""A TCP proxy that can cut its connections at any moment: both ends then see the end of the stream."""
 
 from __future__ import annotations
 
 import socket
-import struct
 import threading
 from contextlib import suppress
 from types import TracebackType
-
-_RESET = struct.pack("ii", 1, 0)
 
 
 class TcpProxy:
@@ -28,14 +25,12 @@ class TcpProxy:
         return port
 
     def cut(self) -> int:
-        """Reset every connection in both directions and return how many ends there were; new ones are let through."""
+        """End every connection in both directions and return how many ends there were; new ones are let through."""
         with self._lock:
             ends = list(self._open)
             self._open.clear()
         for end in ends:
             with suppress(OSError):
-                # Linger of zero: both sides get a reset, not an orderly end.
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 end.shutdown(socket.SHUT_RDWR)
             with suppress(OSError):
                 end.close()
