@@ -137,4 +137,4 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         reporter.write_line(f"required suites (CI=true): {'; '.join(problems)}", red=True)
 
 
-_REQUIRED_SUITES = {"contracts", "spark", "airflow", "integration", "system", "sandbox"}
+_REQUIRED_SUITES = {"contracts", "spark", "sinks", "airflow", "integration", "faults", "protocol", "system", "sandbox"}
