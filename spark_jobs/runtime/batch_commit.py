@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from spark_jobs.contracts.config import WriteStrategy
-from spark_jobs.contracts.errors import EtlError, FencedError
+from spark_jobs.contracts.errors import EtlError, FencedError, TargetMismatchError
 from spark_jobs.contracts.events import BatchCommitted
 from spark_jobs.contracts.tracker import recovery
 from spark_jobs.contracts.tracker.connect import classify
@@ -27,6 +27,7 @@ from spark_jobs.runtime.gaps import may_skip
 from spark_jobs.runtime.second_look import AggregateBooks, StatelessBooks
 from spark_jobs.runtime.source_progress import SourceProgress
 from spark_jobs.runtime.stopping import Stop
+from spark_jobs.runtime.target_table import TargetTable
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.postgres import PostgresSink, SecondLook, Written
@@ -54,6 +55,7 @@ class BatchCommit:
     query_id: str
     ledger: Ledger
     sink: PostgresSink
+    target: TargetTable
     stop: Stop
     progress: SourceProgress
     totals: Totals = field(default_factory=Totals)
@@ -112,15 +114,17 @@ class BatchCommit:
 
     def _truth(self, error: Exception) -> Exception:
         # Whoever takes over ends our sessions: a lost connection may be the newer run's doing, and must not be retried.
+        # Nor must a table that was dropped or altered: ADBC says so without a SQLSTATE.
         known = classify(error) if isinstance(error, psycopg.Error) else error
         if isinstance(known, EtlError) and known.retryable:
             try:
                 self.ledger.forget_connection()
                 self.ledger.check_fence()
-            except FencedError as fenced:
-                return fenced
+                self.target.recheck()
+            except (FencedError, TargetMismatchError) as truth:
+                return truth
             except EtlError:
-                log.debug("The fence could not be asked", exc_info=True)
+                log.debug("Neither fence nor target could be asked", exc_info=True)
         return known
 
     def _skip(self, df: DataFrame | None, batch: MicroBatch) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pyspark.sql import SparkSession
 
-from spark_jobs.contracts.config import OutputMode, PipelineConfig, require_supported
+from spark_jobs.contracts.config import PipelineConfig, require_supported
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import EtlError, FencedError
 from spark_jobs.contracts.exit_codes import ExitCode
@@ -26,14 +26,13 @@ from spark_jobs.runtime.readiness import ready_query
 from spark_jobs.runtime.source_progress import SourceProgress
 from spark_jobs.runtime.spark_errors import translate
 from spark_jobs.runtime.stopping import Stop, StopRequestedError
-from spark_jobs.sinks.evolution import evolve
+from spark_jobs.runtime.target_table import TargetTable
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.merging import merge_rule
 from spark_jobs.sinks.plans import Plans, dead_letter_limit, writing_session
 from spark_jobs.sinks.postgres import PostgresSink
 from spark_jobs.sinks.staging import sweep
-from spark_jobs.sinks.target import Target, create_if_missing, inspect, resolved
-from spark_jobs.sinks.upsert_checks import written_columns
+from spark_jobs.sinks.target import Target
 
 log = logging.getLogger("etl.run")
 
@@ -99,7 +98,8 @@ class PipelineRun:
         self.stop.on_jvm_shutdown(spark)
         flow = Flow.build(spark, config, self.source_secrets)
         flow.source.check()
-        target = self._target(flow, ledger)
+        table = TargetTable(flow, ledger)
+        target = table.open()
         checkpoint = Checkpoint(spark, streaming_of(config).checkpoint_location)
         ready = ready_query(ledger, checkpoint, flow, self.request.resume)
         with SourceProgress(flow.source, ledger, ready.query_id) as progress:
@@ -110,6 +110,7 @@ class PipelineRun:
                 query_id=ready.query_id,
                 ledger=ledger,
                 sink=self._sink(flow, ledger, target, spark.sparkContext.defaultParallelism),
+                target=table,
                 stop=self.stop,
                 progress=progress,
             )
@@ -138,21 +139,6 @@ class PipelineRun:
         session = writing_session(ledger, load.role)
         plans = Plans(ledger, target, merge_rule(load), session, dead_letter_limit(load), sorts=flow.sorts)
         return PostgresSink(plans, parallelism, load.write_parallelism)
-
-    def _target(self, flow: Flow, ledger: Ledger) -> Target:
-        load = flow.config.load
-        conn = ledger.connection()
-        schema = written_columns(flow.result_schema(), merge_rule(load))
-        try:
-            table = resolved(conn, load.target)
-            if load.auto_create_table and create_if_missing(conn, table, schema, _keys(flow)):
-                log.info("event=table_created table=%s", table)
-            evolve(conn, table, schema, load.schema_evolution)
-            return inspect(conn, table, schema, _keys(flow), deletes=_deletes(flow))
-        except EtlError:
-            raise
-        except Exception as error:
-            raise classify(error, f"Checking the table {load.target}") from error
 
     def _finish(self, error: EtlError | None) -> Ended:
         exit_code = error.exit_code if error else ExitCode.FINISHED
@@ -188,15 +174,6 @@ class PipelineRun:
             result.rows.get("written", 0),
         )
         return result
-
-
-def _deletes(flow: Flow) -> bool:
-    replaced = flow.streaming.output_mode is OutputMode.COMPLETE and not _keys(flow)
-    return replaced or flow.config.load.delete_marker is not None
-
-
-def _keys(flow: Flow) -> tuple[str, ...]:
-    return flow.config.load.keys if flow.config.load.write_mode == "upsert" else ()
 
 
 def _state(error: EtlError | None) -> EndState:

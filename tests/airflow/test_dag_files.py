@@ -73,9 +73,9 @@ def test_broken_files_break_only_their_own_dags(tmp_path: Path, pipeline: dict[s
 
 
 def test_what_is_not_supported_yet_is_an_error_too(tmp_path: Path, pipeline: dict[str, Any]) -> None:
-    pipeline["load"]["writeStrategy"] = "two_phase"
+    pipeline["mode"] = "batch"
     write(tmp_path, "orders", pipeline)
-    assert "two_phase" in import_error(tmp_path, "orders", dag_file="etl_pipelines.py")[1]
+    assert "mode batch: not supported yet" in import_error(tmp_path, "orders", dag_file="etl_pipelines.py")[1]
 
 
 def test_two_files_with_one_pipeline_id_are_both_broken(tmp_path: Path, pipeline: dict[str, Any]) -> None:

@@ -82,14 +82,19 @@ class Driver:
         return file.read_text().strip() if file.exists() else ""
 
     def stopped_at(self, config: Mapping[str, Any], point: str) -> None:
-        """Run until the fault point is reached, where everything of the driver gets SIGSTOP."""
+        """Run until the fault point is reached, where the driver, its JVM and who reached the point get SIGSTOP."""
         self.ready()
         self.order(config, f"{point} stop-driver")
         deadline = time.monotonic() + _SECONDS
-        while not (self.fired() and all(p.status() == psutil.STATUS_STOPPED for p in self.members())):
+        while not (self.fired() and self._is_stopped()):
             assert time.monotonic() < deadline, f"{point} was not reached\n{self.log()}"
             assert self.process.poll() is None, self.log()
             time.sleep(0.02)
+
+    def _is_stopped(self) -> bool:
+        # Spark's Python workers have a process group of their own, and stop only when one of them reached the point.
+        group = [member for member in self.members() if os.getpgid(member.pid) == self.process.pid]
+        return all(member.status() == psutil.STATUS_STOPPED for member in group)
 
     def wake(self) -> None:
         """Let it go on where it was stopped."""

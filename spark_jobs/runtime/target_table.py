@@ -1,0 +1,97 @@
+"""The target table of a run: made, extended or widened as configured, checked before data moves and after a failure."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from pyspark.sql.types import StructType
+
+from spark_jobs.contracts.config import OutputMode, TableName
+from spark_jobs.contracts.errors import EtlError, TargetMismatchError
+from spark_jobs.contracts.tracker.connect import classify
+from spark_jobs.runtime.flow import Flow
+from spark_jobs.sinks.evolution import evolve
+from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.merging import merge_rule
+from spark_jobs.sinks.target import Target, create_if_missing, inspect, resolved
+from spark_jobs.sinks.upsert_checks import written_columns
+
+log = logging.getLogger("etl.run")
+
+
+@dataclass(slots=True)
+class TargetTable:
+    """Where a flow's rows go."""
+
+    flow: Flow
+    ledger: Ledger
+    _opened: Target | None = field(default=None, init=False)
+
+    def open(self) -> Target:
+        """Make or change the table as the pipeline says, and check it.
+
+        :raises TargetMismatchError: naming every difference at once.
+        """
+        load = self.flow.config.load
+        conn = self.ledger.connection()
+        schema = self._schema()
+        try:
+            table = resolved(conn, load.target)
+            if load.auto_create_table and create_if_missing(conn, table, schema, self._keys):
+                log.info("event=table_created table=%s", table)
+            evolve(conn, table, schema, load.schema_evolution)
+            self._opened = self._inspect(table)
+            return self._opened
+        except EtlError:
+            raise
+        except Exception as error:
+            raise classify(error, f"Checking the table {load.target}") from error
+
+    def recheck(self) -> None:
+        """Look whether the table still is what :meth:`open` found.
+
+        :raises TargetMismatchError: it was dropped or altered since. :raises EtlError: it could not be looked at.
+        """
+        if self._opened is None:
+            return
+        before = self._opened
+        try:
+            now = self._inspect(before.table)
+        except EtlError:
+            raise
+        except Exception as error:
+            raise classify(error, f"Checking the table {before.table}") from error
+        if now != before:
+            raise TargetMismatchError(
+                f"The table {before.table} was altered while the run was writing to it",
+                found="; ".join(_differences(before, now)),
+                expected="the table that the run found at its start",
+                cure="Nothing of the failed micro-batch was written. Run the pipeline again, which looks at it anew",
+            )
+
+    def _inspect(self, table: TableName) -> Target:
+        return inspect(self.ledger.connection(), table, self._schema(), self._keys, deletes=self._deletes)
+
+    def _schema(self) -> StructType:
+        return written_columns(self.flow.result_schema(), merge_rule(self.flow.config.load))
+
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        load = self.flow.config.load
+        return load.keys if load.write_mode == "upsert" else ()
+
+    @property
+    def _deletes(self) -> bool:
+        replaced = self.flow.streaming.output_mode is OutputMode.COMPLETE and not self._keys
+        return replaced or self.flow.config.load.delete_marker is not None
+
+
+def _differences(before: Target, now: Target) -> list[str]:
+    old = {column.name: column for column in before.columns}
+    found = [
+        f"column {column.name} was {old[column.name].declared}, is {column.declared}"
+        for column in now.columns
+        if column.declared != old[column.name].declared
+    ]
+    return found or ["other constraints, defaults or triggers"]
