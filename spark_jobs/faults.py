@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,6 +110,8 @@ def _act(action: str, point: str) -> None:
         _signal_driver(signal.SIGKILL)
     elif action == "stop-driver":
         _signal_driver(signal.SIGSTOP)
+        # Another thread may be the one that takes the signal: this one must not run on until it has.
+        time.sleep(1)
     elif action == "fail":
         raise OSError(f"fault at {point}")
     else:

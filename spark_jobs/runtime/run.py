@@ -83,7 +83,7 @@ class PipelineRun:
         try:
             self._run(session, ledger)
         except Exception as raised:
-            error = _as_etl_error(raised)
+            error = _taken_over(ledger) or _as_etl_error(raised)
             if not isinstance(error, StopRequestedError):
                 log.exception("event=run_failed run=%s", request.run_id)
         finally:
@@ -182,6 +182,18 @@ def _state(error: EtlError | None) -> EndState:
     if isinstance(error, FencedError):
         return "fenced"
     return "stopped" if isinstance(error, StopRequestedError) else "failed"
+
+
+def _taken_over(ledger: Ledger) -> FencedError | None:
+    # Whatever a driver stumbles over after a newer run took its place, that is the reason.
+    try:
+        ledger.forget_connection()
+        ledger.check_fence()
+    except FencedError as fenced:
+        return fenced
+    except EtlError:
+        log.debug("The fence could not be asked", exc_info=True)
+    return None
 
 
 def _as_etl_error(error: Exception) -> EtlError:

@@ -145,9 +145,8 @@ class Expected:
             return cls([], [], [], [])
         with duckdb.connect() as duck:
             duck.execute(
-                "CREATE TABLE line AS SELECT filename, line, generate_subscripts(lines, 1) AS number FROM ("
-                "  SELECT filename, string_split(rtrim(content, chr(10)), chr(10)) AS lines, unnest(lines) AS line"
-                "  FROM read_text($1))",
+                "CREATE TABLE line AS SELECT filename, unnest(lines) AS line, generate_subscripts(lines, 1) AS number "
+                "FROM (SELECT filename, string_split(rtrim(content, chr(10)), chr(10)) AS lines FROM read_text($1))",
                 [files],
             )
             duck.execute(

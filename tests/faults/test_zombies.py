@@ -78,8 +78,8 @@ def test_a_driver_that_sleeps_in_its_commit_blocks_the_newer_run_no_longer_than_
     _write(inbox, 0)
     zombie = garage.driver()
     zombie.stopped_at(config, point)
-    held = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND application_name LIKE 'etl:%'"
-    assert pipelines.one(held) >= 1
+    held = "SELECT count(*) FROM pg_stat_activity WHERE xact_start IS NOT NULL AND application_name LIKE 'etl:%:1'"
+    assert pipelines.one(held) == 1
     driver = garage.driver(another=False)
     driver.ready()
     began = time.monotonic()

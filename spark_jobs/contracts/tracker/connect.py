@@ -103,7 +103,9 @@ def short_transaction(conn: Connection, what: str, *, lock_timeout_ms: int = 5_0
     with classified(what), conn.transaction():
         # A client frozen in here holds the fence as well: the server gives up on it.
         timeout = f"{max(lock_timeout_ms, 1)}ms"
-        raw(conn, begin_settings(), "etl:control", timeout, "30s")
+        # Under the connection's own name: by it a newer run finds the sessions of the driver that it takes over from.
+        name = conn.info.get_parameters().get("application_name", "etl:control")
+        raw(conn, begin_settings(), name, timeout, "30s")
         yield
 
 
