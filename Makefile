@@ -34,7 +34,8 @@ lint: setup ## ruff, mypy and the import rules
 test: lint ## lint, then all suites on real servers
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
-bench: setup ## This sink beside Spark's JDBC writer and psql's \copy
+bench: setup ## This sink beside Spark's JDBC writer and psql's \copy; ARGS=--help
+	@sh sandbox/setup.sh --group bench
 	@$(PYTHON) tests/benchmarks/bench.py $(ARGS)
 
 chaos: setup ## Random kills for MINUTES (20) on a real cluster, then a comparison; ARGS=--seed N

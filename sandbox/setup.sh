@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make .venv from the lock file. Needs Python 3.11 to 3.13; brings uv where it is missing.
+# Make .venv from the lock file; arguments go to `uv sync`. Needs Python 3.11 to 3.13; brings uv where it is missing.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -48,5 +48,5 @@ echo "setup: $("$python" --version) at $python; $("$uv" --version); the first ti
 export UV_PYTHON_DOWNLOADS=never
 # The environment is .venv here, whatever else is active in the shell.
 unset VIRTUAL_ENV UV_PROJECT_ENVIRONMENT
-"$uv" sync --frozen --python "$python" --quiet
+"$uv" sync --frozen --python "$python" --quiet "$@"
 echo "setup: ready" >&2

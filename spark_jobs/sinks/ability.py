@@ -8,7 +8,7 @@ from spark_jobs.contracts.errors import TwoPhaseUnavailableError
 from spark_jobs.contracts.tracker.connect import Connection, classified
 from spark_jobs.sinks.target import Target
 
-# A partition has indexes and triggers of its own.
+# A partition has indexes and triggers of its own. Of the triggers one that comes before the row is named first.
 _QUESTION = """
 WITH tables AS (
     SELECT to_regclass(%(table)s) AS oid UNION SELECT relid FROM pg_partition_tree(to_regclass(%(table)s))
@@ -18,8 +18,9 @@ SELECT
     (SELECT count(*) FROM pg_prepared_xacts)::int,
     (SELECT min(i.indexrelid::regclass::text) FROM pg_index i JOIN tables t ON i.indrelid = t.oid
      WHERE i.indisunique OR i.indisexclusion),
-    (SELECT min(g.tgname) FROM pg_trigger g JOIN tables t ON g.tgrelid = t.oid
-     WHERE NOT g.tgisinternal AND g.tgtype & 4 = 4),
+    (SELECT g.tgname FROM pg_trigger g JOIN tables t ON g.tgrelid = t.oid
+     WHERE NOT g.tgisinternal AND g.tgtype & 4 = 4
+     ORDER BY g.tgtype & 1 = 1 AND g.tgtype & 66 > 0 DESC, g.tgname LIMIT 1),
     (SELECT c.relpersistence = 't' FROM pg_class c WHERE c.oid = to_regclass(%(table)s))
 """
 

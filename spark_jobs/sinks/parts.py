@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 
 import pyarrow as pa
+from pyspark.sql.types import LongType, StringType, StructField, StructType
 
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.sinks.sorting import TALLY_FIELDS, Tally
@@ -81,8 +82,10 @@ _TEXT = ("state", "sqlstate", "message", "doing", "name")
 _ARROW_SCHEMA = pa.schema(
     [pa.field(name, pa.string() if name in _TEXT else pa.int64()) for name in (*_OWN, *TALLY_FIELDS)]
 )
-REPORT_SCHEMA = ", ".join(f"{name} {'STRING' if name in _TEXT else 'BIGINT'}" for name in (*_OWN, *TALLY_FIELDS))
-"""Spark DDL of a report."""
+REPORT_SCHEMA = StructType(
+    [StructField(name, StringType() if name in _TEXT else LongType()) for name in (*_OWN, *TALLY_FIELDS)]
+)
+"""A report as Spark has it. Not as DDL text, which Spark would parse for every batch."""
 
 
 def in_task(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from psycopg import sql
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from spark_jobs.contracts.config import WriteMode
@@ -27,7 +27,7 @@ from spark_jobs.sinks.single import TEMPORARY, SinglePlan
 from spark_jobs.sinks.staged import StagedPlan
 from spark_jobs.sinks.staging import Staged, Staging
 from spark_jobs.sinks.staging_table import create_staging
-from spark_jobs.sinks.target import Target
+from spark_jobs.sinks.target import Target, column_of
 from spark_jobs.sinks.two_phase import TwoPhasePlan
 from spark_jobs.sinks.writing import RowsPlan
 
@@ -49,6 +49,7 @@ class Plans:
     session: Session
     limit: Limit
     sorts: bool = True
+    _selects: dict[bool, list[Column]] = field(default_factory=dict, compare=False)
 
     @property
     def merges(self) -> bool:
@@ -140,12 +141,26 @@ class Plans:
         return merging.winners_text(name, [(report.part, report.attempt) for report in reports])
 
     def prepare(self, df: DataFrame, *, careful: bool) -> DataFrame:
-        """Return the rows as COPY must send them, and of the carried columns only what the writers need."""
-        df = self.target.prepare(df)
-        if SOURCE in df.columns:
-            df = df.withColumn(SOURCE, F.to_json(SOURCE)) if careful else df.drop(SOURCE)
-        # Columns that are the same in every row would cost as much as the data's.
-        return df if self.sorts else df.drop(OUTCOME, LETTER)
+        """Return the rows as COPY must send them, and of the carried columns only what the writers need.
+
+        All batches of a run have the same columns: what to select is found out with the first one.
+        """
+        if careful not in self._selects:
+            self._selects[careful] = self._select(df, careful=careful)
+        return df.select(*self._selects[careful])
+
+    def _select(self, df: DataFrame, *, careful: bool) -> list[Column]:
+        types = {field.name: field.dataType for field in df.schema.fields}
+        own = {column.name for column in self.target.columns}
+        carried = []
+        for name in types:
+            if name in own or (name == SOURCE and not careful):
+                continue
+            # Columns that are the same in every row would cost as much as the data's.
+            if name in (OUTCOME, LETTER) and not self.sorts:
+                continue
+            carried.append(F.to_json(SOURCE).alias(SOURCE) if name == SOURCE else column_of(name))
+        return [*self.target.sent(types), *carried]
 
     def _rows(self, schema: str, table: str, careful: bool, point: str, *, staged: bool = False) -> RowsPlan:
         columns = [(column.name, column.type.base) for column in self.target.columns]

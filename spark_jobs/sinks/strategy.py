@@ -61,12 +61,20 @@ def choose(
     :param result: None for a stateless pipeline.
     :param gaps_possible: what the source lost is known once all rows were read, and must be in the same commit: then
         the driver commits, not a task.
-    :raises ConfigError: ``single`` was forced for a result that may not pass through the driver.
+    :raises ConfigError: ``single`` was forced for a result that may not pass through the driver, or where gaps are
+        possible.
     :raises TwoPhaseUnavailableError: ``two_phase`` was forced, and server or table do not allow it.
     """
     if forced is WriteStrategy.TWO_PHASE:
         return _forced_two_phase(means)
     small, reason = _stateless(size) if result is None else _stateful(forced, size, result)
+    if forced is WriteStrategy.SINGLE and gaps_possible:
+        raise ConfigError(
+            "load.writeStrategy single could not record what the source has lost",
+            found="failOnDataLoss=false",
+            expected="a driver's commit: gaps are known once all rows were read, and belong into the same transaction",
+            cure="Use auto or staged, or leave failOnDataLoss at true",
+        )
     if forced is not WriteStrategy.AUTO:
         return Choice(forced, "forced by writeStrategy")
     if small and not gaps_possible:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
+from pyspark.sql.types import DataType, StructType
 
 from spark_jobs.contracts.config import TableName
 from spark_jobs.contracts.errors import TargetMismatchError
@@ -78,17 +78,19 @@ class Target:
         """Whether COPY can send every column straight into the target."""
         return all(column.direct for column in self.columns)
 
-    def prepare(self, df: DataFrame) -> DataFrame:
-        """Cast each data column to what COPY sends for the target's column, or its staging's; carried columns stay."""
-        types = {field.name: field.dataType for field in df.schema.fields}
-        own = {column.name for column in self.columns}
-        sent = [
-            to_sent(_column(column.name), types[column.name], column.type).alias(column.name) for column in self.columns
+    def sent(self, types: Mapping[str, DataType]) -> list[Column]:
+        """Return each data column cast to what COPY sends for the target's column, or its staging's.
+
+        :param types: of the query's columns.
+        """
+        return [
+            to_sent(column_of(column.name), types[column.name], column.type).alias(column.name)
+            for column in self.columns
         ]
-        return df.select(*sent, *[_column(name) for name in df.columns if name not in own])
 
 
-def _column(name: str) -> Column:
+def column_of(name: str) -> Column:
+    """Return the column of that name, whatever characters it has."""
     return F.col("`" + name.replace("`", "``") + "`")
 
 

@@ -1,4 +1,4 @@
-"""A driver of its own on the benchmark's cluster: ``drive.py CONNECTION FOLDER DATA STRATEGY``."""
+"""A process of its own: ``drive.py MASTER PIPELINE CONNECTION`` runs a pipeline, ``--data FOLDER ROWS`` makes rows."""
 
 from __future__ import annotations
 
@@ -7,25 +7,37 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from peers import run_bench_pipeline
+from peers import run_pipeline
 from pyspark.sql import SparkSession
+from rows import parquet
+
+# A heap that a million rows fill already: what a run of twenty million needs beyond it is what grows.
+_SETTINGS = {
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.memory": "600m",
+    "spark.executor.memory": "600m",
+    "spark.ui.enabled": "false",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.executorEnv.PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+}
+
+
+def _session(master: str) -> SparkSession:
+    builder: Any = SparkSession.builder.master(master).appName("bench driver")
+    for name, value in _SETTINGS.items():
+        builder = builder.config(name, value)
+    session: SparkSession = builder.getOrCreate()
+    return session
 
 
 def main() -> None:
-    """Run the pipeline once."""
-    connection, folder, data, strategy = sys.argv[1:]
-    builder: Any = SparkSession.builder.master(os.environ["BENCH_MASTER"]).appName("bench driver")
-    settings = {
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.memory": "1g",
-        "spark.executor.memory": "1g",
-        "spark.ui.enabled": "false",
-        "spark.sql.session.timeZone": "UTC",
-        "spark.executorEnv.PYTHONPATH": os.environ["PYTHONPATH"],
-    }
-    for name, value in settings.items():
-        builder = builder.config(name, value)
-    run_bench_pipeline(builder.getOrCreate(), connection, Path(folder), Path(data), strategy)
+    """Do what the command line says."""
+    if sys.argv[1] == "--data":
+        parquet(_session("local[2]"), Path(sys.argv[2]), int(sys.argv[3]))
+        return
+    master, file, connection = sys.argv[1:]
+    run_pipeline(_session(master), Path(file), connection)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,12 @@ def parquet(spark: SparkSession, folder: Path, rows: int, files: int = 2) -> Pat
     return path
 
 
-def csv_files(uri: str, folder: Path, parts: int) -> list[Path]:
+def csv_files(uri: str, folder: Path, parts: int, name: str = "rows") -> list[Path]:
     """Export the table ``peer`` as CSV, in ``parts`` files of the same size."""
     paths = []
     with psycopg.connect(uri) as conn:
         for part in range(parts):
-            path = folder / f"rows-{part + 1}-of-{parts}.csv"
+            path = folder / f"{name}-{part + 1}-of-{parts}.csv"
             paths.append(path)
             query = f"COPY (SELECT * FROM peer WHERE id % {parts} = {part}) TO STDOUT (FORMAT csv)"
             with path.open("wb") as file, conn.cursor().copy(query) as copy:

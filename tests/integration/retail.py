@@ -49,7 +49,7 @@ class Shop:
 
     def json_lines(self) -> Iterator[str]:
         """Each line as JSON, every value of the type that the schema says."""
-        with self._open() as db:
+        with self.open() as db:
             # An empty field is no field: the schema's NULL.
             found = db.execute("SELECT to_json(line)::VARCHAR FROM (SELECT * EXCLUDE filename FROM lines) line")
             while chunk := found.fetchmany(10_000):
@@ -76,8 +76,8 @@ class Shop:
         return int(self._ask("SELECT count(*) FROM lines WHERE Quantity > 0 AND UnitPrice > 0")[0][0])
 
     def _differences(self, database: Any, wanted: str, found: str) -> list[tuple[Any, ...]]:
-        table = _fetch(database.uri, found)
-        with self._open() as db:
+        table = fetch(database.uri, found)
+        with self.open() as db:
             db.register("fetched", table)
             db.execute(f"CREATE TEMP TABLE wanted AS {wanted}")
             db.execute("CREATE TEMP TABLE found AS SELECT * FROM wanted LIMIT 0")
@@ -90,10 +90,10 @@ class Shop:
             ]
 
     def _ask(self, query: str) -> list[tuple[Any, ...]]:
-        with self._open() as db:
+        with self.open() as db:
             return db.execute(query).fetchall()
 
-    def _open(self) -> duckdb.DuckDBPyConnection:
+    def open(self) -> duckdb.DuckDBPyConnection:
         db = duckdb.connect()
         db.execute("SET TimeZone = 'UTC'")
         columns = ", ".join(f"'{name}': '{kind}'" for name, kind in _TYPES.items())
@@ -105,7 +105,7 @@ class Shop:
         return db
 
 
-def _fetch(uri: str, query: str) -> pa.Table:
+def fetch(uri: str, query: str) -> pa.Table:
     with adbc.connect(uri) as conn, conn.cursor() as cursor:
         cursor.execute(query)
         return cursor.fetch_arrow_table()

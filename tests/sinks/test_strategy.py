@@ -104,6 +104,12 @@ def test_where_gaps_are_possible_the_driver_commits(
     assert words in choice.reason
 
 
+def test_single_is_refused_where_gaps_must_be_recorded() -> None:
+    with pytest.raises(ConfigError, match="could not record what the source has lost"):
+        choose(SINGLE, FEW, means(), gaps_possible=True)
+    assert choose(STAGED, FEW, means(), gaps_possible=True).strategy is STAGED
+
+
 OBEYED: list[tuple[WriteStrategy, BatchSize, Means, Result | None, int]] = [
     (SINGLE, MANY, means(), None, 1),
     (SINGLE, BatchSize(), means(UPSERT), None, 1),

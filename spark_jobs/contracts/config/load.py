@@ -151,7 +151,7 @@ class Load(Section):
     takeover_timeout: Duration = Field(
         "5 seconds",
         description="How long a new run waits for an older driver that is frozen within its commit, before it ends "
-        "that driver's session.",
+        "that driver's session; at most 1 day.",
     )
 
     @property

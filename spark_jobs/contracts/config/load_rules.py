@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+from spark_jobs.contracts.config.durations import parse_duration
+from spark_jobs.contracts.config.enumerations import WriteMode, WriteStrategy
 from spark_jobs.contracts.config.keys import Document
 from spark_jobs.contracts.config.load import CONNECTION_PARAMS, PLANNED_SINKS, SINKS, Load
 from spark_jobs.contracts.config.parts import Parts
 from spark_jobs.contracts.config.problems import Location, any_of, nearest, quoted
 
 _PARAMS: Location = ("load", "connectionParams")
+_LONGEST_TAKEOVER = timedelta(days=1)
 _RESERVED = {
     "application_name": "it carries the fence against older runs",
     "options": "a pooler in transaction mode cannot keep session settings",
@@ -26,7 +31,13 @@ def check(parts: Parts, document: Document) -> None:
         document.note(("load", "sinkType"), f"the unknown sink {quoted(load.sink_type)}", any_of(SINKS), hint)
     fraction = load.max_dead_letter_fraction
     if fraction is not None and fraction > 1:
-        document.note(("load", "maxDeadLetterFraction"), f"{fraction:g}", "a share from 0 to 1, for example 0.1")
+        document.note(("load", "maxDeadLetterFraction"), f"{fraction!r}", "a share from 0 to 1, for example 0.1")
+    if parse_duration(load.takeover_timeout) > _LONGEST_TAKEOVER:
+        document.note(("load", "takeoverTimeout"), quoted(load.takeover_timeout), "at most 1 day")
+    if load.write_strategy is WriteStrategy.TWO_PHASE and load.write_mode is not WriteMode.APPEND:
+        found = f"two_phase with writeMode {load.write_mode}"
+        hint = "parts that become visible one after the other cannot merge or replace rows; use auto, single or staged"
+        document.note(("load", "writeStrategy"), found, "writeMode append", hint)
     if load.sink_type in SINKS:
         _check_connection(load, document)
 
