@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from _pytest.runner import runtestprotocol
 
 from sandbox.jars import jars
 from sandbox.kafka import KafkaBroker
@@ -122,6 +123,27 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+def _suite(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each suite together, in the order in which pytest-randomly has shuffled their first tests."""
+    order = {name: number for number, name in enumerate(dict.fromkeys(map(_suite, items)))}
+    items.sort(key=lambda item: order[_suite(item)])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Stop a suite's servers with its last test: an idle Airflow or cluster would slow down all that follows."""
+    if nextitem is None or _suite(nextitem) == _suite(item):
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    runtestprotocol(item, nextitem=None)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """With ``CI=true`` every suite is required: one that is skipped, or has no test, fails the run."""
     if os.environ.get("CI") != "true" or exitstatus != pytest.ExitCode.OK:
@@ -129,7 +151,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     problems = [f"{len(reporter.stats['skipped'])} tests were skipped"] if reporter.stats.get("skipped") else []
     if session.config.args_source is pytest.Config.ArgsSource.TESTPATHS:
-        present = {item.path.relative_to(Path(__file__).parent).parts[0] for item in session.items}
+        present = {_suite(item) for item in session.items}
         problems += [f"the suite {name} has no test" for name in sorted(_REQUIRED_SUITES - present)]
     if problems:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -137,4 +159,15 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         reporter.write_line(f"required suites (CI=true): {'; '.join(problems)}", red=True)
 
 
-_REQUIRED_SUITES = {"contracts", "spark", "sinks", "airflow", "integration", "faults", "protocol", "system", "sandbox"}
+_REQUIRED_SUITES = {
+    "airflow",
+    "chaos",
+    "contracts",
+    "faults",
+    "integration",
+    "protocol",
+    "sandbox",
+    "sinks",
+    "spark",
+    "system",
+}

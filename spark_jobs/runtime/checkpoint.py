@@ -35,10 +35,13 @@ class Checkpoint:
 
     def __init__(self, spark: SparkSession, location: str) -> None:
         jvm: Any = spark._jvm
-        self._jvm = jvm
+        # Each dot is a question to the JVM, so what every batch needs is looked up once.
+        self._new_path, self._new_uri = jvm.org.apache.hadoop.fs.Path, jvm.java.net.URI
+        self._to_text = jvm.org.apache.commons.io.IOUtils.toString
+        self._entries: dict[int, OffsetEntry] = {}
         self.location = location
         try:
-            self._root = jvm.org.apache.hadoop.fs.Path(location)
+            self._root = self._new_path(location)
             self._files = self._root.getFileSystem(spark._jsc.hadoopConfiguration())
         except Py4JJavaError as error:
             raise CheckpointMismatchError(
@@ -62,7 +65,14 @@ class Checkpoint:
         return max(self._numbers("commits"), default=None)
 
     def offsets(self, batch_id: int) -> OffsetEntry | None:
-        """Return the offset log's entry for a batch."""
+        """Return the offset log's entry for a batch; None when there is none. Spark writes it once."""
+        if batch_id not in self._entries and (entry := self._offsets(batch_id)) is not None:
+            # The next batch asks for this one again, and nobody for older ones.
+            self._entries = {number: self._entries[number] for number in {batch_id - 1} & self._entries.keys()}
+            self._entries[batch_id] = entry
+        return self._entries.get(batch_id)
+
+    def _offsets(self, batch_id: int) -> OffsetEntry | None:
         text = self._read(f"offsets/{batch_id}")
         if text is None:
             return None
@@ -136,7 +146,7 @@ class Checkpoint:
 
     def _source_file(self, entry: dict[str, Any]) -> SourceFile:
         modified = datetime.fromtimestamp(entry["timestamp"] / 1000, UTC)
-        path = self._jvm.org.apache.hadoop.fs.Path(self._jvm.java.net.URI(entry["path"]))
+        path = self._new_path(self._new_uri(entry["path"]))
         try:
             size = int(self._files_of(path).getFileStatus(path).getLen())
         except Py4JJavaError:
@@ -148,7 +158,7 @@ class Checkpoint:
         return path.getFileSystem(self._files.getConf())
 
     def _path(self, name: str) -> Any:
-        return self._jvm.org.apache.hadoop.fs.Path(self._root, name)
+        return self._new_path(self._root, name)
 
     def _names(self, folder: str) -> list[str]:
         path = self._path(folder)
@@ -165,7 +175,7 @@ class Checkpoint:
             return None
         stream = self._files.open(path)
         try:
-            return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
+            return str(self._to_text(stream, "UTF-8"))
         finally:
             stream.close()
 

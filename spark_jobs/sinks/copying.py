@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+import adbc_driver_postgresql as driver
 import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
+from adbc_driver_manager import AdbcConnection, AdbcDatabase
 
 from spark_jobs.contracts.tracker import statements
 from spark_jobs.faults import reach
@@ -40,7 +43,7 @@ class Session:
 def transaction(session: Session) -> Iterator[Cursor]:
     """Open a transaction and roll it back when the block fails. The caller commits with ``COMMIT``."""
     # Autocommit, and BEGIN sent as SQL: with ADBC's own transactions a failed COPY leaves no savepoint to go back to.
-    with adbc.connect(session.uri, autocommit=True) as conn, conn.cursor() as cursor:
+    with _connected(session.uri) as conn, conn.cursor() as cursor:
         run(cursor, "BEGIN")
         try:
             cursor.execute(
@@ -54,6 +57,26 @@ def transaction(session: Session) -> Iterator[Cursor]:
         except BaseException:
             _roll_back(cursor)
             raise
+
+
+def _connected(uri: str) -> Any:
+    database = _database(uri)
+    return adbc.Connection(_Kept(), AdbcConnection(database), autocommit=True)
+
+
+@lru_cache(maxsize=1)
+def _database(uri: str) -> AdbcDatabase:
+    # The handle asks the server for all its types, over a connection of its own: several times what a session costs.
+    # Spark's workers live on, and so may the handle; the session is new each time.
+    database: AdbcDatabase = driver.connect(uri)
+    return database
+
+
+class _Kept:
+    """In the place of the database handle that a connection would close with itself."""
+
+    def close(self) -> None:
+        """Keep it."""
 
 
 def _roll_back(cursor: Cursor) -> None:

@@ -40,7 +40,7 @@ class Kind:
             load |= {"keys": "key", "orderColumn": "id"}
         if self.mode == "overwrite":
             streaming = {"outputMode": "complete"}
-            parameters = {"groupByColumns": "key", "aggregations": "amount:sum"}
+            parameters = {"groupByColumns": "key", "aggregations": "amount:sum:total"}
             transforms = [{"transformType": "aggregation", "parameters": parameters}]
         return {
             "pipelineId": self.name,
@@ -87,7 +87,7 @@ class Kind:
 
     @property
     def query(self) -> str:
-        columns = "key, amount_sum::bigint" if self.mode == "overwrite" else "id, key, amount"
+        columns = "key, total::bigint" if self.mode == "overwrite" else "id, key, amount"
         return f"SELECT {columns} FROM public.{self.name}"
 
 
