@@ -126,10 +126,16 @@ class DatabaseConnection(Unpicklable):
         settings = {**(defaults or {}), **self._settings(application_name), **extra}
         return " ".join(f"{key}='{_escaped(value)}'" for key, value in settings.items())
 
-    def uri(self, *, application_name: str | None = None, **extra: str) -> str:
-        """Return a URI for libpq and ADBC, password included; raises as :meth:`conninfo` does."""
+    def uri(
+        self, *, application_name: str | None = None, defaults: Mapping[str, str] | None = None, **extra: str
+    ) -> str:
+        """Return a URI for libpq and ADBC, password included; raises as :meth:`conninfo` does.
+
+        :param defaults: settings that the connection's own ones win over.
+        """
+        settings = {**(defaults or {}), **self._settings(application_name), **extra}
         # All in the query: the one form that holds IPv6, socket directories and several hosts alike.
-        return "postgresql:///?" + urlencode({**self._settings(application_name), **extra}, quote_via=quote, safe="")
+        return "postgresql:///?" + urlencode(settings, quote_via=quote, safe="")
 
     def _settings(self, application_name: str | None) -> dict[str, str]:
         if not self.host or not self.database:

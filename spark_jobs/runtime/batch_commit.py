@@ -70,6 +70,11 @@ class BatchCommit:
         self._query = query
         self._attached.set()
 
+    def detach(self) -> None:
+        """Forget the query, before another one starts."""
+        self._attached.clear()
+        self._query = None
+
     def __call__(self, df: DataFrame, batch_id: int) -> None:
         """Commit one micro-batch, or raise with nothing written. The first error is kept in ``failure``."""
         try:

@@ -48,7 +48,7 @@ class Heartbeat:
         ledger = self._ledger
         try:
             if self._conn is None or self._conn.closed:
-                self._conn = connect(ledger.database, application_name="etl:heartbeat")
+                self._conn = connect(ledger.database, application_name=ledger.application_name)
             heartbeat(self._conn, ledger.schema, ledger.run_id, self._application_id)
             check_fence(self._conn, ledger.schema, ledger.pipeline_id, ledger.run_id, ledger.epoch, lock=False)
         except FencedError:

@@ -47,6 +47,7 @@ class QueryRunner:
                     raise
                 log.exception("event=query_restarted reason=books_do_not_balance restart=%d", restart + 1)
                 self.commit.failure = None
+                self.commit.detach()
             else:
                 return
 

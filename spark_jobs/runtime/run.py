@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pyspark.sql import SparkSession
@@ -17,6 +18,7 @@ from spark_jobs.contracts.tracker import recovery
 from spark_jobs.contracts.tracker.connect import classify, connect
 from spark_jobs.contracts.tracker.queries import summarise_run
 from spark_jobs.contracts.tracker.runs import claim_epoch, finish_run
+from spark_jobs.contracts.tracker.statements import application_name
 from spark_jobs.faults import reach
 from spark_jobs.runtime.batch_commit import BatchCommit
 from spark_jobs.runtime.checkpoint import Checkpoint
@@ -68,14 +70,10 @@ class PipelineRun:
     def execute(self, session: SessionFactory) -> Ended:
         """Claim the epoch, run the query, and record the end in the tracker. Raises nothing that a run can meet."""
         request = self.request
-        with connect(self.database, application_name="etl:control") as conn:
-            epoch = claim_epoch(
-                conn,
-                request.tracker_schema,
-                request.pipeline_id,
-                request.run_id,
-                lock_timeout_ms=request.takeover_ms,
-            )
+        try:
+            epoch = self._claim()
+        except EtlError as refused:
+            return self._finish(refused)
         reach("run.after_claim")
         log.info("event=run_started run=%s pipeline=%s epoch=%d", request.run_id, request.pipeline_id, epoch)
         ledger = Ledger(self.database, request.tracker_schema, request.pipeline_id, request.run_id, epoch)
@@ -89,6 +87,17 @@ class PipelineRun:
         finally:
             ledger.close()
         return self._finish(error)
+
+    def _claim(self) -> int:
+        request = self.request
+        with connect(self.database, application_name="etl:control") as conn:
+            return claim_epoch(
+                conn,
+                request.tracker_schema,
+                request.pipeline_id,
+                request.run_id,
+                lock_timeout_ms=request.takeover_ms,
+            )
 
     def _run(self, session: SessionFactory, ledger: Ledger) -> None:
         config = PipelineConfig.from_json(self.request.config)
@@ -116,6 +125,11 @@ class PipelineRun:
             )
             try:
                 QueryRunner(commit, spark.sparkContext.applicationId).run()
+            except Exception:
+                # Prepared parts hold locks and slots until somebody sweeps them: better now than with the next run.
+                with suppress(EtlError):
+                    recovery.sweep_own(ledger.connection(), ledger.right, role=config.load.role)
+                raise
             finally:
                 spark.streams.resetTerminated()
         recovery.sweep_own(ledger.connection(), ledger.right, role=config.load.role)
@@ -123,7 +137,7 @@ class PipelineRun:
 
     def _recover(self, ledger: Ledger, config: PipelineConfig) -> None:
         recovered = recovery.recover(ledger.connection(), ledger.right, role=config.load.role)
-        left_behind = sweep(ledger)
+        left_behind = sweep(ledger, config.load.role)
         if left_behind or recovered.finished or recovered.rolled_back:
             log.info(
                 "event=recovered decided_batches=%d rolled_back=%d staging_tables=%d",
@@ -152,7 +166,8 @@ class PipelineRun:
     def _record_end(self, error: EtlError | None, exit_code: ExitCode) -> RunResult:
         request = self.request
         state: EndState = _state(error)
-        with connect(self.database, application_name="etl:control") as conn:
+        name = application_name(request.pipeline_id, 0, request.tracker_schema)
+        with connect(self.database, application_name=name) as conn:
             result = summarise_run(conn, request.tracker_schema, request.run_id).model_copy(update={"state": state})
             finish_run(
                 conn,

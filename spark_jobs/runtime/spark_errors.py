@@ -79,6 +79,15 @@ def _lost_executors(_match: str, text: str) -> EtlError:
     return TransientError("Executors were lost", found=_short(text), cure="Run the pipeline again")
 
 
+def _two_queries(_match: str, text: str) -> EtlError:
+    return TransientError(
+        "Another driver wrote to the pipeline's checkpoint",
+        found=_short(text),
+        expected="one query at a time; an older driver may have woken up, and is fenced by now",
+        cure="Run the pipeline again; nothing of the micro-batch was written",
+    )
+
+
 class SourceLossError(SourceUnreachableError):
     """Offsets are gone for good; the same work will not succeed later."""
 
@@ -91,6 +100,7 @@ _KNOWN = (
     (r"Some data may have been lost|KAFKA_DATA_LOSS|OffsetOutOfRange|Cannot fetch offset", _data_loss),
     (r"FileNotFoundException|FAILED_READ_FILE|does not exist", _file),
     (r"TimeoutException: Timeout (?:of \d+ms )?expired|Failed to construct kafka|NoResolvableBootstrap", _broker),
+    (r"CONCURRENT_STREAM_LOG_UPDATE|Multiple streaming (?:jobs|queries) (?:detected|are concurrently)", _two_queries),
     (r"ExecutorLostFailure|Slave lost|worker lost|Executor heartbeat timed out", _lost_executors),
 )
 

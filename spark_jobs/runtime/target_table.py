@@ -9,7 +9,7 @@ from pyspark.sql.types import StructType
 
 from spark_jobs.contracts.config import OutputMode, TableName
 from spark_jobs.contracts.errors import EtlError, TargetMismatchError
-from spark_jobs.contracts.tracker.connect import classify
+from spark_jobs.contracts.tracker.connect import classify, set_local_role
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.sinks.evolution import evolve
 from spark_jobs.sinks.ledger import Ledger
@@ -37,11 +37,14 @@ class TargetTable:
         conn = self.ledger.connection()
         schema = self._schema()
         try:
-            table = resolved(conn, load.target)
-            if load.auto_create_table and create_if_missing(conn, table, schema, self._keys):
-                log.info("event=table_created table=%s", table)
-            evolve(conn, table, schema, load.schema_evolution)
-            self._opened = self._inspect(table)
+            with conn.transaction():
+                # Who writes is who must own a new table, and whose privileges count.
+                set_local_role(conn, load.role)
+                table = resolved(conn, load.target)
+                if load.auto_create_table and create_if_missing(conn, table, schema, self._keys):
+                    log.info("event=table_created table=%s", table)
+                evolve(conn, table, schema, load.schema_evolution)
+                self._opened = self._inspect(table)
             return self._opened
         except EtlError:
             raise
@@ -57,7 +60,10 @@ class TargetTable:
             return
         before = self._opened
         try:
-            now = self._inspect(before.table)
+            conn = self.ledger.connection()
+            with conn.transaction():
+                set_local_role(conn, self.flow.config.load.role)
+                now = self._inspect(before.table)
         except EtlError:
             raise
         except Exception as error:

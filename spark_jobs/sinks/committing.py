@@ -76,6 +76,17 @@ def is_committed(cursor: Cursor, plan: CommitPlan) -> bool:
     return state == "committed"
 
 
+def require_newest(cursor: Cursor, plan: CommitPlan) -> None:
+    """Ask, without a lock, whether this run is still the newest: a late task then takes no locks of the target.
+
+    :raises FencedError: a newer run has taken over.
+    """
+    record = plan.record
+    right = (record.identity.pipeline_id, str(record.epoch), record.run_id)
+    if scalar(cursor, statements.read_epoch(plan.tracker), right) is not True:
+        raise fenced(record.identity.pipeline_id, record.run_id, record.epoch)
+
+
 def commit(
     cursor: Cursor, plan: CommitPlan, report: PartReport, letters: LetterSpool, books: Books, started: float
 ) -> None:

@@ -11,7 +11,7 @@ from pyspark.sql.types import DataType, StructType
 from spark_jobs.contracts.config import SchemaEvolution, TableName
 from spark_jobs.contracts.errors import TargetMismatchError
 from spark_jobs.contracts.tracker.connect import Connection
-from spark_jobs.sinks.target import TargetColumn, qualified, table_columns
+from spark_jobs.sinks.table_columns import TargetColumn, qualified, table_columns
 from spark_jobs.sinks.types import PostgresType, column_type, fits
 
 log = logging.getLogger("etl.run")

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 
 from spark_jobs.contracts.config import WriteMode
 from spark_jobs.contracts.config.load import Load
+from spark_jobs.contracts.tracker.connect import KEEPALIVE
 from spark_jobs.contracts.tracker.part_names import part_names
 from spark_jobs.contracts.tracker.records import BatchRecord
 from spark_jobs.rows import LETTER, OUTCOME, SOURCE
@@ -172,7 +173,7 @@ class Plans:
 def writing_session(ledger: Ledger, role: str | None) -> Session:
     """Return how executors and driver open the transactions that write."""
     return Session(
-        uri=ledger.database.uri(application_name=ledger.application_name),
+        uri=ledger.database.uri(application_name=ledger.application_name, defaults=KEEPALIVE),
         application_name=ledger.application_name,
         lock_timeout=_LOCK_TIMEOUT,
         idle_timeout=_IDLE_TIMEOUT,

@@ -151,7 +151,8 @@ class PostgresSink:
         """
         self._attempt += 1
         plans = self._plans
-        staging = create(self._ledger, plans.target if rows else None, plans.rule, self._attempt, identity_text)
+        target = plans.target if rows else None
+        staging = create(self._ledger, target, plans.rule, self._attempt, identity_text, self.role)
         reach("staged.after_create")
         task = staged_task(plans.staged(staging, careful=careful))
         collected = read_reports(df.coalesce(self._parallelism).mapInArrow(task, REPORT_SCHEMA).collect())
@@ -241,7 +242,7 @@ class PostgresSink:
 
     def _drop(self, staged: Staged | None) -> None:
         if staged is not None:
-            drop(self._ledger, staged.staging)
+            drop(self._ledger, staged.staging, self.role)
 
     # -- two_phase -------------------------------------------------------------------------------------------------
 
@@ -267,10 +268,11 @@ class PostgresSink:
             two_phase = TwoPhaseCommit(self._plans, self._attempt)
             two_phase.sweep()
             prepared = self._plans.prepare(df, careful=careful)
-            reports = two_phase.prepare_parts(prepared.coalesce(most_parts), record, event, careful=careful)
-            total = PartReport.total(reports)
-            last.append(second_look(total.tally))
-            two_phase.commit(last[-1], reports, total, event)
+            with two_phase.swept_on_failure():
+                reports = two_phase.prepare_parts(prepared.coalesce(most_parts), record, event, careful=careful)
+                total = PartReport.total(reports)
+                last.append(second_look(total.tally))
+                two_phase.commit(last[-1], reports, total, event)
             return total
 
         report = self._quick_then_careful(write, record) if again else write(True)

@@ -17,7 +17,7 @@ from spark_jobs.contracts.errors import RowsSuppressedError
 from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.applying import Merger, MergeText
-from spark_jobs.sinks.committing import BooksOf, CommitPlan, commit, is_committed, stateless_books
+from spark_jobs.sinks.committing import BooksOf, CommitPlan, commit, is_committed, require_newest, stateless_books
 from spark_jobs.sinks.copying import Cursor, Session, run, sqlstate, transaction
 from spark_jobs.sinks.parts import PartReport, in_task
 from spark_jobs.sinks.refused import RefusedRows, is_about_data
@@ -85,6 +85,7 @@ def _write(
     letters: LetterSpool,
     started: float,
 ) -> None:
+    require_newest(cursor, plan.commit)
     if is_committed(cursor, plan.commit):
         run(cursor, "ROLLBACK")
         report.state = parts.ALREADY_THERE

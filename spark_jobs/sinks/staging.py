@@ -11,7 +11,7 @@ from psycopg import sql
 
 from spark_jobs.contracts.errors import EtlError, TransientError
 from spark_jobs.contracts.tracker import statements
-from spark_jobs.contracts.tracker.connect import classified, short_transaction
+from spark_jobs.contracts.tracker.connect import classified, set_local_role, short_transaction
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.merging import MergeRule
 from spark_jobs.sinks.parts import PartReport
@@ -61,16 +61,20 @@ class Staged:
         return self.tally.dead_lettered + self.refused
 
 
-def create(ledger: Ledger, target: Target | None, rule: MergeRule, attempt: int, comment: str) -> Staging:
+def create(
+    ledger: Ledger, target: Target | None, rule: MergeRule, attempt: int, comment: str, role: str | None = None
+) -> Staging:
     """Create the staging tables of one attempt.
 
     :param target: whose columns the rows' table gets; None when only dead letters are staged.
     :param attempt: number of the attempt within this driver's epoch; no two are the same.
+    :param role: who owns them, and so may fill them: the role that writes.
     """
     conn = ledger.connection()
     prefix = f"{staging_prefix(ledger.pipeline_id, ledger.schema)}{ledger.epoch}_{attempt}"
     staging = Staging(ledger.schema, f"{prefix}_rows" if target else "", f"{prefix}_letters")
     with short_transaction(conn, "Creating the staging tables"):
+        set_local_role(conn, role)
         if target:
             table = staging.identifier(staging.rows)
             conn.execute(create_staging(table, target, kind="UNLOGGED", rule=rule))
@@ -84,18 +88,19 @@ def create(ledger: Ledger, target: Target | None, rule: MergeRule, attempt: int,
     return staging
 
 
-def drop(ledger: Ledger, staging: Staging) -> None:
+def drop(ledger: Ledger, staging: Staging, role: str | None = None) -> None:
     """Remove staging tables; what cannot be removed now is swept by the next run."""
     conn = ledger.connection()
     for name in staging.names():
         try:
             with short_transaction(conn, "Dropping a staging table"):
+                set_local_role(conn, role)
                 conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(staging.identifier(name)))
         except EtlError as error:
             log.warning("event=staging_left_behind table=%s reason=%s", name, error.found)
 
 
-def sweep(ledger: Ledger) -> list[str]:
+def sweep(ledger: Ledger, role: str | None = None) -> list[str]:
     """Drop the staging tables that older drivers of this pipeline left behind; return their names."""
     conn = ledger.connection()
     prefix = staging_prefix(ledger.pipeline_id, ledger.schema)
@@ -110,6 +115,7 @@ def sweep(ledger: Ledger) -> list[str]:
     for (name,) in rows:
         # A zombie's COPY may still hold it; the run after this one will find it again.
         with suppress(TransientError), short_transaction(conn, "Dropping a staging table"):
+            set_local_role(conn, role)
             conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(ledger.schema, name)))
             dropped.append(str(name))
     return dropped

@@ -5,7 +5,8 @@ from __future__ import annotations
 from psycopg import sql
 
 from spark_jobs.sinks.merging import ATTEMPT, PART, SEQUENCE, SOURCE, MergeRule
-from spark_jobs.sinks.target import Target, TargetColumn
+from spark_jobs.sinks.table_columns import TargetColumn
+from spark_jobs.sinks.target import Target
 
 _MARKS = ((PART, "integer"), (ATTEMPT, "bigint"), (SEQUENCE, "bigint"), (SOURCE, "text"))
 

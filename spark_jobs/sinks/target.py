@@ -4,47 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import psycopg
 from psycopg import sql
-from psycopg.rows import dict_row
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, StructType
 
 from spark_jobs.contracts.config import TableName
 from spark_jobs.contracts.errors import TargetMismatchError
-from spark_jobs.sinks.types import PostgresType, column_type, fits, to_sent, travels_as_text
-
-Connection = psycopg.Connection[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class TargetColumn:
-    """A column of the target table.
-
-    :param declared: the type as the table has it; :param type: without a domain's or an enumeration's name.
-    :param direct: whether COPY sends the query's column in binary form; else it is staged as text, and cast.
-    """
-
-    name: str
-    type: PostgresType
-    declared: str
-    not_null: bool
-    has_default: bool
-    generated: bool
-    direct: bool = True
-
-    @property
-    def staged_type(self) -> str:
-        """The column's type in a staging table."""
-        return self.declared if self.direct else "text"
-
-    @property
-    def from_staged(self) -> str:
-        """SQL that turns the staged column, put in for ``{}``, into the target's."""
-        return "{}" if self.direct else "{}::" + self.declared
+from spark_jobs.sinks.table_columns import Connection, TargetColumn, qualified, table_columns
+from spark_jobs.sinks.target_checks import problems
+from spark_jobs.sinks.types import column_type, to_sent, travels_as_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +81,6 @@ def resolved(conn: Connection, table: TableName) -> TableName:
     return TableName(str(row[0]), table.table)
 
 
-def qualified(table: TableName) -> sql.Identifier:
-    """Return ``schema.table`` quoted."""
-    return sql.Identifier(str(table.schema), table.table)
-
-
 def create_if_missing(conn: Connection, table: TableName, schema: StructType, keys: Sequence[str]) -> bool:
     """Create the table from the query's schema; return whether it was missing. Safe when two start at once.
 
@@ -136,7 +101,10 @@ def create_if_missing(conn: Connection, table: TableName, schema: StructType, ke
         )
         if _exists(conn, table):
             return False
-        conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(str(table.schema))))
+        schema_name = sql.Identifier(str(table.schema))
+        # Even for a schema that exists the statement needs a privilege on the database.
+        if conn.execute("SELECT to_regnamespace(%s) IS NULL", [schema_name.as_string(conn)]).fetchone() == (True,):
+            conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema_name))
         definitions = [
             sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(column_type(field.dataType)))
             for field in schema.fields
@@ -175,14 +143,11 @@ def inspect(
             cure="Create it, or set load.autoCreateTable to true",
         )
     have = {column.name: column for column in table_columns(conn, table)}
-    problems = _differences(schema, have)
-    problems += _privileges(conn, table, keys, deletes=deletes)
-    if keys:
-        problems += _key_problems(conn, table, keys, have)
-    if problems:
+    found = problems(conn, table, schema, have, keys, deletes=deletes)
+    if found:
         raise TargetMismatchError(
             f"The table {table} does not fit the pipeline",
-            found="; ".join(problems),
+            found="; ".join(found),
             cure="Change the table, or the select before the load",
         )
     columns = tuple(
@@ -197,35 +162,6 @@ def inspect(
     )
 
 
-def table_columns(conn: Connection, table: TableName) -> list[TargetColumn]:
-    """Return the table's columns, in its order. A domain counts as what it is made of."""
-    rows = conn.cursor(row_factory=dict_row).execute(_COLUMNS, [qualified(table).as_string(conn)]).fetchall()
-    return [
-        TargetColumn(
-            r["name"],
-            PostgresType("enum") if r["is_enum"] else PostgresType.parse(r["type"]),
-            r["declared"],
-            r["not_null"],
-            r["has_default"],
-            r["generated"],
-        )
-        for r in rows
-    ]
-
-
-_COLUMNS = """
-SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS declared, b.typtype = 'e' AS is_enum,
-    CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) ELSE format_type(a.atttypid, a.atttypmod)
-    END AS type,
-    a.attnotnull OR t.typnotnull AS not_null, a.atthasdef OR a.attidentity <> '' AS has_default,
-    a.attgenerated <> '' AS generated
-FROM pg_attribute a
-JOIN pg_type t ON t.oid = a.atttypid
-JOIN pg_type b ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END
-WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped
-ORDER BY a.attnum
-"""
-
 _CHECKS = """
 SELECT c.conname, pg_get_constraintdef(c.oid), array_agg(a.attname::text)
 FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
@@ -237,75 +173,6 @@ GROUP BY c.oid, c.conname ORDER BY c.conname
 def _checks(conn: Connection, table: TableName) -> tuple[Check, ...]:
     rows = conn.execute(_CHECKS, [qualified(table).as_string(conn)]).fetchall()
     return tuple(Check(name, definition, tuple(columns)) for name, definition, columns in rows)
-
-
-def _differences(schema: StructType, have: dict[str, TargetColumn]) -> list[str]:
-    problems = []
-    for field in schema.fields:
-        column = have.get(field.name)
-        if column is None:
-            problems.append(
-                f"column {field.name} ({column_type(field.dataType) or field.dataType.simpleString()}) is missing"
-            )
-        elif column.generated:
-            problems.append(f"column {field.name} is generated by the server and cannot be written")
-        elif not fits(field.dataType, column.type):
-            problems.append(
-                f"column {field.name} is {column.declared}, the query has {field.dataType.simpleString()} "
-                f"(a column of type {column_type(field.dataType) or 'none'})"
-            )
-    written = {field.name for field in schema.fields}
-    problems += [
-        f"column {column.name} is NOT NULL without a default, and the query does not fill it"
-        for column in have.values()
-        if column.name not in written and column.not_null and not column.has_default and not column.generated
-    ]
-    return problems
-
-
-def _privileges(conn: Connection, table: TableName, keys: Sequence[str], *, deletes: bool) -> list[str]:
-    name = qualified(table).as_string(conn)
-    wanted = [
-        "INSERT",
-        *(["SELECT", "UPDATE"] if keys else []),
-        *(["SELECT", "DELETE"] if deletes else []),
-    ]
-    row = conn.execute(
-        sql.SQL("SELECT current_user, {}").format(
-            sql.SQL(", ").join(sql.SQL("has_table_privilege({}, {})").format(name, privilege) for privilege in wanted)
-        )
-    ).fetchone()
-    role, *answers = row or ("", *[False] * len(wanted))
-    return [f"role {role} lacks {privilege}" for privilege, granted in zip(wanted, answers, strict=True) if not granted]
-
-
-def _key_problems(conn: Connection, table: TableName, keys: Sequence[str], have: dict[str, TargetColumn]) -> list[str]:
-    missing = [key for key in keys if key not in have]
-    if missing:
-        return [f"key column {key} is missing" for key in missing]
-    rows = conn.execute(_UNIQUE_INDEXES, [qualified(table).as_string(conn)]).fetchall()
-    fitting = [nulls_not_distinct for columns, nulls_not_distinct in rows if set(columns) == set(keys)]
-    if not fitting:
-        return [f"there is no unique key over exactly ({', '.join(keys)}), which upsert needs"]
-    nullable = [key for key in keys if not have[key].not_null]
-    if nullable and not any(fitting):
-        return [
-            f"key column {', '.join(nullable)} may be NULL, and NULLs would be inserted again each time "
-            "(make it NOT NULL, or the key UNIQUE NULLS NOT DISTINCT)"
-        ]
-    return []
-
-
-# Valid, complete, immediate unique indexes over plain columns. `indnullsnotdistinct` exists from PostgreSQL 15 on.
-_UNIQUE_INDEXES = """
-SELECT array_agg(a.attname::text), coalesce((to_jsonb(i)->>'indnullsnotdistinct')::boolean, false)
-FROM pg_index i
-CROSS JOIN LATERAL unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k(attnum)
-JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-WHERE i.indrelid = to_regclass(%s) AND i.indisunique AND i.indisvalid AND i.indimmediate
-  AND i.indpred IS NULL AND i.indexprs IS NULL
-GROUP BY i.indexrelid, 2
-"""
 
 
 # Bits of tgtype: 1 for each row, 2 before, 4 insert, 64 instead of. A partition has triggers of its own.

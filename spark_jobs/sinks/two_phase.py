@@ -18,7 +18,7 @@ from spark_jobs.contracts.tracker.part_names import PartNames
 from spark_jobs.contracts.tracker.records import BatchRecord
 from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
-from spark_jobs.sinks.committing import CommitPlan, fenced, write_letters
+from spark_jobs.sinks.committing import CommitPlan, fenced, require_newest, write_letters
 from spark_jobs.sinks.copying import Cursor, Session, run, scalar, sqlstate, transaction
 from spark_jobs.sinks.parts import PartReport, in_task
 from spark_jobs.sinks.refused import RefusedRows
@@ -61,8 +61,7 @@ def _prepare(
     plan: TwoPhasePlan, cursor: Cursor, batches: Iterator[pa.RecordBatch], report: PartReport, letters: LetterSpool
 ) -> None:
     record = plan.commit.record
-    if scalar(cursor, statements.read_epoch(plan.commit.tracker), _fence(record)) is not True:
-        raise fenced(record.identity.pipeline_id, record.run_id, record.epoch)
+    require_newest(cursor, plan.commit)
     refused = RefusedRows(letters, plan.commit.limit) if plan.rows.careful else None
     report.doing = parts.ROWS
     report.written = write_rows(plan.rows, cursor, batches, report, letters, refused)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame
 
 from spark_jobs.contracts.errors import DatabaseUnreachableError, EtlError, TransientError
 from spark_jobs.contracts.tracker import decisions, recovery, statements
-from spark_jobs.contracts.tracker.connect import classified, raw
+from spark_jobs.contracts.tracker.connect import classified, raw, set_local_role
 from spark_jobs.contracts.tracker.decisions import Winner
 from spark_jobs.contracts.tracker.part_names import LETTERS_PART, part_names
 from spark_jobs.contracts.tracker.records import BatchRecord
@@ -47,19 +47,24 @@ class TwoPhaseCommit:
         """Roll back what earlier attempts of this driver left prepared: it holds locks, and slots."""
         recovery.sweep_own(self._conn(), self.plans.ledger.right, role=self.plans.session.role)
 
-    def prepare_parts(
-        self, df: DataFrame, record: BatchRecord, event: dict[str, Any], *, careful: bool
-    ) -> list[PartReport]:
-        """Run the tasks; return the winners' reports. Rolls back what was prepared when one failed."""
-        plan = self.plans.two_phase(record, event, self.attempt, careful=careful)
+    @contextmanager
+    def swept_on_failure(self) -> Iterator[None]:
+        """Roll back what was prepared in the block, unless it was decided, when the block fails."""
         try:
-            reports = read_reports(df.mapInArrow(two_phase_task(plan), REPORT_SCHEMA).collect())
-            for report in reports:
-                raise_for(report)
+            yield
         except Exception:
             with suppress(EtlError):
                 self.sweep()
             raise
+
+    def prepare_parts(
+        self, df: DataFrame, record: BatchRecord, event: dict[str, Any], *, careful: bool
+    ) -> list[PartReport]:
+        """Run the tasks; return the winners' reports, or raise for the first that failed."""
+        plan = self.plans.two_phase(record, event, self.attempt, careful=careful)
+        reports = read_reports(df.mapInArrow(two_phase_task(plan), REPORT_SCHEMA).collect())
+        for report in reports:
+            raise_for(report)
         return reports
 
     def commit(self, looked: Looked, reports: Sequence[PartReport], total: PartReport, event: dict[str, Any]) -> None:
@@ -124,8 +129,7 @@ class TwoPhaseCommit:
                     session.lock_timeout,
                     session.idle_timeout,
                 )
-                if session.role:
-                    conn.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(session.role)))
+                set_local_role(conn, session.role)
                 found = raw(conn, statement)[0][0]
                 require_letters(int(found), letters.letters)
                 raw(conn, statements.insert_part(ledger.ident), name, *key.key, "0")

@@ -17,11 +17,13 @@ from psycopg.pq import TransactionStatus
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import ConfigError, ContractVersionError, EtlError, FencedError, TransientError
 from spark_jobs.contracts.exit_codes import ExitCode
+from spark_jobs.contracts.run_request import RunRequest
 from spark_jobs.contracts.tracker import runs
 from spark_jobs.contracts.tracker import statements as st
 from spark_jobs.contracts.tracker.connect import connect, raw
 from spark_jobs.contracts.tracker.queries import pipeline_status
 from spark_jobs.contracts.tracker.retire import retire_run
+from spark_jobs.sinks.ledger import Ledger
 
 FROZEN_DRIVER = """
 import os, signal, sys
@@ -232,6 +234,63 @@ def test_a_claim_frees_what_older_drivers_hold_elsewhere(tracker):
         tracker.conn.execute("SET lock_timeout = '5s'")
         tracker.conn.execute("INSERT INTO target VALUES (1)")
         assert not alive(frozen)
+
+
+def test_a_registration_that_froze_before_its_commit_does_not_block_the_next(tracker):
+    tracker.start("old")
+    with closing(tracker.connect()) as frozen:
+        frozen.execute("BEGIN")
+        raw(frozen, st.begin_settings(), runs.application_name("orders", 0), "5s", "600s")
+        frozen.execute("SELECT FROM etl.pipeline FOR UPDATE")
+        tracker.register("new", lock_timeout_ms=600)
+        assert not alive(frozen)
+    assert tracker.one("SELECT newest_run_id FROM etl.pipeline WHERE pipeline_id = 'orders'") == "new"
+
+
+def test_registrations_that_wait_for_each_other_end_nobody(tracker):
+    tracker.start("old")
+    errors = []
+
+    def register(number):
+        with closing(tracker.connect()) as conn:
+            try:
+                request = RunRequest(
+                    run_id=f"run-{number}", pipeline_id="orders", config={"pipelineId": "orders"}, started_by="me"
+                )
+                runs.register_run(conn, "etl", request, lock_timeout_ms=2_000)
+            except EtlError as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=register, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    assert tracker.one("SELECT count(*) FROM etl.pipeline_run") == 9
+
+
+def test_a_skipped_batch_and_a_registration_wait_for_each_other_in_one_order(tracker, database):
+    epoch = tracker.start("old")
+    ledger = Ledger(DatabaseConnection.from_airflow("warehouse", database.airflow_uri), "etl", "orders", "old", epoch)
+    with closing(tracker.connect()) as newer:
+        newer.execute("BEGIN")
+        newer.execute("SELECT FROM etl.pipeline WHERE pipeline_id = 'orders' FOR NO KEY UPDATE")
+        thread = threading.Thread(target=lambda: suppressed(ledger.count_duplicate, tracker.record().identity))
+        thread.start()
+        wait_for_a_lock(tracker.conn)
+        # What a registration does next: with the rows locked the other way round this would be a deadlock.
+        newer.execute("SET LOCAL lock_timeout = '5s'")
+        newer.execute("UPDATE etl.pipeline_run SET state = 'fenced' WHERE run_id = 'old'")
+        newer.execute("COMMIT")
+        thread.join(30)
+    ledger.close()
+    assert not thread.is_alive()
+
+
+def suppressed(work, *arguments):
+    with suppress(EtlError):
+        work(*arguments)
 
 
 def test_a_stranger_who_keeps_the_row_is_reported_not_ended(tracker):

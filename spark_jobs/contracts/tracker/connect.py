@@ -40,7 +40,13 @@ _STATE_CURES: Final = {
     "53400": "raise the server's limit that the message names, or make the micro-batches smaller; run again",
 }
 _TOO_MANY_WORDS: Final = ("too many connections", "too many clients", "remaining connection slots")
-_KEEPALIVE: Final = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+KEEPALIVE: Final = {
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "300000",
+}
+"""So that a network that drops packets without a word is noticed: an answer to COMMIT would be awaited for hours."""
 
 
 def connect(connection: DatabaseConnection, *, application_name: str, connect_timeout: int = 10) -> Connection:
@@ -52,7 +58,7 @@ def connect(connection: DatabaseConnection, *, application_name: str, connect_ti
     :raises DatabaseUnreachableError: if the server does not answer.
     :raises LoginRefusedError: if it refuses the user, the password or the database.
     """
-    extra = {"connect_timeout": str(connect_timeout), **_KEEPALIVE}
+    extra = {"connect_timeout": str(connect_timeout), **KEEPALIVE}
     conninfo = connection.conninfo(application_name=application_name, defaults=extra)
     try:
         conn: Connection = psycopg.Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
@@ -92,9 +98,13 @@ def classified(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def short_transaction(conn: Connection, what: str, *, lock_timeout_ms: int = 5_000) -> Iterator[None]:
+def short_transaction(
+    conn: Connection, what: str, *, lock_timeout_ms: int = 5_000, name: str | None = None
+) -> Iterator[None]:
     """Run the block in a transaction of its own, which is committed when the block ends; bounds every lock wait.
 
+    :param name: the transaction's application name, by which a newer run finds the sessions of a driver that it takes
+        over from; the connection's own unless given.
     :raises EtlError: if the connection is in a transaction already (the block would not be committed), or for any
         error of PostgreSQL, classified.
     """
@@ -103,10 +113,15 @@ def short_transaction(conn: Connection, what: str, *, lock_timeout_ms: int = 5_0
     with classified(what), conn.transaction():
         # A client frozen in here holds the fence as well: the server gives up on it.
         timeout = f"{max(lock_timeout_ms, 1)}ms"
-        # Under the connection's own name: by it a newer run finds the sessions of the driver that it takes over from.
-        name = conn.info.get_parameters().get("application_name", "etl:control")
+        name = name or conn.info.get_parameters().get("application_name", "etl:control")
         raw(conn, begin_settings(), name, timeout, "30s")
         yield
+
+
+def set_local_role(conn: Connection, role: str | None) -> None:
+    """Act as ``role`` until the open transaction ends; as the connection's own user where there is none."""
+    if role:
+        conn.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(role)))
 
 
 def raw(conn: Connection, statement: str, *parameters: str | None) -> list[tuple[Any, ...]]:

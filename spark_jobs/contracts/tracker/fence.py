@@ -10,7 +10,7 @@ from psycopg.pq import TransactionStatus
 
 from spark_jobs.contracts.errors import EtlError, FencedError, TransientError
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, raw, short_transaction
-from spark_jobs.contracts.tracker.statements import lock_epoch, quote_identifier, read_epoch, tag
+from spark_jobs.contracts.tracker.statements import application_name, lock_epoch, quote_identifier, read_epoch, tag
 
 T = TypeVar("T")
 
@@ -19,16 +19,19 @@ LOCK_TIMEOUT_MS: Final = 5_000
 
 _ATTEMPTS: Final = 4
 
-# Only sessions in a transaction: behind a pooler an idle one belongs to nobody, or to somebody else by now.
+# Only sessions in a transaction: behind a pooler an idle one belongs to nobody, or to somebody else by now. Epoch 0 is
+# whoever registers or claims a run; of them only one whose client does nothing, which keeps the row from all others.
 _TERMINATE: Final = """
 SELECT pid, application_name, pg_terminate_backend(pid)
 FROM (
-    SELECT pid, application_name FROM pg_stat_activity
+    SELECT pid, application_name, state, state_change FROM pg_stat_activity
     WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
       AND xact_start IS NOT NULL
       AND application_name LIKE %(tag)s || '%%' AND substr(application_name, length(%(tag)s) + 1) ~ '^[0-9]{{1,18}}$'
 ) AS older
 WHERE substr(application_name, length(%(tag)s) + 1)::bigint <= %(epoch)s
+  AND (substr(application_name, length(%(tag)s) + 1)::bigint > 0
+    OR (state LIKE 'idle in transaction%%' AND state_change < clock_timestamp() - interval '1 second'))
 """
 
 
@@ -91,7 +94,8 @@ def with_fence_row(
     what = f"Registering a run of pipeline {pipeline_id!r}"
     for _ in range(_ATTEMPTS):
         try:
-            with short_transaction(conn, what, lock_timeout_ms=lock_timeout_ms):
+            name = application_name(pipeline_id, 0, schema)
+            with short_transaction(conn, what, lock_timeout_ms=lock_timeout_ms, name=name):
                 return work()
         except TransientError as error:
             if not isinstance(error.__cause__, errors.LockNotAvailable):
