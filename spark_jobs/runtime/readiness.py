@@ -81,38 +81,57 @@ def _new_query(
         ledger.add_query(query_id, checkpoint.location, "fresh", fingerprint(flow))
         checkpoint.write_metadata(query_id)
         return ReadyQuery(query_id)
-    last = done[-1]
+    chain = _since_start(known)
     if resume == "from_ledger":
-        return _resumed(ledger, checkpoint, flow, query_id, last)
+        return _resumed(ledger, checkpoint, flow, query_id, chain)
     if resume == "accept_new_checkpoint":
-        log.warning("event=new_checkpoint_accepted query=%s before=%s", query_id, last.query_id)
-        ledger.add_query(query_id, checkpoint.location, "accepted", fingerprint(flow), seeded_from=last.query_id)
-        checkpoint.write_metadata(query_id)
-        return ReadyQuery(query_id)
+        log.warning("event=new_checkpoint_accepted query=%s before=%s", query_id, chain[0].query_id)
+        return _started_over(ledger, checkpoint, flow, query_id, chain[0])
+    nothing_since = "" if _any_batch(chain) else f"; {_nothing_since(chain)}, so that resuming reads from the beginning"
     raise CheckpointMismatchError(
         f"The checkpoint of pipeline {ledger.pipeline_id!r} is lost",
         found=f"nothing at {checkpoint.location}, but {sum(q.batches for q in done)} micro-batches in the ledger, the "
-        f"last one from {last.checkpoint_location}",
+        f"last one from {done[-1].checkpoint_location}{nothing_since}",
         expected="the checkpoint that those micro-batches were read with: a new one would load everything again",
         cure=f"Restore the checkpoint, or correct checkpointLocation. {_RESUME}",
     )
 
 
-def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, last: KnownQuery) -> ReadyQuery:
-    if flow.stateful:
-        raise CheckpointMismatchError(
-            f"Pipeline {ledger.pipeline_id!r} aggregates: it cannot be resumed from the ledger",
-            found="--resume-from-ledger, and a checkpoint whose state is gone",
-            expected="the checkpoint: it alone holds the running totals, which would restart from nothing",
-            cure="Restore the checkpoint; or empty the target and start over with --accept-new-checkpoint",
-        )
-    if isinstance(flow.source, FileSource):
-        files = ledger.files()
-        ledger.add_query(query_id, checkpoint.location, "resumed", fingerprint(flow), seeded_from=last.query_id)
-        checkpoint.seed_files(query_id, files)
-        log.warning("event=resumed_from_ledger query=%s files_already_read=%d", query_id, len(files))
-    elif isinstance(flow.source, KafkaSource):
-        offsets = ledger.end_offsets(last.query_id)
+def _since_start(known: list[KnownQuery]) -> list[KnownQuery]:
+    """Return the queries that filled the target since it was last started (over), newest first.
+
+    What older queries have read may be gone from the target: whoever accepts a new checkpoint has emptied it.
+    """
+    by_id = {query.query_id: query for query in known}
+    chain = [known[-1]]
+    while chain[-1].origin == "resumed" and chain[-1].seeded_from in by_id:
+        chain.append(by_id[chain[-1].seeded_from])
+    return chain
+
+
+def _any_batch(chain: list[KnownQuery]) -> bool:
+    return any(query.batches for query in chain)
+
+
+def _nothing_since(chain: list[KnownQuery]) -> str:
+    return f"none of them since the pipeline was started over (query {chain[-1].query_id})"
+
+
+def _started_over(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, last: KnownQuery) -> ReadyQuery:
+    ledger.add_query(query_id, checkpoint.location, "accepted", fingerprint(flow), seeded_from=last.query_id)
+    checkpoint.write_metadata(query_id)
+    return ReadyQuery(query_id)
+
+
+def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, chain: list[KnownQuery]) -> ReadyQuery:
+    _check_resumable(ledger, flow)
+    last = chain[0]
+    if not _any_batch(chain):
+        _check_beginning_known(flow, chain)
+        log.warning("event=resumed_at_the_beginning query=%s reason=%r", query_id, _nothing_since(chain))
+        return _started_over(ledger, checkpoint, flow, query_id, last)
+    if isinstance(flow.source, KafkaSource):
+        offsets = ledger.end_offsets(last.query_id) if last.batches else last.start_offsets
         ledger.add_query(
             query_id,
             checkpoint.location,
@@ -125,12 +144,44 @@ def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, 
         _start_at(flow, offsets)
         log.warning("event=resumed_from_ledger query=%s offsets=%s", query_id, offsets)
     else:
+        files = ledger.files([query.query_id for query in chain])
+        ledger.add_query(query_id, checkpoint.location, "resumed", fingerprint(flow), seeded_from=last.query_id)
+        checkpoint.seed_files(query_id, files)
+        log.warning("event=resumed_from_ledger query=%s files_already_read=%d", query_id, len(files))
+    return ReadyQuery(query_id)
+
+
+def _check_resumable(ledger: Ledger, flow: Flow) -> None:
+    if flow.stateful:
+        raise CheckpointMismatchError(
+            f"Pipeline {ledger.pipeline_id!r} aggregates: it cannot be resumed from the ledger",
+            found="--resume-from-ledger, and a checkpoint whose state is gone",
+            expected="the checkpoint: it alone holds the running totals, which would restart from nothing",
+            cure="Restore the checkpoint; or empty the target and start over with --accept-new-checkpoint",
+        )
+    if not isinstance(flow.source, FileSource | KafkaSource):
         raise CheckpointMismatchError(
             f"The source {flow.config.extract.source_type} cannot be resumed from the ledger",
             expected="a kafka or file source",
             cure="Start over with --accept-new-checkpoint",
         )
-    return ReadyQuery(query_id)
+
+
+def _check_beginning_known(flow: Flow, chain: list[KnownQuery]) -> None:
+    begin = {name: v for name, v in flow.config.reader_options.items() if name.lower().startswith("starting")}
+    # Other offsets than the earliest may lie behind the place where the lost query began.
+    earliest = [(name.lower(), value.lower()) for name, value in begin.items()] == [("startingoffsets", "earliest")]
+    if earliest or not isinstance(flow.source, KafkaSource):
+        return
+    options = ", ".join(f"{name}={value}" for name, value in begin.items()) or "startingOffsets=latest"
+    raise CheckpointMismatchError(
+        "The ledger does not say where to resume",
+        found=f"micro-batches, but {_nothing_since(chain)}; {options}, and the offsets that this query began at were "
+        "in its checkpoint",
+        expected="startingOffsets=earliest, with which nothing is skipped",
+        cure="Restore the checkpoint; or set extract.connectionParams.startingOffsets to what the target lacks "
+        "(earliest, or the offsets) and start over with --accept-new-checkpoint",
+    )
 
 
 def _start_at(flow: Flow, offsets: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,12 +22,14 @@ class KnownQuery:
     """A streaming query of a pipeline, as the ledger knows it.
 
     :param origin: ``fresh``, ``resumed`` (seeded from the ledger) or ``accepted`` (started over knowingly).
+    :param seeded_from: the query that a ``resumed`` one goes on from, or that an ``accepted`` one was started after.
     :param batches: how many of its micro-batches the ledger holds. :param last_batch: the newest of them.
     """
 
     query_id: str
     checkpoint_location: str
     origin: str
+    seeded_from: str | None
     start_offsets: Any
     fingerprint: dict[str, Any] | None
     batches: int
@@ -103,15 +105,16 @@ class Ledger:
             check_fence(conn, self.schema, self.pipeline_id, self.run_id, self.epoch, lock=True)
 
     def queries(self) -> list[KnownQuery]:
-        """Return the pipeline's queries, oldest first."""
+        """Return the pipeline's queries; last the one that was last begun or has last committed a batch."""
         with classified("Reading the pipeline's queries"):
             rows = query(
                 self.connection(),
                 self.schema,
-                "SELECT q.query_id, q.checkpoint_location, q.origin, q.start_offsets, q.fingerprint, "
+                "SELECT q.query_id, q.checkpoint_location, q.origin, q.seeded_from, q.start_offsets, q.fingerprint, "
                 "count(b.batch_id), max(b.batch_id) FROM {schema}.pipeline_query q "
                 "LEFT JOIN {schema}.batch_tracker b USING (pipeline_id, query_id) "
-                "WHERE q.pipeline_id = %s GROUP BY q.pipeline_id, q.query_id ORDER BY q.created_at",
+                "WHERE q.pipeline_id = %s GROUP BY q.pipeline_id, q.query_id "
+                "ORDER BY greatest(q.created_at, max(b.processed_at))",
                 (self.pipeline_id,),
             ).fetchall()
         return [KnownQuery(*row) for row in rows]
@@ -189,15 +192,15 @@ class Ledger:
             ).fetchone()
         return None if row is None else row[0]
 
-    def files(self) -> list[SourceFile]:
-        """Return every file that the pipeline has read, in any of its queries."""
+    def files(self, query_ids: Sequence[str]) -> list[SourceFile]:
+        """Return every file that the pipeline has read in one of the queries."""
         with classified("Reading the files that the ledger knows"):
             rows = query(
                 self.connection(),
                 self.schema,
                 "SELECT path, max(modified_at), max(size_bytes) FROM {schema}.batch_file "
-                "WHERE pipeline_id = %s GROUP BY path",
-                (self.pipeline_id,),
+                "WHERE pipeline_id = %s AND query_id = ANY(%s) GROUP BY path",
+                (self.pipeline_id, list(query_ids)),
             ).fetchall()
         return [SourceFile(*row) for row in rows]
 

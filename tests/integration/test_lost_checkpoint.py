@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka_pipelines import kafka_pipeline
 from ledger_books import balanced_totals
 from pipeline_runs import Pipelines
 from retail import Shop
@@ -14,6 +16,7 @@ from variants import read, through_kafka
 
 from sandbox.kafka import KafkaBroker
 from spark_jobs.contracts.exit_codes import ExitCode
+from spark_jobs.runtime.stopping import Stop
 
 
 @pytest.fixture
@@ -62,6 +65,50 @@ def test_kafka_goes_on_where_the_ledger_stopped(
     pipelines.finish(config, **variables)
     assert shop.part(0, 14).line_differences(pipelines.database, with_file=False) == []
     assert balanced_totals(pipelines, "invoice-lines")["written_rows"] == shop.part(0, 14).count()
+
+
+@pytest.mark.parametrize("starting", ["earliest", "latest"])
+def test_kafka_skips_nothing_when_the_new_start_has_committed_nothing(
+    pipelines: Pipelines, kafka: KafkaBroker, new_topic: Any, starting: str
+) -> None:
+    topic = new_topic(partitions=1)
+    _produce_ids(kafka, topic, range(3))
+    config = kafka_pipeline("numbers", kafka.bootstrap_servers, topic, pipelines.checkpoints, schema="id INT")
+    pipelines.finish(config)
+    _lose_checkpoint(pipelines, "numbers")
+    with pipelines.database.connect() as conn:
+        conn.execute("TRUNCATE result")
+    config["extract"]["connectionParams"]["startingOffsets"] = starting
+    _accept_without_a_batch(pipelines, config)
+    _lose_checkpoint(pipelines, "numbers")
+    _produce_ids(kafka, topic, range(3, 5))
+
+    resumed = pipelines.run(config, resume="from_ledger")
+    if starting == "latest":
+        assert resumed.exit_code is ExitCode.CHECKPOINT_MISMATCH
+        assert "does not say where to resume" in str(resumed.error)
+        assert pipelines.one("SELECT count(*) FROM etl.pipeline_query") == 2
+        return
+    assert resumed.error is None, str(resumed.error)
+    _lose_checkpoint(pipelines, "numbers")
+    _produce_ids(kafka, topic, range(5, 6))
+    assert pipelines.run(config, resume="from_ledger").error is None
+    assert pipelines.rows("SELECT id FROM result ORDER BY id") == [(number,) for number in range(6)]
+
+
+def _produce_ids(kafka: KafkaBroker, topic: str, ids: range) -> None:
+    kafka.produce(topic, [json.dumps({"id": number}) for number in ids])
+
+
+def _accept_without_a_batch(pipelines: Pipelines, config: dict[str, Any]) -> None:
+    stop = Stop()
+    stop.ask()
+    assert pipelines.run(config, resume="accept_new_checkpoint", stop=stop).exit_code is ExitCode.STOPPED_COMMITTED
+    queries = "SELECT origin, (SELECT count(*) FROM etl.batch_tracker b WHERE b.query_id = q.query_id) > 0"
+    assert pipelines.rows(f"{queries} FROM etl.pipeline_query q ORDER BY created_at") == [
+        ("fresh", True),
+        ("accepted", False),
+    ]
 
 
 def test_running_totals_are_not_resumed_but_may_start_over(
