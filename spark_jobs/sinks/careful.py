@@ -107,6 +107,8 @@ def _values(rows: pa.Table, index: int) -> dict[str, object]:
 def _value(scalar: pa.Scalar) -> object:
     try:
         return scalar.as_py()
+    except UnicodeDecodeError:
+        return scalar.as_buffer().to_pybytes()
     except (ValueError, OverflowError):
         # A date or time beyond what Python knows.
         return str(scalar.cast(pa.string()))

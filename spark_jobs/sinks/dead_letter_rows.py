@@ -14,6 +14,9 @@ _COLUMNS = """
     stage text, error_class text, sqlstate text, message text, column_name text, constraint_name text, raw_key text,
     raw_value text, raw_headers text, parsed_row text, source text, event_time text"""
 
+# Before year 1 and after 9999 the texts of Spark, Arrow and PostgreSQL differ; the row has the value itself.
+_EVENT_TIME = "CASE WHEN l.event_time ~ '^(?!0000)[0-9]{4}-' THEN l.event_time::timestamptz END"
+
 
 def insert_letters(schema: str, letters: str, pipeline: str, query: str, batch: str) -> str:
     """Return the statement that stores dead letters.
@@ -27,7 +30,7 @@ def insert_letters(schema: str, letters: str, pipeline: str, query: str, batch: 
         "column_name, constraint_name, raw_key, raw_value, raw_headers, parsed_row, source, event_time) "
         f"SELECT {pipeline}, {query}, {batch}, l.stage, l.error_class, l.sqlstate, l.message, l.column_name, "
         "l.constraint_name, decode(l.raw_key, 'base64'), decode(l.raw_value, 'base64'), l.raw_headers::jsonb, "
-        "l.parsed_row::jsonb, l.source::jsonb, l.event_time::timestamptz "
+        f"l.parsed_row::jsonb, l.source::jsonb, {_EVENT_TIME} "
         f"FROM {letters}, json_to_record(letter.envelope::json) AS l({_COLUMNS})"
     )
 

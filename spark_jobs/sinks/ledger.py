@@ -101,8 +101,9 @@ class Ledger:
         """Count that a committed batch came again; checked against the fence in the same transaction."""
         conn = self.connection()
         with short_transaction(conn, "Counting a skipped micro-batch"):
-            raw(conn, statements.count_duplicate(self.ident), *identity.key, self.run_id)
+            # The fence first here, as who registers a run takes it before the rows of the runs.
             check_fence(conn, self.schema, self.pipeline_id, self.run_id, self.epoch, lock=True)
+            raw(conn, statements.count_duplicate(self.ident), *identity.key, self.run_id)
 
     def queries(self) -> list[KnownQuery]:
         """Return the pipeline's queries; last the one that was last begun or has last committed a batch."""

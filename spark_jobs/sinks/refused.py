@@ -138,8 +138,14 @@ class RefusedRows:
             self.limit.check(self.count, self._seen, f"so far were refused by the target, the last with {self.last}")
 
 
+_DEEPEST = 100
+_MOST_DIGITS = 1_000
+
+
 def envelope(said: Refusal, row: str, source: str | None, event_time: str | None = None) -> str:
     """Return the dead letter of a refused row, as :func:`spark_jobs.rows.letter` makes them."""
+    exact = row.encode(errors="surrogateescape")
+    shown = exact.decode(errors="replace")
     return json.dumps(
         {
             "stage": "write",
@@ -151,9 +157,9 @@ def envelope(said: Refusal, row: str, source: str | None, event_time: str | None
             "constraint_name": said.constraint,
             "raw_key": None,
             # What jsonb cannot hold is kept byte for byte beside it.
-            "raw_value": base64.b64encode(row.encode()).decode() if "\\u0000" in row else None,
+            "raw_value": base64.b64encode(exact).decode() if shown != row or "\\u0000" in row else None,
             "raw_headers": None,
-            "parsed_row": row,
+            "parsed_row": shown,
             "source": source or "{}",
             "event_time": event_time,
         }
@@ -186,16 +192,46 @@ def _json(value: Any, base: str) -> str:
 def _bytes(value: bytes, base: str) -> str:
     if base in ("json", "jsonb"):
         text = value.removeprefix(b"\x01").decode(errors="replace")
-        return text if _is_json(text) else json.dumps(text)
+        return text if is_jsonb(text) else json.dumps(text)
     if base == "uuid":
         # What is no UUID travels between bytes that make its length wrong; see types.to_sent.
         return json.dumps(str(UUID(bytes=value)) if len(value) == 16 else value[16:-1].decode(errors="replace"))
-    return json.dumps(base64.b64encode(value).decode() if base == "bytea" else value.decode(errors="replace"))
+    if base == "bytea":
+        return json.dumps(base64.b64encode(value).decode())
+    # Bytes that are no UTF-8 come out again in the envelope, as they were.
+    return json.dumps(value.decode(errors="surrogateescape"), ensure_ascii=False)
 
 
-def _is_json(text: str) -> bool:
+def is_jsonb(text: str) -> bool:
+    """Tell whether PostgreSQL takes a text as jsonb for certain; stricter than it, and much stricter than Python.
+
+    No NaN or infinity, no half of a surrogate pair, no number of more than a thousand digits, no deep nesting.
+    """
+    if text.count("[") + text.count("{") > _DEEPEST and _depth(text) > _DEEPEST:
+        return False
     try:
-        json.loads(text)
-    except ValueError:
+        value = json.loads(text, parse_constant=_no_number, parse_float=_number, parse_int=_number)
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         return False
     return True
+
+
+def _depth(text: str) -> int:
+    # Brackets within texts count as well: then it is kept as a text, which is never wrong.
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(text)
+
+
+def _number(text: str) -> int:
+    digits, _, exponent = text.lower().partition("e")
+    if len(digits) > _MOST_DIGITS or len(exponent) > 4 or abs(int(exponent or 0)) > _MOST_DIGITS:
+        raise ValueError(text)
+    return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline_runs import Pipelines, file_pipeline, write_lines
+from pipeline_runs import Pipelines, file_pipeline, select, write_lines
 
 from spark_jobs.contracts.errors import TooManyDeadLettersError
 
@@ -132,3 +132,39 @@ def test_a_small_batch_of_bad_rows_does_not_block_the_pipeline(pipelines: Pipeli
     write_lines(inbox / "0.json", {**_good(1), "amount": 5000})
     pipelines.finish(_pipeline(pipelines, inbox))
     assert pipelines.one("SELECT count(*) FROM etl.dead_letter") == 1
+
+
+@pytest.mark.parametrize("strategy", ["single", "staged"])
+def test_json_that_only_python_reads_is_a_dead_letter(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
+    with pipelines.database.connect(autocommit=True) as conn:
+        conn.execute("CREATE TABLE result (id int, doc jsonb)")
+    odd = ['{"a": NaN}', "Infinity", '"\\ud83d"', "1e400000"]
+    write_lines(inbox / "0.json", *[{"id": i, "doc": text} for i, text in enumerate(['{"a": 1}', *odd])])
+    config = file_pipeline(
+        "odd", inbox, pipelines.checkpoints, schema="id INT, doc STRING",
+        load={"autoCreateTable": False, "writeStrategy": strategy},
+    )  # fmt: skip
+    pipelines.finish(config)
+    assert pipelines.rows("SELECT id, doc->>'a' FROM result") == [(0, "1")]
+    assert pipelines.rows("SELECT (parsed_row->>'id')::int, parsed_row->>'doc' FROM etl.dead_letter ORDER BY 1") == [
+        (number + 1, text) for number, text in enumerate(odd)
+    ]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_text_that_is_no_utf8_is_a_dead_letter_with_its_bytes(
+    pipelines: Pipelines, inbox: Path, strategy: str
+) -> None:
+    with pipelines.database.connect(autocommit=True) as conn:
+        conn.execute("CREATE TABLE result (id int, name text)")
+    write_lines(inbox / "0.json", *[{"id": number} for number in range(4)])
+    config = file_pipeline(
+        "bytes", inbox, pipelines.checkpoints, schema="id INT",
+        transforms=[select(id="id", name="IF(id = 2, CAST(X'61FF62' AS STRING), 'fine')")],
+        load={"autoCreateTable": False, "writeStrategy": strategy},
+    )  # fmt: skip
+    pipelines.finish(config)
+    assert pipelines.rows("SELECT id FROM result ORDER BY 1") == [(0,), (1,), (3,)]
+    [(state, row, raw)] = pipelines.rows("SELECT sqlstate, parsed_row, raw_value FROM etl.dead_letter")
+    assert (state, row) == ("22021", {"id": 2, "name": "a\ufffdb"})
+    assert b"a\xffb" in raw
