@@ -172,7 +172,9 @@ def test_a_part_that_was_rolled_back_by_hand_stops_the_run_until_somebody_decide
     assert _command(pipelines, capsys, "resolve", "--accept-missing")[0] == 0
     [(written, source)] = pipelines.rows("SELECT written_rows, source_rows FROM etl.batch_tracker")
     [(missing, reason)] = pipelines.rows("SELECT missing_rows, reason FROM etl.source_gap")
-    assert (written + missing, source) == (40, written)
+    assert written + missing == 40
+    # A winner that says what it read takes that along.
+    assert source in (40, written)
     assert "by hand" in reason
     assert pipelines.one("SELECT count(*) FROM result") == written
     assert pipelines.finish(config).result.duplicates == 1
@@ -218,13 +220,6 @@ def test_more_parts_than_the_server_has_room_for_are_refused(pipelines: Pipeline
     ended = pipelines.run(_config(pipelines, inbox, writeParallelism=5000))
     assert isinstance(ended.error, TwoPhaseUnavailableError)
     assert "max_prepared_transactions" in str(ended.error)
-
-
-def test_an_upsert_is_refused(pipelines: Pipelines, inbox: Path) -> None:
-    _write(inbox, 0)
-    ended = pipelines.run(_config(pipelines, inbox, writeMode="upsert", keys="id"))
-    assert isinstance(ended.error, TwoPhaseUnavailableError)
-    assert "upsert" in str(ended.error)
 
 
 def test_the_results_of_an_aggregation_and_its_dead_letters_are_prepared_together(

@@ -7,8 +7,8 @@ committed, by its own driver, by the next run's or by ``etl-pipeline prepared re
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from psycopg.types.json import Jsonb
@@ -18,22 +18,45 @@ from spark_jobs.contracts.tracker import statements
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, raw, short_transaction
 from spark_jobs.contracts.tracker.fence import check_fence
 from spark_jobs.contracts.tracker.prepared import prepared_names, resolve
-from spark_jobs.contracts.tracker.records import BatchRecord
+from spark_jobs.contracts.tracker.records import BOOK_NAMES, BatchRecord, Books
 from spark_jobs.contracts.tracker.statements import quote_identifier
 from spark_jobs.faults import reach
 
 _LOCK_TIMEOUT_MS = 60_000
+_SINK_BOOKS = ("sink", "written", "write_dead_lettered", "write_deduplicated")
 _DELETE_DECISION = "DELETE FROM {schema}.batch_decision WHERE pipeline_id = %s AND query_id = %s AND batch_id = %s"
 _PARTS = "SELECT name FROM {schema}.batch_part WHERE pipeline_id = %s AND query_id = %s AND batch_id = %s"
 _DELETE_PARTS = "DELETE FROM {schema}.batch_part WHERE pipeline_id = %s AND query_id = %s AND batch_id = %s"
+_MAY_FINISH = """
+SELECT count(*) = 2 AND bool_and(has_schema_privilege(n.oid, 'USAGE')
+    AND has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'DELETE'))
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname IN ('batch_decision', 'batch_part')
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """A prepared part that belongs to its batch."""
+    """A prepared part that belongs to its batch.
+
+    :param rows: rows that it wrote to the target.
+    :param books: its share of the batch's books, taken off them if the part is ever missing. For an aggregation's
+        results only the sink's side: nobody can tell which source rows went into them. None: only ``rows`` is known.
+    """
 
     name: str
     rows: int
+    books: Books | None = None
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Winner:
+        """Read what :meth:`to_json` gave, by this version or an older one."""
+        books = stored.get("books")
+        return cls(stored["name"], stored["rows"], Books(**books) if books else None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the winner as ``batch_decision`` keeps it."""
+        return {"name": self.name, "rows": self.rows, "books": asdict(self.books) if self.books else None}
 
 
 class Finisher(Protocol):
@@ -106,7 +129,7 @@ def decide(conn: Connection, right: Right, record: BatchRecord, event: str, winn
                 *record.identity.key,
                 record.epoch,
                 record.run_id,
-                Jsonb([{"name": winner.name, "rows": winner.rows} for winner in winners]),
+                Jsonb([winner.to_json() for winner in winners]),
                 row,
                 record.files_json() if record.files else None,
                 record.gaps_json() if record.gaps else None,
@@ -132,8 +155,15 @@ def decided(conn: Connection, schema: str, pipeline_id: str | None = None) -> li
 
 def _decided(pipeline_id: str, query_id: str, batch_id: int, winners: list[dict[str, Any]], *rest: Any) -> Decided:
     record, files, gaps, event = rest
-    named = tuple(Winner(winner["name"], winner["rows"]) for winner in winners)
+    named = tuple(Winner.from_json(winner) for winner in winners)
     return Decided(pipeline_id, query_id, batch_id, named, record, files, gaps, event)
+
+
+def may_finish(conn: Connection, schema: str) -> bool:
+    """Tell whether the connection's role may finish decided batches: who may not must not decide any."""
+    with classified("Asking whether decided micro-batches may be finished"):
+        row = conn.execute(_MAY_FINISH, (schema,)).fetchone()
+    return row is not None and row[0] is True
 
 
 def commit_parts(conn: Connection, batch: Decided, role: str | None = None) -> None:
@@ -164,14 +194,14 @@ def finish(conn: Connection, right: Finisher, batch: Decided, *, accept_missing:
         missing = [winner for winner in batch.winners if winner.name not in there]
         if missing and not accept_missing:
             raise _part_missing(batch, missing)
-        record, gaps = _without(batch, missing)
-        raw(conn, statements.insert_batch(ident), json.dumps(record))
-        if batch.files:
-            raw(conn, statements.insert_files(ident), json.dumps(batch.files))
-        if gaps:
-            raw(conn, statements.insert_gaps(ident), json.dumps(gaps))
+        done = _without(batch, missing) if missing else batch
+        raw(conn, statements.insert_batch(ident), json.dumps(done.record))
+        if done.files:
+            raw(conn, statements.insert_files(ident), json.dumps(done.files))
+        if done.gaps:
+            raw(conn, statements.insert_gaps(ident), json.dumps(done.gaps))
         query(conn, schema, _DELETE_PARTS, batch.key)
-        raw(conn, statements.notify(), json.dumps(batch.event))
+        raw(conn, statements.notify(), json.dumps(done.event))
         right.check(conn)
         reach("two_phase.before_finish_commit")
     return True
@@ -189,17 +219,29 @@ def _part_missing(batch: Decided, missing: Sequence[Winner]) -> DecidedPartMissi
     )
 
 
-def _without(batch: Decided, missing: Sequence[Winner]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    if not missing:
-        return batch.record, batch.gaps
-    rows = sum(winner.rows for winner in missing)
-    books = ("record_count", "source_rows", "passed_rows", "sink_rows", "written_rows")
-    record = {**batch.record, **{name: batch.record[name] - rows for name in books}}
+def _without(batch: Decided, missing: Sequence[Winner]) -> Decided:
+    gone = [_lost_books(winner, batch.record) for winner in missing]
+    lost = sum(gone, Books.empty())
+    record = {
+        **batch.record,
+        **{f"{name}_rows": batch.record[f"{name}_rows"] - getattr(lost, name) for name in BOOK_NAMES},
+    }
+    record["record_count"] = record["written_rows"]
     gap = {
-        "source": {"parts": [winner.name for winner in missing]},
-        "missing_rows": rows,
+        "source": {"parts": [winner.name for winner in missing], "rows": {k: v for k, v in asdict(lost).items() if v}},
+        "missing_rows": sum(books.source or books.sink for books in gone),
         "reason": "a prepared transaction of this batch was rolled back by hand",
     }
     query_id, batch_id = batch.query_id, batch.batch_id
     known = batch.gaps or {"pipeline_id": batch.pipeline_id, "query_id": query_id, "batch_id": batch_id, "gaps": []}
-    return record, {**known, "gaps": [*known["gaps"], gap]}
+    gaps = {**known, "gaps": [*known["gaps"], gap]}
+    return replace(batch, record=record, gaps=gaps, event={**batch.event, "rows": record["written_rows"]})
+
+
+def _lost_books(winner: Winner, record: Mapping[str, Any]) -> Books:
+    books = winner.books or Books(source=0, passed=0, sink=winner.rows, written=winner.rows)
+    if not books.passed or record["sink_rows"] == record["passed_rows"]:
+        return books
+    # An aggregation lies between: what passed into it is still true, and not this part's number.
+    sink = {name: getattr(books, name) for name in _SINK_BOOKS}
+    return replace(Books.empty(), **sink)

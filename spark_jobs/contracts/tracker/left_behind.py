@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
 from spark_jobs.contracts.tracker.decisions import Decided, commit_parts, decided, finish
+from spark_jobs.contracts.tracker.fence import with_fence_row
 from spark_jobs.contracts.tracker.prepared import Prepared, all_prepared, prepared_of, resolve
+from spark_jobs.contracts.tracker.recovery import undecided
 
-# A driver without a heartbeat counts as gone. If it is not, it has its batch to do again: nothing is lost by that.
+# A driver without a heartbeat counts as gone. If it is not, it loses its right before its parts: nothing is lost.
 _FENCE = """
-SELECT p.epoch, coalesce(p.newest_run_id, ''), coalesce(r.ended_at IS NULL AND r.state = 'running'
+SELECT p.epoch, coalesce(r.ended_at IS NULL AND r.state = 'running'
     AND r.heartbeat_at > clock_timestamp() - interval '2 minutes', false)
 FROM {schema}.pipeline p LEFT JOIN {schema}.pipeline_run r ON r.run_id = p.epoch_run_id
 WHERE p.pipeline_id = %s
 """
+# Its run keeps its own right: a driver that the cluster starts again may claim the next epoch.
+_TAKE_THE_EPOCH = "UPDATE {schema}.pipeline SET epoch = epoch + 1, epoch_run_id = NULL WHERE pipeline_id = %s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,6 @@ class LeftBehind:
 @dataclass(frozen=True, slots=True)
 class _Fence:
     epoch: int
-    run_id: str
     running: bool
 
 
@@ -75,20 +78,51 @@ def resolve_left_behind(
 ) -> list[LeftBehind]:
     """Finish the pipeline's decided batches and roll back its undecided parts; what a running driver prepared stays.
 
+    A driver that has been silent for long loses its right to commit before its parts are rolled back.
+
     :raises DecidedPartMissingError: a part of a decided batch was rolled back by hand.
+    :raises TransientError: another session keeps the pipeline's row.
     """
+    done = _finish_decided(conn, schema, pipeline_id, role, accept_missing=accept_missing)
+    found = prepared_of(conn, schema, pipeline_id)
+    fence = _fence(conn, schema, pipeline_id)
+    waiting = undecided(conn, schema, pipeline_id, found)
+    if not fence.running and any(item.part.epoch >= fence.epoch for item in waiting):
+        fence = _take_the_epoch(conn, schema, pipeline_id, fence)
+        # A driver that was only slow may have decided until then.
+        done += _finish_decided(conn, schema, pipeline_id, role, accept_missing=accept_missing)
+    lost = [item for item in found if _state(item, fence, set()) == "undecided"]
+    # Asked again: no driver of these parts has decided since it lost its right.
+    for item in undecided(conn, schema, pipeline_id, lost):
+        if resolve(conn, item.name, commit=False, role=role):
+            done.append(_shown(item, "rolled back"))
+    return done
+
+
+def _finish_decided(
+    conn: Connection, schema: str, pipeline_id: str, role: str | None, *, accept_missing: bool
+) -> list[LeftBehind]:
     done = []
-    batches = decided(conn, schema, pipeline_id)
-    for batch in batches:
+    for batch in decided(conn, schema, pipeline_id):
         commit_parts(conn, batch, role)
         if finish(conn, _AnyRight(schema, pipeline_id), batch, accept_missing=accept_missing):
             done.append(_finished(batch))
-    fence = _fence(conn, schema, pipeline_id)
-    for item in prepared_of(conn, schema, pipeline_id):
-        undecided = _state(item, fence, set()) == "undecided"
-        if undecided and resolve(conn, item.name, commit=False, role=role):
-            done.append(_shown(item, "rolled back"))
     return done
+
+
+def _take_the_epoch(conn: Connection, schema: str, pipeline_id: str, silent: _Fence) -> _Fence:
+    """Take the right to decide from a silent driver, unless it has spoken or been replaced; return the fence then."""
+
+    def work() -> _Fence:
+        _AnyRight(schema, pipeline_id).check(conn)
+        # Not with the lock's own statement: what came while it waited must be seen.
+        fence = _fence(conn, schema, pipeline_id)
+        if fence != silent:
+            return fence
+        query(conn, schema, _TAKE_THE_EPOCH, (pipeline_id,))
+        return replace(fence, epoch=fence.epoch + 1)
+
+    return with_fence_row(conn, schema, pipeline_id, work, lambda: silent.epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +151,7 @@ def _state(item: Prepared, fence: _Fence, winning: set[str]) -> str:
 def _fence(conn: Connection, schema: str, pipeline_id: str) -> _Fence:
     with classified("Reading the fence"):
         row = query(conn, schema, _FENCE, (pipeline_id,)).fetchone()
-    return _Fence(*row) if row else _Fence(0, "", running=False)
+    return _Fence(*row) if row else _Fence(0, running=False)
 
 
 def _shown(item: Prepared, state: str) -> LeftBehind:

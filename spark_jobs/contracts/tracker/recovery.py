@@ -36,7 +36,7 @@ def recover(conn: Connection, right: Right, *, role: str | None = None, accept_m
     older = [found for found in prepared_of(conn, right.schema, right.pipeline_id) if found.part.epoch < right.epoch]
     if older:
         reach("recovery.before_rollback")
-    return Recovered(finished, roll_back(conn, undecided(conn, right, older), role))
+    return Recovered(finished, roll_back(conn, undecided(conn, right.schema, right.pipeline_id, older), role))
 
 
 def finish_decided(
@@ -56,10 +56,10 @@ def finish_decided(
 def sweep_own(conn: Connection, right: Right, *, role: str | None = None) -> list[str]:
     """Roll back the parts of this driver's earlier attempts. Only while none of its tasks may still win."""
     own = [found for found in prepared_of(conn, right.schema, right.pipeline_id) if found.part.epoch <= right.epoch]
-    return roll_back(conn, undecided(conn, right, own), role) if own else []
+    return roll_back(conn, undecided(conn, right.schema, right.pipeline_id, own), role) if own else []
 
 
-def undecided(conn: Connection, right: Right, found: list[Prepared]) -> list[Prepared]:
-    """Return those that belong to no decision: nobody will commit them."""
-    winning = {w.name for batch in decided(conn, right.schema, right.pipeline_id) for w in batch.winners}
+def undecided(conn: Connection, schema: str, pipeline_id: str, found: list[Prepared]) -> list[Prepared]:
+    """Return those that belong to no decision: nobody will commit them, once their driver has lost its right."""
+    winning = {winner.name for batch in decided(conn, schema, pipeline_id) for winner in batch.winners}
     return [prepared for prepared in found if prepared.name not in winning]
