@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from spark_jobs.contracts.errors import TwoPhaseUnavailableError
 from spark_jobs.contracts.tracker.connect import Connection, classified
+from spark_jobs.contracts.tracker.decisions import may_finish
 from spark_jobs.sinks.target import Target
 
 # A partition has indexes and triggers of its own. Of the triggers one that comes before the row is named first.
@@ -63,8 +64,11 @@ class TwoPhase:
             )
 
 
-def two_phase_ability(conn: Connection, target: Target) -> TwoPhase:
-    """Ask the server. For tables of any owner; needs no privilege."""
+def two_phase_ability(conn: Connection, target: Target, tracker: str) -> TwoPhase:
+    """Ask the server. For tables of any owner; needs no privilege.
+
+    :param tracker: the tracker's schema.
+    """
     with classified("Asking whether the server allows two-phase commits"):
         row = conn.execute(_QUESTION, {"table": target.identifier().as_string(conn)}).fetchone()
     limit, used, unique, trigger, temporary = row or (0, 0, None, None, False)
@@ -76,6 +80,8 @@ def two_phase_ability(conn: Connection, target: Target) -> TwoPhase:
         obstacle = f"the table has the unique key {unique}: a part lost after PREPARE would block its own repetition"
     elif target.has_insert_triggers:
         obstacle = f"the table has the trigger {trigger}, which may change or suppress rows unseen"
+    elif not may_finish(conn, tracker):
+        obstacle = f"the connection's user lacks DELETE on the tables batch_decision and batch_part of {tracker}"
     elif temporary:
         obstacle = "the table is temporary"
     elif columns := [column.name for column in target.columns if not column.direct]:

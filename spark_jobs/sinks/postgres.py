@@ -83,7 +83,7 @@ class PostgresSink:
 
     def means(self) -> Means:
         """Return what a batch can be written with now."""
-        ability = two_phase_ability(self._ledger.connection(), self._plans.target)
+        ability = two_phase_ability(self._ledger.connection(), self._plans.target, self._ledger.schema)
         return Means(self._plans.rule.mode, ability, self._parallelism, self._asked)
 
     # -- single ----------------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ class PostgresSink:
                 reports = two_phase.prepare_parts(prepared.coalesce(most_parts), record, event, careful=careful)
                 total = PartReport.total(reports)
                 last.append(second_look(total.tally))
-                two_phase.commit(last[-1], reports, total, event)
+                two_phase.commit(last[-1], reports, total, event, stateless=again)
             return total
 
         report = self._quick_then_careful(write, record) if again else write(True)

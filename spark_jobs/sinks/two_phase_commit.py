@@ -17,10 +17,10 @@ from spark_jobs.contracts.tracker import decisions, recovery, statements
 from spark_jobs.contracts.tracker.connect import classified, raw, set_local_role
 from spark_jobs.contracts.tracker.decisions import Winner
 from spark_jobs.contracts.tracker.part_names import LETTERS_PART, part_names
-from spark_jobs.contracts.tracker.records import BatchRecord
+from spark_jobs.contracts.tracker.records import BatchRecord, Books
 from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
-from spark_jobs.sinks.committing import check_limits, completed, event_text, require_letters
+from spark_jobs.sinks.committing import check_limits, completed, event_text, require_letters, stateless_books
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.plans import Plans
 from spark_jobs.sinks.reports import raise_for, read_reports
@@ -67,16 +67,26 @@ class TwoPhaseCommit:
             raise_for(report)
         return reports
 
-    def commit(self, looked: Looked, reports: Sequence[PartReport], total: PartReport, event: dict[str, Any]) -> None:
+    def commit(
+        self,
+        looked: Looked,
+        reports: Sequence[PartReport],
+        total: PartReport,
+        event: dict[str, Any],
+        *,
+        stateless: bool,
+    ) -> None:
         """Decide, commit the parts and finish. Sets the total's state.
 
+        :param stateless: whether the parts' rows are the source's, or results of an aggregation.
         :raises FencedError: a newer run has taken over; if it was decided before, that run finishes the batch.
         """
         started = monotonic()
         books = looked.books_of(total)
         check_limits(self.plans.limit, books)
         record = completed(looked.record, books, total, started)
-        winners = [Winner(report.name, report.written) for report in reports if report.name]
+        shares = stateless_books if stateless else _results
+        winners = [Winner(report.name, report.written, shares(report)) for report in reports if report.name]
         if looked.letters is not None and looked.letters.letters:
             winners.append(self._prepare_letters(looked.letters, record))
         reach("two_phase.before_decision")
@@ -138,7 +148,15 @@ class TwoPhaseCommit:
                 with suppress(errors.Error):
                     conn.execute("ROLLBACK")
                 raise
-        return Winner(name, 0)
+        count = letters.letters
+        return Winner(name, 0, Books(source=count, passed=0, dead_lettered=count, sink=0, written=0))
 
     def _conn(self) -> Any:
         return self.plans.ledger.connection()
+
+
+def _results(report: PartReport) -> Books:
+    # What the source gave is not known part by part.
+    return Books(
+        source=0, passed=0, sink=report.tally.passed, written=report.written, write_dead_lettered=report.refused
+    )

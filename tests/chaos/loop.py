@@ -168,7 +168,7 @@ class Chaos:
 
     def _finish(self, kind: Kind) -> None:
         for _ in range(_ATTEMPTS):
-            driver = self._driver(kind)
+            driver = self._driver(kind, batch=20_000)
             try:
                 driver.wait(_RUN_SECONDS)
             except subprocess.TimeoutExpired:
@@ -203,9 +203,9 @@ class Chaos:
     def _log(self, kind: Kind) -> Path:
         return self._folder / f"{kind.name}.log"
 
-    def _driver(self, kind: Kind) -> subprocess.Popen[bytes]:
+    def _driver(self, kind: Kind, batch: int = 500) -> subprocess.Popen[bytes]:
         file = self._folder / f"{kind.name}.json"
-        file.write_text(json.dumps(kind.pipeline(self._kafka.bootstrap_servers, self._folder / "checkpoints")))
+        file.write_text(json.dumps(kind.pipeline(self._kafka.bootstrap_servers, self._folder / "checkpoints", batch)))
         uri = self._postgres.airflow_uri("chaos").replace(f":{self._postgres.port}/", f":{self._proxy.port}/")
         settings = {
             "spark.driver.host": "127.0.0.1",

@@ -31,8 +31,11 @@ class Kind:
     def name(self) -> str:
         return f"{self.strategy}_{self.mode}"
 
-    def pipeline(self, brokers: str, checkpoints: Path) -> dict[str, Any]:
-        """Return the pipeline's document: a short run of several micro-batches."""
+    def pipeline(self, brokers: str, checkpoints: Path, batch: int) -> dict[str, Any]:
+        """Return the pipeline's document.
+
+        :param batch: records in a micro-batch: few, so that a run has several.
+        """
         load: dict[str, Any] = {"writeStrategy": self.strategy, "writeMode": self.mode, "takeoverTimeout": "5 seconds"}
         streaming: dict[str, Any] = {}
         transforms = []
@@ -54,7 +57,7 @@ class Kind:
                     "kafka.bootstrap.servers": brokers,
                     "subscribe": TOPIC,
                     "startingOffsets": "earliest",
-                    "maxOffsetsPerTrigger": "2000",
+                    "maxOffsetsPerTrigger": str(batch),
                 },
             },
             "transforms": transforms,
@@ -100,7 +103,7 @@ KINDS = (
 class RecordProducer:
     """Adds keyed records until it is stopped; a broker that is away only delays it."""
 
-    def __init__(self, kafka: KafkaBroker, seed: int, per_second: int = 400) -> None:
+    def __init__(self, kafka: KafkaBroker, seed: int, per_second: int = 100) -> None:
         self._random = random.Random(seed)
         self._per_tick = per_second // 10
         self._end = threading.Event()

@@ -13,6 +13,7 @@ from writing_means import MANY, means, refusal
 
 from sandbox.postgres import PostgresServer
 from spark_jobs.contracts.config import TableName, WriteStrategy
+from spark_jobs.contracts.tracker.migrate import migrate
 from spark_jobs.sinks.ability import TwoPhase, two_phase_ability
 from spark_jobs.sinks.strategy import Choice, choose
 from spark_jobs.sinks.target import inspect
@@ -73,7 +74,8 @@ def ability_of(
     if tables:
         conn.execute(tables)
     query = StructType([StructField("id", IntegerType()), StructField("name", name_is or StringType())])
-    return two_phase_ability(conn, inspect(conn, TableName(schema, "result"), query, ()))
+    migrate(conn, "etl")
+    return two_phase_ability(conn, inspect(conn, TableName(schema, "result"), query, ()), "etl")
 
 
 @pytest.mark.parametrize(("tables", "words"), OBSTACLES)
