@@ -14,8 +14,9 @@ import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 
 from spark_jobs.faults import reach
+from spark_jobs.sinks.arrow_values import value_of
 from spark_jobs.sinks.copying import Cursor, chunks, copy_rows, run
-from spark_jobs.sinks.refused import Refusal, RefusedRows, refusal, row_text
+from spark_jobs.sinks.refused import Refusal, RefusedRows, has_odd_document, refusal, row_text
 from spark_jobs.sinks.sorting import EVENT_TIME, SOURCE
 
 _SMALLEST = 64
@@ -97,18 +98,9 @@ class CarefulCopy:
         event_time = values.pop(EVENT_TIME, None)
         data = {name: value for name, value in values.items() if name in self.bases}
         text = None if event_time is None else str(event_time)
-        self.refused.add(said, row_text(data, self.bases), None if source is None else str(source), text)
+        row, odd = row_text(data, self.bases), has_odd_document(data, self.bases)
+        self.refused.add(said, row, None if source is None else str(source), text, keep_raw=odd)
 
 
 def _values(rows: pa.Table, index: int) -> dict[str, object]:
-    return {name: _value(rows.column(name)[index]) for name in rows.column_names}
-
-
-def _value(scalar: pa.Scalar) -> object:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError:
-        return scalar.as_buffer().to_pybytes()
-    except (ValueError, OverflowError):
-        # A date or time beyond what Python knows.
-        return str(scalar.cast(pa.string()))
+    return {name: value_of(rows.column(name)[index]) for name in rows.column_names}

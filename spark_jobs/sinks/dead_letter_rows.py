@@ -14,8 +14,12 @@ _COLUMNS = """
     stage text, error_class text, sqlstate text, message text, column_name text, constraint_name text, raw_key text,
     raw_value text, raw_headers text, parsed_row text, source text, event_time text"""
 
-# Before year 1 and after 9999 the texts of Spark, Arrow and PostgreSQL differ; the row has the value itself.
-_EVENT_TIME = "CASE WHEN l.event_time ~ '^(?!0000)[0-9]{4}-' THEN l.event_time::timestamptz END"
+# What the server cannot hold, or is not written as it writes years, is left out: it would refuse all letters.
+_YEAR = "substring(l.event_time FROM '^([0-9]{4,6})-')::integer"
+_EVENT_TIME = (
+    f"CASE WHEN {_YEAR} BETWEEN 1 AND CASE WHEN l.event_time ~ ' BC$' THEN 4713 ELSE 294275 END "
+    "THEN l.event_time::timestamptz END"
+)
 
 
 def insert_letters(schema: str, letters: str, pipeline: str, query: str, batch: str) -> str:

@@ -17,12 +17,14 @@ import pyarrow as pa
 
 from spark_jobs.contracts.errors import TooManyDeadLettersError
 from spark_jobs.sinks.sorting import LetterSpool
+from spark_jobs.sinks.strict_json import DEEPEST, is_jsonb
 
 # 22 data exceptions, 23 integrity constraints; what a trigger or a view's check option says about a row.
 _DATA_CLASSES = ("22", "23")
 _DATA_STATES = ("P0001", "44000")
 # A value of a wrong length breaks the protocol of COPY's binary form; with a line it is that row's fault.
 _PROTOCOL = "08P01"
+_DOCUMENTS = ("json", "jsonb")
 _LINE = re.compile(r", \D*(\d+)(?:, \w+ (.+))?$")
 # As many refused rows as may be looked for, one by one, before their share of the rows seen so far counts.
 _PATIENCE = 10_000
@@ -129,23 +131,36 @@ class RefusedRows:
         """Count rows that were given to the server."""
         self._seen += rows
 
-    def add(self, said: Refusal, row: str, source: str | None, event_time: str | None = None) -> None:
-        """Keep a row, as JSON, with what the server said about it."""
+    def add(
+        self,
+        said: Refusal,
+        row: str,
+        source: str | None,
+        event_time: str | None = None,
+        *,
+        keep_raw: bool = False,
+    ) -> None:
+        """Keep a row, as JSON, with what the server said about it; see :func:`envelope`."""
         self.count += 1
         self.last = f"{said.sqlstate} {said.message}"
-        self.letters.add(pa.array([envelope(said, row, source, event_time)]))
+        self.letters.add(pa.array([envelope(said, row, source, event_time, keep_raw=keep_raw)]))
         if self.count >= _PATIENCE:
             self.limit.check(self.count, self._seen, f"so far were refused by the target, the last with {self.last}")
 
 
-_DEEPEST = 100
-_MOST_DIGITS = 1_000
+def envelope(
+    said: Refusal, row: str, source: str | None, event_time: str | None = None, *, keep_raw: bool = False
+) -> str:
+    """Return the dead letter of a refused row, as :func:`spark_jobs.rows.letter` makes them.
 
-
-def envelope(said: Refusal, row: str, source: str | None, event_time: str | None = None) -> str:
-    """Return the dead letter of a refused row, as :func:`spark_jobs.rows.letter` makes them."""
+    :param row: JSON; bytes that are no UTF-8 stand in it as surrogates.
+    :param keep_raw: whether the row's bytes are kept even if jsonb can hold it.
+    """
     exact = row.encode(errors="surrogateescape")
-    shown = exact.decode(errors="replace")
+    shown = _without_nul(exact.decode(errors="replace"))
+    origin = _without_nul(source or "{}")
+    # A letter that cannot be stored would stop the pipeline for ever: the bytes can be.
+    stored = is_jsonb(shown, DEEPEST + 1)
     return json.dumps(
         {
             "stage": "write",
@@ -157,13 +172,17 @@ def envelope(said: Refusal, row: str, source: str | None, event_time: str | None
             "constraint_name": said.constraint,
             "raw_key": None,
             # What jsonb cannot hold is kept byte for byte beside it.
-            "raw_value": base64.b64encode(exact).decode() if shown != row or "\\u0000" in row else None,
+            "raw_value": base64.b64encode(exact).decode() if keep_raw or shown != row or not stored else None,
             "raw_headers": None,
-            "parsed_row": shown,
-            "source": source or "{}",
+            "parsed_row": shown if stored else None,
+            "source": origin if is_jsonb(origin) else "{}",
             "event_time": event_time,
         }
     )
+
+
+def _without_nul(text: str) -> str:
+    return text.replace("\\u0000", "\\ufffd")
 
 
 def row_text(row: Mapping[str, Any], bases: Mapping[str, str]) -> str:
@@ -190,48 +209,29 @@ def _json(value: Any, base: str) -> str:
 
 
 def _bytes(value: bytes, base: str) -> str:
-    if base in ("json", "jsonb"):
-        text = value.removeprefix(b"\x01").decode(errors="replace")
-        return text if is_jsonb(text) else json.dumps(text)
+    if base in _DOCUMENTS:
+        text = _document(value)
+        return text if is_jsonb(text) else _text_of(text)
     if base == "uuid":
         # What is no UUID travels between bytes that make its length wrong; see types.to_sent.
-        return json.dumps(str(UUID(bytes=value)) if len(value) == 16 else value[16:-1].decode(errors="replace"))
-    if base == "bytea":
-        return json.dumps(base64.b64encode(value).decode())
+        return json.dumps(str(UUID(bytes=value))) if len(value) == 16 else _text_of(_escaped(value[16:-1]))
+    return json.dumps(base64.b64encode(value).decode()) if base == "bytea" else _text_of(_escaped(value))
+
+
+def has_odd_document(row: Mapping[str, Any], bases: Mapping[str, str]) -> bool:
+    """Tell whether a JSON column of the row holds what jsonb cannot: it stands in the row's JSON as a text."""
+    documents = (value for name, value in row.items() if bases.get(name) in _DOCUMENTS and isinstance(value, bytes))
+    return any(not is_jsonb(_document(value)) for value in documents)
+
+
+def _document(value: bytes) -> str:
+    return _escaped(value.removeprefix(b"\x01"))
+
+
+def _escaped(value: bytes) -> str:
     # Bytes that are no UTF-8 come out again in the envelope, as they were.
-    return json.dumps(value.decode(errors="surrogateescape"), ensure_ascii=False)
+    return value.decode(errors="surrogateescape")
 
 
-def is_jsonb(text: str) -> bool:
-    """Tell whether PostgreSQL takes a text as jsonb for certain; stricter than it, and much stricter than Python.
-
-    No NaN or infinity, no half of a surrogate pair, no number of more than a thousand digits, no deep nesting.
-    """
-    if text.count("[") + text.count("{") > _DEEPEST and _depth(text) > _DEEPEST:
-        return False
-    try:
-        value = json.loads(text, parse_constant=_no_number, parse_float=_number, parse_int=_number)
-        json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _depth(text: str) -> int:
-    # Brackets within texts count as well: then it is kept as a text, which is never wrong.
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "[{") - (character in "]}")
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(text)
-
-
-def _number(text: str) -> int:
-    digits, _, exponent = text.lower().partition("e")
-    if len(digits) > _MOST_DIGITS or len(exponent) > 4 or abs(int(exponent or 0)) > _MOST_DIGITS:
-        raise ValueError(text)
-    return 0
+def _text_of(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_a_small_batch_of_bad_rows_does_not_block_the_pipeline(pipelines: Pipeli
 def test_json_that_only_python_reads_is_a_dead_letter(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
     with pipelines.database.connect(autocommit=True) as conn:
         conn.execute("CREATE TABLE result (id int, doc jsonb)")
-    odd = ['{"a": NaN}', "Infinity", '"\\ud83d"', "1e400000"]
+    odd = ['{"a": NaN}', "Infinity", '"\\ud83d"', "1e400000", '{"a": "\\ud83d", "a": 1}']
     write_lines(inbox / "0.json", *[{"id": i, "doc": text} for i, text in enumerate(['{"a": 1}', *odd])])
     config = file_pipeline(
         "odd", inbox, pipelines.checkpoints, schema="id INT, doc STRING",
@@ -149,6 +150,8 @@ def test_json_that_only_python_reads_is_a_dead_letter(pipelines: Pipelines, inbo
     assert pipelines.rows("SELECT (parsed_row->>'id')::int, parsed_row->>'doc' FROM etl.dead_letter ORDER BY 1") == [
         (number + 1, text) for number, text in enumerate(odd)
     ]
+    raw = pipelines.rows("SELECT raw_value FROM etl.dead_letter ORDER BY (parsed_row->>'id')::int")
+    assert [json.loads(value)["doc"] for (value,) in raw] == odd
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -168,3 +171,26 @@ def test_a_text_that_is_no_utf8_is_a_dead_letter_with_its_bytes(
     [(state, row, raw)] = pipelines.rows("SELECT sqlstate, parsed_row, raw_value FROM etl.dead_letter")
     assert (state, row) == ("22021", {"id": 2, "name": "a\ufffdb"})
     assert b"a\xffb" in raw
+
+
+@pytest.mark.parametrize("strategy", ["single", "staged"])
+def test_event_times_beyond_what_postgresql_or_python_hold_stop_nothing(
+    pipelines: Pipelines, inbox: Path, strategy: str
+) -> None:
+    with pipelines.database.connect(autocommit=True) as conn:
+        conn.execute("CREATE TABLE result (id int CHECK (id = 0), at timestamptz)")
+    moments = ["2024-01-01T00:00:00Z", "+12000-01-01T00:00:00Z", "-0044-03-08T00:00:00Z", "-5000-01-01T00:00:00Z"]
+    write_lines(inbox / "0.json", *[{"id": number, "at": text} for number, text in enumerate(moments)])
+    config = file_pipeline(
+        "moments", inbox, pipelines.checkpoints, schema="id INT, at TIMESTAMP",
+        load={"autoCreateTable": False, "writeStrategy": strategy},
+        streaming={"watermark": {"eventTimeColumn": "at", "delayThreshold": "1 minute"}},
+    )  # fmt: skip
+    pipelines.finish(config)
+    assert pipelines.rows("SELECT id, at = '2024-01-01Z' FROM result") == [(0, True)]
+    letters = "SELECT event_time::text, stage, parsed_row->>'at' FROM etl.dead_letter ORDER BY event_time"
+    assert pipelines.rows(letters) == [
+        ("0045-03-08 00:00:00+00 BC", "write", "0045-03-08 00:00:00.000000+00:00 BC"),
+        ("12000-01-01 00:00:00+00", "write", "12000-01-01 00:00:00.000000+00:00"),
+        (None, "write", "5001-01-01 00:00:00.000000+00:00 BC"),
+    ]
