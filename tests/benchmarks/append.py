@@ -15,6 +15,9 @@ from pyspark.sql import DataFrame
 from report import Figure
 from rows import SCHEMA, TABLE, csv_files, parquet
 
+from spark_jobs.sinks.copying import Session, copy_rows, run, transaction
+from spark_jobs.sinks.writing import begun
+
 OURS = ("auto", "single", "two_phase", "staged")
 
 
@@ -68,18 +71,10 @@ def _bare(bench: Bench, data: Path, tasks: int) -> None:
 
 
 def _copy_task(uri: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    import adbc_driver_postgresql.dbapi as adbc
-
-    first = next(batches)
-
-    def all_batches() -> Iterator[pa.RecordBatch]:
-        yield first
-        yield from batches
-
-    with adbc.connect(uri) as conn, conn.cursor() as cursor:
-        reader = pa.RecordBatchReader.from_batches(first.schema, all_batches())
-        rows = cursor.adbc_ingest("peer", reader, mode="append")
-        conn.commit()
+    session = Session(uri=uri, application_name="bare", lock_timeout="60s", idle_timeout="300s")
+    with transaction(session) as cursor:
+        rows = copy_rows(cursor, "public", "peer", begun(batches))
+        run(cursor, "COMMIT")
     yield pa.RecordBatch.from_pydict({"rows": [rows]})
 
 
