@@ -88,8 +88,9 @@ def merge(target: Target, source: str, rule: MergeRule, conn: Connection) -> Mer
             f"CREATE INDEX ON {_ORDERED} ({_ORDINAL})",
         ),
         count=f"SELECT count(*) FROM {_ORDERED}",  # noqa: S608 - names are constants, or rendered by psycopg.sql
-        row=f"SELECT (to_jsonb(o) - '{_ORDINAL}' - '{SOURCE}')::text, {SOURCE} FROM {_ORDERED} o "  # noqa: S608
-        f"WHERE {_ORDINAL} = {{first}}",
+        # Not as jsonb: a column of type json may hold what that refuses, and the row is to be kept whatever it holds.
+        row=f"SELECT row_to_json(d)::text, o.{SOURCE} FROM {_ORDERED} o, LATERAL (SELECT {made.braced(data)}) AS d "  # noqa: S608
+        f"WHERE o.{_ORDINAL} = {{first}}",
     )
 
 

@@ -22,7 +22,7 @@ from spark_jobs.sinks.copying import Cursor, Session, run, sqlstate, transaction
 from spark_jobs.sinks.parts import PartReport, in_task
 from spark_jobs.sinks.refused import RefusedRows, is_about_data
 from spark_jobs.sinks.sorting import LetterSpool
-from spark_jobs.sinks.writing import RowsPlan, begun, marked, write_rows
+from spark_jobs.sinks.writing import RowsPlan, begun, numbered, write_rows
 
 TEMPORARY = "etl_stage"
 
@@ -97,8 +97,7 @@ def _write(
         run(cursor, plan.before)
     for statement in plan.create_staging:
         run(cursor, statement)
-    mark = (lambda rows: marked(rows, 0, report.attempt)) if plan.merge else None
-    report.written = write_rows(plan.rows, cursor, batches, report, letters, refused, mark)
+    report.written = write_rows(plan.rows, cursor, batches, report, letters, refused, numbered if plan.merge else None)
     if plan.merge:
         _merge(plan, cursor, report, refused)
     report.refused = refused.count if refused else 0

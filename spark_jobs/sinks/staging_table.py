@@ -9,6 +9,7 @@ from spark_jobs.sinks.table_columns import TargetColumn
 from spark_jobs.sinks.target import Target
 
 _MARKS = ((PART, "integer"), (ATTEMPT, "bigint"), (SEQUENCE, "bigint"), (SOURCE, "text"))
+_ONE_PART = ((PART, "integer DEFAULT 0"), (ATTEMPT, "bigint DEFAULT 0"), (SEQUENCE, "bigint"), (SOURCE, "text"))
 
 
 def create_staging(name: sql.Composable, target: Target, *, kind: str, rule: MergeRule) -> sql.Composed:
@@ -25,7 +26,9 @@ def create_staging(name: sql.Composable, target: Target, *, kind: str, rule: Mer
     items: list[sql.Composable] = [_column(column, demanding=demanding) for column in target.columns]
     if rule.delete_marker:
         items.append(sql.SQL("{} boolean").format(sql.Identifier(rule.delete_marker)))
-    items += [sql.SQL("{} {}").format(sql.Identifier(mark), sql.SQL(kind)) for mark, kind in _MARKS]
+    # A temporary one has a single part, which then need not be sent with each row.
+    marks = _ONE_PART if kind == "TEMP" else _MARKS
+    items += [sql.SQL("{} {}").format(sql.Identifier(mark), sql.SQL(kind_of)) for mark, kind_of in marks]
     items += [_valid(column) for column in target.columns if not column.direct]
     if demanding:
         typed = {column.name for column in target.columns if column.direct}

@@ -73,14 +73,20 @@ def begun(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 def marked(rows: Iterable[pa.RecordBatch], part: int, attempt: int) -> Iterator[pa.RecordBatch]:
     """Add to each row its part, attempt and number within the part."""
-    number = 0
-    for batch in rows:
+    for batch in numbered(rows):
         size = batch.num_rows
         columns = [
             *batch.columns,
             pa.repeat(pa.scalar(part, pa.int32()), size),
             pa.repeat(pa.scalar(attempt, pa.int64()), size),
-            pa.array(range(number, number + size), pa.int64()),
         ]
-        number += size
-        yield pa.RecordBatch.from_arrays(columns, names=[*batch.schema.names, "_part", "_attempt", "_seq"])
+        yield pa.RecordBatch.from_arrays(columns, names=[*batch.schema.names, "_part", "_attempt"])
+
+
+def numbered(rows: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Add to each row its number within the part, from 0."""
+    number = 0
+    for batch in rows:
+        numbers = pa.array(range(number, number + batch.num_rows), pa.int64())
+        number += batch.num_rows
+        yield pa.RecordBatch.from_arrays([*batch.columns, numbers], names=[*batch.schema.names, "_seq"])

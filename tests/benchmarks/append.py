@@ -39,7 +39,7 @@ def figures(bench: Bench, number: int) -> Iterator[Figure]:
     }
     rates = {
         name: bench.rows / seconds / 1000
-        for name, seconds in rounds(number, peers, lambda: _fresh(bench), lambda: _check(bench)).items()
+        for name, seconds in rounds(number, peers, lambda: _fresh(bench), lambda _: _check(bench)).items()
     }
 
     def against(mine: str, other: str, goal: float | None = None) -> Figure:

@@ -81,11 +81,11 @@ class Bench:
 
 
 def rounds(
-    number: int, peers: Mapping[str, Callable[[], Any]], before: Callable[[], Any], after: Callable[[], Any]
+    number: int, peers: Mapping[str, Callable[[], Any]], before: Callable[[], Any], after: Callable[[str], Any]
 ) -> Times:
     """Run each peer ``number`` times, one after the other in each round; a round before them is not counted.
 
-    :param before: puts everything back; not timed. :param after: checks what the peer did; not timed.
+    :param before: puts everything back; not timed. :param after: checks what the peer of that name did; not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     for count in range(number + 1):
@@ -97,7 +97,7 @@ def rounds(
             began = monotonic()
             peer()
             seconds[name].append(monotonic() - began)
-            after()
+            after(name)
             print(f"{f'round {count}' if count else 'warm-up'}: {name}: {seconds[name][-1]:.2f} s", flush=True)
     return {name: median(times[1:]) for name, times in seconds.items()}
 

@@ -22,8 +22,9 @@ def figures(bench: Bench, number: int) -> Iterator[Figure]:
     def fresh() -> None:
         bench.sql("DROP TABLE IF EXISTS peer", f"CREATE TABLE peer ({TABLE})", "CHECKPOINT")
 
-    def check() -> None:
-        assert bench.sql("SELECT count(*) FROM peer")[0] in (0, _BATCHES * _ROWS)
+    def check(name: str) -> None:
+        wanted = 0 if name == "no-op" else _BATCHES * _ROWS
+        assert bench.sql("SELECT count(*) FROM peer") == (wanted,), name
 
     peers = {
         "no-op": lambda: bench.stream(frame, lambda df, _: df.write.format("noop").mode("append").save()),

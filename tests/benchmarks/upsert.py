@@ -33,7 +33,7 @@ def figures(bench: Bench, number: int) -> Iterator[Figure]:
             "CHECKPOINT",
         )
 
-    def check() -> None:
+    def check(_: str) -> None:
         found = bench.sql("SELECT count(*) FROM peer")
         assert found == (size + size // 2,), found
 

@@ -97,7 +97,7 @@ def named(ability: TwoPhase, words: str) -> None:
     assert words in ability.obstacle
     choice = choose(WriteStrategy.AUTO, MANY, means(ability=ability))
     assert choice == Choice(
-        WriteStrategy.STAGED, f"at most 2000001 rows: several tasks write it; not two_phase: {ability.obstacle}"
+        WriteStrategy.STAGED, f"at most 200001 rows: several tasks write it; not two_phase: {ability.obstacle}"
     )
     assert refusal(means(ability=ability)).found == ability.obstacle
 

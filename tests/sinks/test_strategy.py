@@ -18,7 +18,7 @@ from spark_jobs.sources.base import BatchSize
 
 AUTO, SINGLE, STAGED, TWO_PHASE = WriteStrategy
 APPEND, OVERWRITE, UPSERT = WriteMode
-FEW = BatchSize(rows=2_000_000)
+FEW = BatchSize(rows=200_000)
 MIB = 1 << 20
 
 
@@ -28,16 +28,16 @@ def totals(state: int | None = 0, *, mode: OutputMode = OutputMode.UPDATE, windo
 
 STATELESS: list[tuple[BatchSize, Means, WriteStrategy, str]] = [
     (BatchSize(rows=0), means(), SINGLE, "at most 0 rows: one task writes it at once"),
-    (FEW, means(), SINGLE, "at most 2000000 rows: one task writes it at once"),
+    (FEW, means(), SINGLE, "at most 200000 rows: one task writes it at once"),
     (FEW, means(UPSERT), SINGLE, "one task"),
     (FEW, means(OVERWRITE, replace(ABLE, obstacle="no")), SINGLE, "one task"),
-    (BatchSize(data_bytes=256 * MIB), means(), SINGLE, "268435456 bytes of files: one task writes it at once"),
-    (BatchSize(rows=3_000_000, data_bytes=256 * MIB), means(), SINGLE, "268435456 bytes of files"),
-    (MANY, means(), TWO_PHASE, "at most 2000001 rows: several tasks write it, in at most 4 parts"),
-    (BatchSize(data_bytes=256 * MIB + 1), means(), TWO_PHASE, "268435457 bytes of files: several tasks write it"),
-    (BatchSize(rows=1, data_bytes=256 * MIB + 1), means(), TWO_PHASE, "268435457 bytes of files"),
+    (BatchSize(data_bytes=64 * MIB), means(), SINGLE, "67108864 bytes of files: one task writes it at once"),
+    (BatchSize(rows=3_000_000, data_bytes=64 * MIB), means(), SINGLE, "67108864 bytes of files"),
+    (MANY, means(), TWO_PHASE, "at most 200001 rows: several tasks write it, in at most 4 parts"),
+    (BatchSize(data_bytes=64 * MIB + 1), means(), TWO_PHASE, "67108865 bytes of files: several tasks write it"),
+    (BatchSize(rows=1, data_bytes=64 * MIB + 1), means(), TWO_PHASE, "67108865 bytes of files"),
     (BatchSize(), means(), TWO_PHASE, "a batch of unknown size: several tasks write it"),
-    (MANY, means(UPSERT), STAGED, "2000001 rows: several tasks write it; not two_phase: writeMode upsert"),
+    (MANY, means(UPSERT), STAGED, "200001 rows: several tasks write it; not two_phase: writeMode upsert"),
     (MANY, means(OVERWRITE), STAGED, "not two_phase: writeMode overwrite"),
     (MANY, means(ability=replace(ABLE, obstacle="the table is odd")), STAGED, "not two_phase: the table is odd"),
     (MANY, means(ability=replace(ABLE, doubt="it might notify")), STAGED, "not two_phase: it might notify"),
@@ -92,7 +92,7 @@ def test_an_aggregations_result_goes_by_its_bound(
     [
         (FEW, means(), STAGED, "failOnDataLoss=false: gaps are looked for before the commit"),
         (FEW, means(UPSERT), STAGED, "failOnDataLoss=false"),
-        (MANY, means(), TWO_PHASE, "at most 2000001 rows"),
+        (MANY, means(), TWO_PHASE, "at most 200001 rows"),
         (MANY, means(UPSERT), STAGED, "not two_phase: writeMode upsert"),
     ],
 )
@@ -182,7 +182,7 @@ def _ability(used: int, limit: int, obstacle: str, doubt: str) -> TwoPhase:
     return TwoPhase(slots, limit, obstacle, doubt)
 
 
-NEAR = some.sampled_from([0, 1, 49_999, 50_000, 50_001, 2_000_000, 2_000_001, 256 * MIB, 256 * MIB + 1])
+NEAR = some.sampled_from([0, 1, 49_999, 50_000, 50_001, 200_000, 200_001, 64 * MIB, 64 * MIB + 1])
 NUMBERS = some.none() | NEAR | some.integers(0, 10**10)
 SIZES = some.builds(BatchSize, NUMBERS, NUMBERS)
 RESULT = some.none() | some.builds(Result, some.sampled_from(OutputMode), some.integers(1, 12), NUMBERS)

@@ -11,7 +11,7 @@ from spark_jobs.sinks.strategy import Means, choose
 from spark_jobs.sources.base import BatchSize
 
 ABLE = TwoPhase(slots=8, limit=64)
-MANY = BatchSize(rows=2_000_001)
+MANY = BatchSize(rows=200_001)
 """More than one task writes."""
 
 

@@ -154,6 +154,30 @@ def test_json_that_only_python_reads_is_a_dead_letter(pipelines: Pipelines, inbo
     assert [json.loads(value)["doc"] for (value,) in raw] == odd
 
 
+@pytest.mark.parametrize("strategy", ["single", "staged"])
+def test_a_row_whose_json_column_jsonb_would_refuse_is_kept(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
+    with pipelines.database.connect(autocommit=True) as conn:
+        conn.execute("CREATE TABLE shop (id int PRIMARY KEY)")
+        conn.execute("CREATE TABLE result (id int, doc json, shop int REFERENCES shop)")
+    odd = ['"\\u0000"', '"\\ud83d"', "1e400000"]
+    write_lines(
+        inbox / "0.json", {"id": 0, "doc": "1"}, *[{"id": i + 1, "doc": d, "shop": 7} for i, d in enumerate(odd)]
+    )
+    config = file_pipeline(
+        "odd",
+        inbox,
+        pipelines.checkpoints,
+        schema="id INT, doc STRING, shop INT",
+        load={"autoCreateTable": False, "writeStrategy": strategy},
+    )
+    pipelines.finish(config)
+    assert pipelines.rows("SELECT id FROM result") == [(0,)]
+    kept = "coalesce(convert_from(raw_value, 'UTF8'), parsed_row::text)"
+    letters = [text for (text,) in pipelines.rows(f"SELECT {kept} FROM etl.dead_letter WHERE sqlstate = '23503'")]
+    assert len(letters) == len(odd)
+    assert all(any(word in text for text in letters) for word in ("u0000", "ud83d", "1e400000"))
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_text_that_is_no_utf8_is_a_dead_letter_with_its_bytes(
     pipelines: Pipelines, inbox: Path, strategy: str
