@@ -100,7 +100,8 @@ class SparkCluster:
             with urllib.request.urlopen(f"{self.ui_url}/json/", timeout=5) as answer:
                 told: dict[str, Any] = json.load(answer)
                 return told
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
+        except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError):
+            # ValueError: the page comes up before what it shows.
             return {}
 
     def stop(self) -> None:

@@ -8,7 +8,7 @@ from peers import Bench, rounds
 from report import Figure
 from rows import SCHEMA, TABLE, parquet
 
-_BATCHES = 40
+_BATCHES = 80
 _ROWS = 1_000
 
 
