@@ -56,13 +56,23 @@ def test_strict_names_every_difference_at_once_and_changes_nothing(pipelines: Pi
 
 
 @pytest.mark.usefixtures("rows")
-def test_add_columns_adds_what_is_missing_and_widens_nothing(pipelines: Pipelines, inbox: Path) -> None:
+def test_add_columns_widens_nothing_and_changes_nothing_where_that_is_not_enough(
+    pipelines: Pipelines, inbox: Path
+) -> None:
     _table(pipelines, NARROW)
+    before = _types(pipelines)
     ended = pipelines.run(_config(pipelines, inbox, "add_columns"))
     assert isinstance(ended.error, TargetMismatchError)
     assert "column name " not in ended.error.found
+    assert _types(pipelines) == before
+
+
+@pytest.mark.usefixtures("rows")
+def test_add_columns_adds_what_is_missing(pipelines: Pipelines, inbox: Path) -> None:
+    _table(pipelines, "id bigint, price numeric(12,4), score double precision")
+    pipelines.finish(_config(pipelines, inbox, "add_columns"))
     assert _types(pipelines)["name"] == "text"
-    assert _types(pipelines)["id"] == "integer"
+    assert pipelines.rows("SELECT name FROM result") == [("a",)]
 
 
 @pytest.mark.usefixtures("rows")
