@@ -27,6 +27,7 @@ def main() -> int:
     _RESULTS.write_text(json.dumps({"minutes": arguments.minutes, **results.told()}, indent=2) + "\n")
     for kind, count in sorted(results.kills.items()):
         print(f"survived {count:4} × {kind}")
+    print(f"micro-batches committed under fire: {results.batches_under_fire}")
     print(f"rows lost: {results.rows_lost}, rows twice: {results.rows_twice}, orphaned: {results.orphans}")
     print("\n".join(results.problems))
     return 0 if results.good else 1

@@ -38,6 +38,7 @@ class Results:
     kills: Counter[str] = field(default_factory=Counter)
     restarts: int = 0
     finished_runs: int = 0
+    batches_under_fire: int = 0
     records: int = 0
     rows_lost: int = 0
     rows_twice: int = 0
@@ -93,6 +94,7 @@ class Chaos:
                 number += 1
         finally:
             self.results.records = producer.stop()
+        self.results.batches_under_fire = self._batches()
         for kind in self._kinds:
             self._finish(kind)
         self._compare()
@@ -119,14 +121,15 @@ class Chaos:
         self.results.finished_runs += driver.returncode == 0
 
     def _first_kill(self, kind: Kind, driver: subprocess.Popen[bytes], deadline: float) -> float:
-        # One kill in five may come while the run starts, which takes most of a short run's time.
+        # One kill in five may come while the run starts, which takes most of a short run's time; the others among its
+        # micro-batches, or a run under fire would never commit one.
         if self._random.random() < 0.2:
-            return time.monotonic() + self._random.uniform(0, _START_SECONDS)
+            return time.monotonic() + self._random.uniform(0, 2 * _START_SECONDS)
         while driver.poll() is None and time.monotonic() < deadline:
-            if b" event=" in self._log(kind).read_bytes():
+            if b"event=batch_committed" in self._log(kind).read_bytes():
                 break
-            time.sleep(0.1)
-        return time.monotonic() + self._random.uniform(0, _START_SECONDS)
+            time.sleep(0.05)
+        return time.monotonic() + self._random.uniform(0, _START_SECONDS / 2)
 
     def _kill(self, kind: Kind, driver: subprocess.Popen[bytes]) -> None:
         choices: dict[str, Callable[[], bool]] = {
@@ -199,6 +202,14 @@ class Chaos:
                     self.results.problems.append(f"{kind.name}: the ledger tells of {told} rows of {len(records)}")
                 self._say(f"{kind.name:18} {expected.total():8} rows expected, {lost} lost, {twice} twice")
             [(self.results.orphans,)] = connection.execute("SELECT count(*) FROM pg_prepared_xacts").fetchall()
+
+    def _batches(self) -> int:
+        with self._postgres.connect("chaos") as connection:
+            [(ledger,)] = connection.execute("SELECT to_regclass('etl.batch_tracker') IS NOT NULL").fetchall()
+            if not ledger:
+                return 0
+            [(count,)] = connection.execute("SELECT count(*) FROM etl.batch_tracker").fetchall()
+            return int(count)
 
     def _log(self, kind: Kind) -> Path:
         return self._folder / f"{kind.name}.log"
