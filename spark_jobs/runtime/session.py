@@ -20,10 +20,6 @@ _DEFAULTS = {
     # Values that look like a secret are hidden already; these are our own keys.
     "spark.redaction.regex": "(?i)secret|password|passwd|token|access[.]key|sasl[.]jaas|credential|airflow_conn",
 }
-_LOCAL_DEFAULTS = {
-    # Over TCP the end of a task's rows waits for the acknowledgement of the rows before: 30 ms for each micro-batch.
-    "spark.python.unix.domain.socket.enabled": "true",
-}
 # What would lose or double rows.
 _REQUIRED = {
     "spark.sql.files.ignoreMissingFiles": "false",
@@ -47,7 +43,7 @@ def get_session(name: str, conf: Mapping[str, str], *, master: str | None = None
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     for key, value in conf.items():
         builder = builder.config(key, value)
-    for key, value in _defaults(where).items():
+    for key, value in _DEFAULTS.items():
         if key not in conf and not given.contains(key):
             builder = builder.config(key, value)
     spark = builder.master(where).getOrCreate()
@@ -59,12 +55,6 @@ def get_session(name: str, conf: Mapping[str, str], *, master: str | None = None
         # Spark's 200 make 200 state stores of every aggregation; a checkpoint keeps what it began with.
         spark.conf.set(_SHUFFLE, str(max(spark.sparkContext.defaultParallelism, 1)))
     return spark
-
-
-def _defaults(master: str) -> dict[str, str]:
-    # Elsewhere the folder of the sockets may be too deep for the 108 bytes that Linux gives their names.
-    local = master.startswith("local") and sys.platform == "linux"
-    return {**_DEFAULTS, **(_LOCAL_DEFAULTS if local else {})}
 
 
 def _submitted() -> SparkConf:

@@ -36,8 +36,6 @@ _SETTINGS = {
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.shuffle.partitions": "2",
-    # As `etl-pipeline run` sets it.
-    "spark.python.unix.domain.socket.enabled": "true",
 }
 _IN_SESSION: dict[str, Callable[[Bench, int], Iterator[Figure]]] = {
     "append": append.figures,
