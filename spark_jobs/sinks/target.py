@@ -96,15 +96,10 @@ def create_if_missing(conn: Connection, table: TableName, schema: StructType, ke
             cure="Cast them in a select",
         )  # fmt: skip
     with conn.transaction():
-        conn.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"etl create {table.schema}.{table.table}"]
-        )
+        _one_at_a_time(conn, f"etl create {table.schema}.{table.table}")
         if _exists(conn, table):
             return False
-        schema_name = sql.Identifier(str(table.schema))
-        # Even for a schema that exists the statement needs a privilege on the database.
-        if conn.execute("SELECT to_regnamespace(%s) IS NULL", [schema_name.as_string(conn)]).fetchone() == (True,):
-            conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema_name))
+        _create_schema_if_missing(conn, str(table.schema))
         definitions = [
             sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(column_type(field.dataType)))
             for field in schema.fields
@@ -113,6 +108,19 @@ def create_if_missing(conn: Connection, table: TableName, schema: StructType, ke
             definitions.append(_unique(conn, keys))
         conn.execute(sql.SQL("CREATE TABLE {} ({})").format(qualified(table), sql.SQL(", ").join(definitions)))
         return True
+
+
+def _create_schema_if_missing(conn: Connection, schema: str) -> None:
+    # IF NOT EXISTS does not see a schema that another transaction is creating (it fails on pg_namespace's unique
+    # index), and needs a privilege on the database even where the schema exists.
+    _one_at_a_time(conn, f"etl create schema {schema}")
+    name = sql.Identifier(schema)
+    if conn.execute("SELECT to_regnamespace(%s) IS NULL", [name.as_string(conn)]).fetchone() == (True,):
+        conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(name))
+
+
+def _one_at_a_time(conn: Connection, what: str) -> None:
+    conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [what])
 
 
 def _unique(conn: Connection, keys: Sequence[str]) -> sql.Composed:
