@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from spark_jobs.contracts.config import WriteStrategy
-from spark_jobs.contracts.errors import EtlError, FencedError, TargetMismatchError
+from spark_jobs.contracts.errors import EtlError, TargetMismatchError
 from spark_jobs.contracts.events import BatchCommitted
 from spark_jobs.contracts.tracker import recovery
 from spark_jobs.contracts.tracker.connect import classify
@@ -118,18 +118,16 @@ class BatchCommit:
         return state != "absent"
 
     def _truth(self, error: Exception) -> Exception:
-        # Whoever takes over ends our sessions: a lost connection may be the newer run's doing, and must not be retried.
-        # Nor must a table that was dropped or altered: ADBC says so without a SQLSTATE.
+        # Of a table that was dropped or altered ADBC speaks without a SQLSTATE, as of a lost connection.
         known = classify(error) if isinstance(error, psycopg.Error) else error
         if isinstance(known, EtlError) and known.retryable:
             try:
                 self.ledger.forget_connection()
-                self.ledger.check_fence()
                 self.target.recheck()
-            except (FencedError, TargetMismatchError) as truth:
-                return truth
+            except TargetMismatchError as mismatch:
+                return mismatch
             except EtlError:
-                log.debug("Neither fence nor target could be asked", exc_info=True)
+                log.debug("The target could not be looked at", exc_info=True)
         return known
 
     def _skip(self, df: DataFrame | None, batch: MicroBatch) -> None:

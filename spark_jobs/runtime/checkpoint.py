@@ -68,8 +68,8 @@ class Checkpoint:
         """Return the offset log's entry for a batch; None when there is none. Spark writes it once."""
         if batch_id not in self._entries and (entry := self._offsets(batch_id)) is not None:
             # The next batch asks for this one again, and nobody for older ones.
-            self._entries = {number: self._entries[number] for number in {batch_id - 1} & self._entries.keys()}
-            self._entries[batch_id] = entry
+            kept = {number: older for number, older in self._entries.items() if number == batch_id - 1}
+            self._entries = {**kept, batch_id: entry}
         return self._entries.get(batch_id)
 
     def _offsets(self, batch_id: int) -> OffsetEntry | None:

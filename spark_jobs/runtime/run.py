@@ -200,7 +200,8 @@ def _state(error: EtlError | None) -> EndState:
 
 
 def _taken_over(ledger: Ledger) -> FencedError | None:
-    # Whatever a driver stumbles over after a newer run took its place, that is the reason.
+    # Whatever a driver stumbles over after a newer run took its place, that is the reason: it ends our sessions, and
+    # a connection lost by that must not be retried.
     try:
         ledger.forget_connection()
         ledger.check_fence()

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pyspark.sql.types import StructType
 
 from spark_jobs.contracts.config import OutputMode, TableName
-from spark_jobs.contracts.errors import EtlError, TargetMismatchError
-from spark_jobs.contracts.tracker.connect import classify, set_local_role
+from spark_jobs.contracts.errors import TargetMismatchError
+from spark_jobs.contracts.tracker.connect import classified, set_local_role
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.sinks.evolution import evolve
 from spark_jobs.sinks.ledger import Ledger
@@ -36,20 +36,16 @@ class TargetTable:
         load = self.flow.config.load
         conn = self.ledger.connection()
         schema = self._schema()
-        try:
-            with conn.transaction():
-                # Who writes is who must own a new table, and whose privileges count.
-                set_local_role(conn, load.role)
-                table = resolved(conn, load.target)
-                if load.auto_create_table and create_if_missing(conn, table, schema, self._keys):
-                    log.info("event=table_created table=%s", table)
-                evolve(conn, table, schema, load.schema_evolution)
-                self._opened = self._inspect(table)
-            return self._opened
-        except EtlError:
-            raise
-        except Exception as error:
-            raise classify(error, f"Checking the table {load.target}") from error
+        with classified(f"Checking the table {load.target}"), conn.transaction():
+            # Who writes is who must own a new table, and whose privileges count.
+            set_local_role(conn, load.role)
+            table = resolved(conn, load.target)
+            if load.auto_create_table and create_if_missing(conn, table, schema, self._keys):
+                log.info("event=table_created table=%s", table)
+            evolve(conn, table, schema, load.schema_evolution)
+            opened = self._inspect(table)
+        self._opened = opened
+        return opened
 
     def recheck(self) -> None:
         """Look whether the table still is what :meth:`open` found.
@@ -59,15 +55,10 @@ class TargetTable:
         if self._opened is None:
             return
         before = self._opened
-        try:
-            conn = self.ledger.connection()
-            with conn.transaction():
-                set_local_role(conn, self.flow.config.load.role)
-                now = self._inspect(before.table)
-        except EtlError:
-            raise
-        except Exception as error:
-            raise classify(error, f"Checking the table {before.table}") from error
+        conn = self.ledger.connection()
+        with classified(f"Checking the table {before.table}"), conn.transaction():
+            set_local_role(conn, self.flow.config.load.role)
+            now = self._inspect(before.table)
         if now != before:
             raise TargetMismatchError(
                 f"The table {before.table} was altered while the run was writing to it",

@@ -82,8 +82,7 @@ def require_newest(cursor: Cursor, plan: CommitPlan) -> None:
     :raises FencedError: a newer run has taken over.
     """
     record = plan.record
-    right = (record.identity.pipeline_id, str(record.epoch), record.run_id)
-    if scalar(cursor, statements.read_epoch(plan.tracker), right) is not True:
+    if scalar(cursor, statements.read_epoch(plan.tracker), record.right) is not True:
         raise fenced(record.identity.pipeline_id, record.run_id, record.epoch)
 
 
@@ -152,12 +151,8 @@ def _write_ledger(cursor: Cursor, plan: CommitPlan, books: Books, report: PartRe
     if record.gaps:
         cursor.execute(statements.insert_gaps(plan.tracker), (record.gaps_json(),))
     cursor.execute(statements.notify(), (event_text(plan.event, books),))
-    identity = record.identity
-    holds = scalar(
-        cursor, statements.lock_epoch(plan.tracker), (identity.pipeline_id, str(record.epoch), record.run_id)
-    )
-    if holds is not True:
-        raise fenced(identity.pipeline_id, record.run_id, record.epoch)
+    if scalar(cursor, statements.lock_epoch(plan.tracker), record.right) is not True:
+        raise fenced(record.identity.pipeline_id, record.run_id, record.epoch)
 
 
 def event_text(event: dict[str, Any], books: Books) -> str:

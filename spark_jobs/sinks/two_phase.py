@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from spark_jobs.contracts.tracker import statements
 from spark_jobs.contracts.tracker.part_names import PartNames
-from spark_jobs.contracts.tracker.records import BatchRecord
 from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.committing import CommitPlan, fenced, require_newest, write_letters
@@ -80,13 +79,9 @@ def _prepare(
     report.name = name
     reach("two_phase.after_prepare")
     report.doing = ""
-    if scalar(cursor, statements.part_has_lost(plan.commit.tracker), (*_fence(record), *key[1:], name)):
+    if scalar(cursor, statements.part_has_lost(plan.commit.tracker), (*record.right, *key[1:], name)):
         _roll_back(cursor, name)
         raise fenced(record.identity.pipeline_id, record.run_id, record.epoch)
-
-
-def _fence(record: BatchRecord) -> tuple[str, str, str]:
-    return record.identity.pipeline_id, str(record.epoch), record.run_id
 
 
 def _literal(name: str) -> str:

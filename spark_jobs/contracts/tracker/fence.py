@@ -92,9 +92,9 @@ def with_fence_row(
     :raises TransientError: if somebody else keeps the row.
     """
     what = f"Registering a run of pipeline {pipeline_id!r}"
+    name = application_name(pipeline_id, 0, schema)
     for _ in range(_ATTEMPTS):
         try:
-            name = application_name(pipeline_id, 0, schema)
             with short_transaction(conn, what, lock_timeout_ms=lock_timeout_ms, name=name):
                 return work()
         except TransientError as error:

@@ -195,6 +195,11 @@ class BatchRecord:
     files: Sequence[SourceFile] = field(default=())
     gaps: Sequence[SourceGap] = field(default=())
 
+    @property
+    def right(self) -> tuple[str, str, str]:
+        """What the fence is asked with: pipeline id, epoch, run id."""
+        return self.identity.pipeline_id, str(self.epoch), self.run_id
+
     def to_row(self) -> dict[str, Any]:
         """Return the ledger row, ready for JSON; its keys are columns of ``batch_tracker``.
 
