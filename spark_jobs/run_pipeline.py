@@ -29,6 +29,7 @@ from pyspark.sql import SparkSession
 from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
 from spark_jobs.contracts.credentials import DatabaseConnection, HadoopLookup, resolve, resolve_database
 from spark_jobs.contracts.errors import ConfigError, EtlError
+from spark_jobs.contracts.name_values import parse_name_values
 from spark_jobs.contracts.run_request import Resume, RunRequest
 from spark_jobs.contracts.tracker.connect import connect
 from spark_jobs.contracts.tracker.migrate import migrate, require_version
@@ -141,7 +142,7 @@ def _run(options: argparse.Namespace, stop: Stop) -> Ended:
     name = f"etl {options.run_id or options.file}"
     session: Callable[[], SparkSession] = partial(get_session, name, {})
     if options.run_id:
-        parameters = _pairs(options.connection_param, "--connection-param")
+        parameters = parse_name_values(options.connection_param, "--connection-param")
         database = resolve_database(options.credential, parameters, hadoop_lookup=_hadoop_lookup)
         return run_registered(
             options.run_id,
@@ -153,7 +154,7 @@ def _run(options: argparse.Namespace, stop: Stop) -> Ended:
         )
     return run_file(
         Path(options.file),
-        _pairs(options.var, "--var"),
+        parse_name_values(options.var, "--var"),
         resume=_resume(options),
         tracker_schema=options.tracker_schema,
         stop=stop,
@@ -165,14 +166,6 @@ def _run(options: argparse.Namespace, stop: Stop) -> Ended:
 def _hadoop_lookup(alias: str) -> str | None:
     # Only spark-submit's configuration names a credential provider, so the session is needed to ask it.
     return hadoop_credentials(get_session("etl", {}), alias)
-
-
-def _pairs(values: Sequence[str], option: str) -> dict[str, str]:
-    pairs = dict(value.partition("=")[::2] for value in values)
-    wrong = [value for value in values if "=" not in value]
-    if wrong:
-        raise ConfigError(f"{option} {wrong[0]!r} has no value", expected=f"{option} name=value")
-    return pairs
 
 
 def _resume(options: argparse.Namespace) -> Resume:

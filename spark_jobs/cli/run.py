@@ -14,6 +14,7 @@ import typer
 from spark_jobs.cli.progress import run_log, show_result
 from spark_jobs.cli.tracker_session import SCHEMA
 from spark_jobs.contracts.errors import ConfigError, EtlError
+from spark_jobs.contracts.name_values import parse_name_values
 
 
 def run(
@@ -42,7 +43,7 @@ def run(
             cure="Give one: go on where the ledger stopped, or start over knowingly",
         )
     settings = _settings(conf or [], packages, jars)
-    variables = _pairs(var or [], "--var")
+    variables = parse_name_values(var or [], "--var")
     log_path = log_file or Path(tempfile.mkstemp(prefix="etl-pipeline-", suffix=".log")[1])
     # Spark is imported from here on: everything above must be quick to say no.
     from spark_jobs.run_pipeline import run_file  # noqa: PLC0415
@@ -77,7 +78,7 @@ def run(
 
 
 def _settings(conf: list[str], packages: str | None, jars: str | None) -> dict[str, str]:
-    settings = _pairs(conf, "--conf")
+    settings = parse_name_values(conf, "--conf")
     if packages:
         settings["spark.jars.packages"] = packages
     if jars:
@@ -95,10 +96,3 @@ def _logging(settings: dict[str, str], log_path: Path) -> dict[str, str]:
         "spark.driver.extraJavaOptions": f"{options} -Dlog4j2.configurationFile='{properties.as_uri()}' "
         f"-Detl.log='{log_path.resolve()}'".strip(),
     }
-
-
-def _pairs(values: list[str], option: str) -> dict[str, str]:
-    for value in values:
-        if "=" not in value:
-            raise ConfigError(f"{option} {value!r} has no value", expected=f"{option} NAME=VALUE")
-    return {name: text for name, _, text in (value.partition("=") for value in values)}

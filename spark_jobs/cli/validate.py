@@ -12,12 +12,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from spark_jobs.cli.variable_options import parse_variables
 from spark_jobs.contracts.config import InvalidConfigError, Problem, load_pipeline, unsupported, variable_names
 from spark_jobs.contracts.config.document import read_text
 from spark_jobs.contracts.config.problems import counted, nearest
 from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.exit_codes import ExitCode
+from spark_jobs.contracts.name_values import parse_name_values
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def validate(
 
     Exit code 0: all can run; 2: something is wrong; 3: all is right, but something is not supported yet.
     """
-    variables = parse_variables(var or [])
+    variables = parse_name_values(var or [], "--var")
     verdicts = [_judge(path, variables) for path in files]
     _require_used(variables, files)
     if as_json:
