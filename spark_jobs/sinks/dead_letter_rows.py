@@ -8,6 +8,7 @@ from psycopg import sql
 
 from spark_jobs.contracts.tracker.connect import Connection
 from spark_jobs.contracts.tracker.records import BatchIdentity
+from spark_jobs.sinks.merging import of_attempts
 from spark_jobs.sinks.parts import PartReport
 
 _COLUMNS = """
@@ -52,10 +53,8 @@ def counted_letters_from(
 
     :param schema: the tracker's schema, quoted.
     """
-    attempts = sql.SQL(", ").join(
-        sql.SQL("({}, {})").format(sql.Literal(report.part), sql.Literal(report.attempt)) for report in reports
-    )
-    source = sql.SQL("(SELECT envelope FROM {} WHERE (_part, _attempt) IN ({})) AS letter").format(staging, attempts)
+    attempts = sql.SQL(of_attempts([report.attempt for report in reports]))
+    source = sql.SQL("(SELECT envelope FROM {} WHERE envelope IS NOT NULL AND {}) AS letter").format(staging, attempts)
     literals = [sql.Literal(value).as_string(conn) for value in identity.key]
     statement = insert_letters(schema, source.as_string(conn), *literals)
     return f"WITH written AS ({statement} RETURNING 1) SELECT count(*) FROM written"  # noqa: S608

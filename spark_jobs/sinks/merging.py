@@ -1,7 +1,7 @@
 """The statements that bring staged rows into the target. Rendered on the driver, without parameters.
 
 Keys are taken in order, so that pipelines that upsert the same table do not deadlock. Of rows with the same key in a
-batch one wins: by the order column, then the highest part, and in it the last row.
+batch one wins: by the order column, then by its number, which makes it the last row of the highest part.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.tracker.connect import Connection
 from spark_jobs.sinks.target import Target
 
-PART = "_part"
 ATTEMPT = "_attempt"
 SEQUENCE = "_seq"
 SOURCE = "_source"
@@ -84,7 +83,7 @@ def merge(target: Target, source: str, rule: MergeRule, conn: Connection) -> Mer
         order=(
             # Rendered by psycopg.sql, or constants.
             f"CREATE TEMP TABLE {_ORDERED} ON COMMIT DROP AS SELECT {data}, {SOURCE}, "  # noqa: S608
-            f"row_number() OVER (ORDER BY {made.keys or f'{PART}, {SEQUENCE}'}) AS {_ORDINAL} FROM {latest}",
+            f"row_number() OVER (ORDER BY {made.keys or SEQUENCE}) AS {_ORDINAL} FROM {latest}",
             f"CREATE INDEX ON {_ORDERED} ({_ORDINAL})",
         ),
         count=f"SELECT count(*) FROM {_ORDERED}",  # noqa: S608 - names are constants, or rendered by psycopg.sql
@@ -100,13 +99,14 @@ def empty(target: Target) -> sql.Composed:
     return sql.SQL("DELETE FROM {}").format(target.identifier())
 
 
-def winners_text(staging: str, attempts: Sequence[tuple[int, int]]) -> str:
-    """Return the subquery of the rows of the winning attempts, given as (part, attempt)."""
-    values = ", ".join(f"({int(part)}, {int(attempt)})" for part, attempt in attempts)
-    return (
-        f"(SELECT s.* FROM {staging} s JOIN (VALUES {values}) AS w(part, attempt) "  # noqa: S608
-        f"ON s.{PART} = w.part AND s.{ATTEMPT} = w.attempt) AS staged"
-    )
+def winners_text(staging: str, attempts: Sequence[int]) -> str:
+    """Return the subquery of the rows of the winning attempts. Spark gives no number twice, whatever the part."""
+    return f"(SELECT * FROM {staging} WHERE {of_attempts(attempts)}) AS staged"  # noqa: S608
+
+
+def of_attempts(attempts: Sequence[int]) -> str:
+    """Return the condition that a staged row is of one of these attempts."""
+    return f"{ATTEMPT} = ANY ('{{{', '.join(str(int(attempt)) for attempt in attempts)}}}'::bigint[])"
 
 
 class _Made:
@@ -128,7 +128,7 @@ class _Made:
             f"{column.from_staged.format(self._name(column.name))} AS {self._name(column.name)}"
             for column in self._target.columns
         ]
-        marks = [PART, ATTEMPT, SEQUENCE, SOURCE]
+        marks = [SEQUENCE, SOURCE]
         return f"(SELECT {', '.join([*columns, *self.marker, *marks])} FROM {source}) AS typed"  # noqa: S608
 
     def latest(self, source: str) -> str:
@@ -136,7 +136,7 @@ class _Made:
         order = f"{self._name(self._rule.order_column)} DESC NULLS LAST, " if self._rule.order_column else ""
         return (
             f"(SELECT DISTINCT ON ({self.keys}) * FROM {source} "  # noqa: S608
-            f"ORDER BY {self.keys}, {order}{PART} DESC, {SEQUENCE} DESC) AS latest"
+            f"ORDER BY {self.keys}, {order}{SEQUENCE} DESC) AS latest"
         )
 
     def write(self, latest: str) -> str:

@@ -136,10 +136,16 @@ class Plans:
         made = merging.merge(self.target, source, self.rule, self.ledger.connection())
         return MergeText(made.whole, made.part, made.answers, made.order, made.count, made.row)
 
+    def count_staged(self, staging: Staging, reports: tuple[PartReport, ...]) -> str:
+        """Return the question how many rows the winning attempts staged, by what they left beside their letters."""
+        name = staging.identifier(staging.letters).as_string(self.ledger.connection())
+        winners = merging.of_attempts([report.attempt for report in reports])
+        return f"SELECT coalesce(sum(_rows), 0)::bigint FROM {name} WHERE {winners}"  # noqa: S608 - rendered by psycopg.sql
+
     def winners(self, staging: Staging, reports: tuple[PartReport, ...]) -> str:
         """Return the subquery of the winning attempts' rows."""
         name = staging.identifier(staging.rows).as_string(self.ledger.connection())
-        return merging.winners_text(name, [(report.part, report.attempt) for report in reports])
+        return merging.winners_text(name, [report.attempt for report in reports])
 
     def prepare(self, df: DataFrame, *, careful: bool) -> DataFrame:
         """Return the rows as COPY must send them, and of the carried columns only what the writers need.

@@ -215,8 +215,7 @@ class PostgresSink:
         if not staged.reports:
             self._empty(cursor)
             return
-        winners = self._plans.winners(staged.staging, staged.reports)
-        found = int(scalar(cursor, f"SELECT count(*) FROM {winners}"))  # noqa: S608 - rendered with psycopg.sql
+        found = int(scalar(cursor, self._plans.count_staged(staged.staging, staged.reports)))
         if found != staged.written:
             # An unlogged table is empty after a crash of the server: then the batch is done again, not the merge.
             raise BooksDoNotBalanceError(
@@ -227,6 +226,7 @@ class PostgresSink:
             )
         self._empty(cursor)
         total.doing = parts.ROWS
+        winners = self._plans.winners(staged.staging, staged.reports)
         total.written = Merger(cursor, self._plans.merge(winners), refused).apply() if found else 0
         total.doing = ""
         refused_here = refused.count if refused else 0

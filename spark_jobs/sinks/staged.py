@@ -1,12 +1,13 @@
 """Strategy ``staged``, executor side: each task COPYs its rows into an unlogged staging table, in its own transaction.
 
 Nothing of it is visible to anybody: the driver's one transaction merges the winners' rows. A lost, repeated or
-speculative attempt leaves rows under its own attempt number, which no merge takes.
+speculative attempt leaves rows under its own attempt number, which no merge takes. Beside the dead letters each attempt
+says how many rows it staged: after a crash of the server both tables are empty, and the merge sees it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import adbc_driver_postgresql.dbapi as adbc
@@ -26,7 +27,8 @@ class StagedPlan:
     """Where the parts go.
 
     :param rows: the staging table of the rows; None when only dead letters are looked for.
-    :param letters: staging table of the dead letters (``envelope`` TEXT, part, attempt, number).
+    :param letters: staging table of the dead letters (``envelope`` TEXT, ``_attempt`` BIGINT), and of one row for each
+        attempt that has no envelope and says in ``_rows`` BIGINT how many rows it staged.
     """
 
     session: Session
@@ -70,7 +72,7 @@ def _stage(
         )
         report.doing = ""
         report.refused = refused.count if refused else 0
-    copy_rows(cursor, plan.schema, plan.letters, marked(_letter_batches(letters), report.part, report.attempt))
+    copy_rows(cursor, plan.schema, plan.letters, _letter_batches(letters, report))
 
 
 def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -78,9 +80,20 @@ def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa
     yield from rest
 
 
-def _letter_batches(letters: LetterSpool) -> Iterator[pa.RecordBatch]:
+def _letter_batches(letters: LetterSpool, report: PartReport) -> Iterator[pa.RecordBatch]:
     for chunk in letters.batches():
-        yield pa.RecordBatch.from_pydict({"envelope": pa.array(chunk, pa.string())})
+        yield _letters(chunk, report.attempt, None)
+    yield _letters([None], report.attempt, report.written)
+
+
+def _letters(envelopes: Sequence[str | None], attempt: int, rows: int | None) -> pa.RecordBatch:
+    size = len(envelopes)
+    columns = {
+        "envelope": pa.array(envelopes, pa.string()),
+        "_attempt": pa.array([attempt] * size, pa.int64()),
+        "_rows": pa.array([rows] * size, pa.int64()),
+    }
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def staged_task(plan: StagedPlan) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:

@@ -79,7 +79,7 @@ def create(
             table = staging.identifier(staging.rows)
             conn.execute(create_staging(table, target, kind="UNLOGGED", rule=rule))
         conn.execute(
-            sql.SQL("CREATE UNLOGGED TABLE {} (envelope text, _part integer, _attempt bigint, _seq bigint)").format(
+            sql.SQL("CREATE UNLOGGED TABLE {} (envelope text, _attempt bigint, _rows bigint)").format(
                 staging.identifier(staging.letters)
             )
         )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from spark_jobs.sinks.merging import ATTEMPT, PART, SEQUENCE, SOURCE, MergeRule
+from spark_jobs.sinks.merging import ATTEMPT, SEQUENCE, SOURCE, MergeRule
 from spark_jobs.sinks.table_columns import TargetColumn
 from spark_jobs.sinks.target import Target
 
-_MARKS = ((PART, "integer"), (ATTEMPT, "bigint"), (SEQUENCE, "bigint"), (SOURCE, "text"))
-_ONE_PART = ((PART, "integer DEFAULT 0"), (ATTEMPT, "bigint DEFAULT 0"), (SEQUENCE, "bigint"), (SOURCE, "text"))
+_ONE_ATTEMPT = ((SEQUENCE, "bigint"), (SOURCE, "text"))
+_MARKS = ((ATTEMPT, "bigint"), *_ONE_ATTEMPT)
 
 
 def create_staging(name: sql.Composable, target: Target, *, kind: str, rule: MergeRule) -> sql.Composed:
@@ -26,8 +26,8 @@ def create_staging(name: sql.Composable, target: Target, *, kind: str, rule: Mer
     items: list[sql.Composable] = [_column(column, demanding=demanding) for column in target.columns]
     if rule.delete_marker:
         items.append(sql.SQL("{} boolean").format(sql.Identifier(rule.delete_marker)))
-    # A temporary one has a single part, which then need not be sent with each row.
-    marks = _ONE_PART if kind == "TEMP" else _MARKS
+    # A temporary one is a single attempt's, which then need not be sent with each row.
+    marks = _ONE_ATTEMPT if kind == "TEMP" else _MARKS
     items += [sql.SQL("{} {}").format(sql.Identifier(mark), sql.SQL(kind_of)) for mark, kind_of in marks]
     items += [_valid(column) for column in target.columns if not column.direct]
     if demanding:

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from itertools import chain
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from spark_jobs.sinks.careful import CarefulCopy
 from spark_jobs.sinks.copying import Cursor, copy_rows
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.refused import RefusedRows
 from spark_jobs.sinks.sorting import EVENT_TIME, SOURCE, LetterSpool, passed_rows
+
+_NUMBER_BITS = 40
 
 Mark = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
@@ -72,21 +75,17 @@ def begun(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def marked(rows: Iterable[pa.RecordBatch], part: int, attempt: int) -> Iterator[pa.RecordBatch]:
-    """Add to each row its part, attempt and number within the part."""
-    for batch in numbered(rows):
-        size = batch.num_rows
-        columns = [
-            *batch.columns,
-            pa.repeat(pa.scalar(part, pa.int32()), size),
-            pa.repeat(pa.scalar(attempt, pa.int64()), size),
-        ]
-        yield pa.RecordBatch.from_arrays(columns, names=[*batch.schema.names, "_part", "_attempt"])
+    """Add to each row its number and its attempt."""
+    for batch in numbered(rows, part):
+        attempts = pa.repeat(pa.scalar(attempt, pa.int64()), batch.num_rows)
+        yield pa.RecordBatch.from_arrays([*batch.columns, attempts], names=[*batch.schema.names, "_attempt"])
 
 
-def numbered(rows: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Add to each row its number within the part, from 0."""
-    number = 0
+def numbered(rows: Iterable[pa.RecordBatch], part: int = 0) -> Iterator[pa.RecordBatch]:
+    """Add to each row a number that no other row of the micro-batch has: its part's first, then one more for each."""
+    number = part << _NUMBER_BITS
     for batch in rows:
-        numbers = pa.array(range(number, number + batch.num_rows), pa.int64())
+        ones = pa.repeat(pa.scalar(1, pa.int64()), batch.num_rows)
+        numbers = pc.cumulative_sum(ones, start=number - 1)  # type: ignore[attr-defined]  # made when it is imported
         number += batch.num_rows
         yield pa.RecordBatch.from_arrays([*batch.columns, numbers], names=[*batch.schema.names, "_seq"])

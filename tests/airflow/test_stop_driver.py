@@ -14,7 +14,7 @@ from airflow.exceptions import AirflowException
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 
 from airflow_etl_provider.hooks.spark_driver import PipelineSubmitHook
-from sandbox.java import java_home
+from sandbox.spark_cluster import spark_environ
 
 DRIVER = """
 import signal, sys, time
@@ -35,7 +35,9 @@ def submitted(
     tmp_path: Path, connections: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[float], PipelineSubmitHook]]:
     """Start a driver that needs so many seconds to stop; it is ready when this returns."""
-    monkeypatch.setenv("JAVA_HOME", str(java_home()))
+    # Without SPARK_HOME pyspark's script looks for itself, and finds nothing in a folder with a space in its name.
+    for name in ("JAVA_HOME", "SPARK_HOME"):
+        monkeypatch.setenv(name, spark_environ()[name])
     connections(spark_default="spark://local[1]")
     hooks: list[PipelineSubmitHook] = []
     threads: list[threading.Thread] = []
