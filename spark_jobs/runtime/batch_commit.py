@@ -29,8 +29,9 @@ from spark_jobs.runtime.source_progress import SourceProgress
 from spark_jobs.runtime.stopping import Stop
 from spark_jobs.runtime.target_table import TargetTable
 from spark_jobs.sinks import parts
+from spark_jobs.sinks.batch_result import SecondLook, Written
 from spark_jobs.sinks.ledger import Ledger
-from spark_jobs.sinks.postgres import PostgresSink, SecondLook, Written
+from spark_jobs.sinks.postgres import PostgresSink
 from spark_jobs.sinks.strategy import Choice, Result, choose
 
 log = logging.getLogger("etl.batch")

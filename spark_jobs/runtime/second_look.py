@@ -29,9 +29,10 @@ from spark_jobs.runtime.observed import (
     rows_dropped_as_late,
     state_rows,
 )
+from spark_jobs.sinks.batch_result import Looked
 from spark_jobs.sinks.committing import stateless_books
 from spark_jobs.sinks.parts import PartReport
-from spark_jobs.sinks.postgres import Looked, PostgresSink
+from spark_jobs.sinks.postgres import PostgresSink
 from spark_jobs.sinks.sorting import Tally, moment
 from spark_jobs.sinks.staging import Staged
 

@@ -8,58 +8,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from time import monotonic
 from typing import Any
 
-import adbc_driver_postgresql.dbapi as adbc
 from pyspark.sql import DataFrame
 
-from spark_jobs.contracts.config import WriteMode
-from spark_jobs.contracts.errors import BooksDoNotBalanceError, TransientError
-from spark_jobs.contracts.tracker.records import BatchRecord, Books
+from spark_jobs.contracts.errors import TransientError
+from spark_jobs.contracts.tracker.records import BatchRecord
 from spark_jobs.faults import reach
-from spark_jobs.sinks import merging, parts
+from spark_jobs.sinks import parts
 from spark_jobs.sinks.ability import two_phase_ability
-from spark_jobs.sinks.applying import Merger
-from spark_jobs.sinks.committing import BooksOf, commit, is_committed, stateless_books
-from spark_jobs.sinks.copying import Cursor, run, scalar, sqlstate, transaction
+from spark_jobs.sinks.batch_result import Looked, SecondLook, Written
+from spark_jobs.sinks.committing import stateless_books
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.plans import Plans
-from spark_jobs.sinks.refused import RefusedRows
 from spark_jobs.sinks.reports import RowsRefusedError, raise_for, read_reports
-from spark_jobs.sinks.single import require_all_written, single_task, write_single
-from spark_jobs.sinks.sorting import LetterSpool, Tally
-from spark_jobs.sinks.staged import staged_task
-from spark_jobs.sinks.staging import Staged, create, drop
+from spark_jobs.sinks.single import single_task, write_single
+from spark_jobs.sinks.staged_commit import merge_staged, stage_parts
+from spark_jobs.sinks.staging import Staged, drop
 from spark_jobs.sinks.strategy import Means
 from spark_jobs.sinks.two_phase_commit import TwoPhaseCommit
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Looked:
-    """What a batch's record and books are, once its rows were evaluated.
-
-    :param letters: dead letters that a second look staged; None when it was not needed.
-    """
-
-    record: BatchRecord
-    books_of: BooksOf
-    letters: Staged | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """How a batch's write ended: ``state`` is ``committed`` or ``already_there``."""
-
-    state: str
-    books: Books
-
-
-SecondLook = Callable[[Tally | None], Looked]
-"""Asked once the batch's one action has run, with what the tasks counted (None for a handed-over batch)."""
 
 
 class PostgresSink:
@@ -150,20 +119,8 @@ class PostgresSink:
         :param rows: False when only dead letters and counts are looked for.
         """
         self._attempt += 1
-        plans = self._plans
-        target = plans.target if rows else None
-        staging = create(self._ledger, target, plans.rule, self._attempt, identity_text, self.role)
-        reach("staged.after_create")
-        task = staged_task(plans.staged(staging, careful=careful))
-        collected = read_reports(df.coalesce(self._parallelism).mapInArrow(task, REPORT_SCHEMA).collect())
-        staged = Staged.of(staging, collected)
-        try:
-            for report in collected:
-                raise_for(report)
-        except RowsRefusedError:
-            self._drop(staged)
-            raise
-        return staged
+        narrow = df.coalesce(self._parallelism)
+        return stage_parts(self._plans, narrow, self._attempt, identity_text, rows=rows, careful=careful)
 
     def write_staged(
         self, df: DataFrame, record: BatchRecord, event: dict[str, Any], second_look: SecondLook, *, again: bool
@@ -180,7 +137,7 @@ class PostgresSink:
             staged = self.stage(prepared, name, rows=True, careful=careful)
             last.append(second_look(staged.tally))
             try:
-                return self._settled(self._merge(staged, last[-1], event, careful=careful), record)
+                return self._settled(merge_staged(self._plans, staged, last[-1], event, careful=careful), record)
             finally:
                 self._drop(staged)
 
@@ -188,57 +145,6 @@ class PostgresSink:
         self._drop(last[-1].letters)
         reach("staged.after_drop")
         return Written(report.state, last[-1].books_of(report))
-
-    def _merge(self, staged: Staged, looked: Looked, event: dict[str, Any], *, careful: bool) -> PartReport:
-        total = PartReport(part=0, attempt=0, tally=staged.tally, refused=staged.refused)
-        letters = LetterSpool()
-        started = monotonic()
-        try:
-            with transaction(self._plans.session) as cursor:
-                plan = self._plans.commit(looked.record, event, "staged", staged, looked.letters)
-                if is_committed(cursor, plan):
-                    run(cursor, "ROLLBACK")
-                    total.state = parts.ALREADY_THERE
-                    return total
-                reach("staged.before_merge")
-                self._merge_rows(cursor, staged, total, RefusedRows(letters, plan.limit) if careful else None)
-                commit(cursor, plan, total, letters, looked.books_of(total), started)
-        except adbc.Error as error:
-            open_question = total.state == parts.UNKNOWN and not sqlstate(error)
-            total.fail(sqlstate(error), str(error))
-            total.state = parts.UNKNOWN if open_question else total.state
-        finally:
-            letters.close()
-        return total
-
-    def _merge_rows(self, cursor: Cursor, staged: Staged, total: PartReport, refused: RefusedRows | None) -> None:
-        if not staged.reports:
-            self._empty(cursor)
-            return
-        found = int(scalar(cursor, self._plans.count_staged(staged.staging, staged.reports)))
-        if found != staged.written:
-            # An unlogged table is empty after a crash of the server: then the batch is done again, not the merge.
-            raise BooksDoNotBalanceError(
-                "The staging table does not hold what the tasks staged",
-                found=f"{found} rows",
-                expected=f"{staged.written} rows",
-                cure="Nothing was committed; the batch is done again (did the server restart?)",
-            )
-        self._empty(cursor)
-        total.doing = parts.ROWS
-        winners = self._plans.winners(staged.staging, staged.reports)
-        total.written = Merger(cursor, self._plans.merge(winners), refused).apply() if found else 0
-        total.doing = ""
-        refused_here = refused.count if refused else 0
-        total.refused += refused_here
-        upsert = self._plans.rule.mode is WriteMode.UPSERT
-        left = found - total.written - refused_here
-        total.deduplicated = left if upsert else 0
-        require_all_written(found, left, upsert=upsert)
-
-    def _empty(self, cursor: Cursor) -> None:
-        if self._plans.rule.mode is WriteMode.OVERWRITE:
-            run(cursor, merging.empty(self._plans.target).as_string(self._ledger.connection()))
 
     def _drop(self, staged: Staged | None) -> None:
         if staged is not None:

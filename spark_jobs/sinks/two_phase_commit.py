@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from psycopg import errors, sql
 from pyspark.sql import DataFrame
@@ -20,15 +20,13 @@ from spark_jobs.contracts.tracker.part_names import LETTERS_PART, part_names
 from spark_jobs.contracts.tracker.records import BatchRecord, Books
 from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
+from spark_jobs.sinks.batch_result import Looked
 from spark_jobs.sinks.committing import check_limits, completed, event_text, require_letters, stateless_books
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.plans import Plans
 from spark_jobs.sinks.reports import raise_for, read_reports
 from spark_jobs.sinks.staging import Staged
 from spark_jobs.sinks.two_phase import two_phase_task
-
-if TYPE_CHECKING:
-    from spark_jobs.sinks.postgres import Looked
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""PostgreSQL crashes in the middle of a batch and recovers: unlogged tables are empty then, prepared parts are there."""
+"""PostgreSQL crashes within a batch and recovers: unlogged tables are empty then, prepared parts are there."""
 
 from __future__ import annotations
 

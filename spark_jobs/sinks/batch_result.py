@@ -1,0 +1,35 @@
+"""What a batch's write is told once its rows were evaluated, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from spark_jobs.contracts.tracker.records import BatchRecord, Books
+from spark_jobs.sinks.committing import BooksOf
+from spark_jobs.sinks.sorting import Tally
+from spark_jobs.sinks.staging import Staged
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What a batch's record and books are, once its rows were evaluated.
+
+    :param letters: dead letters that a second look staged; None when it was not needed.
+    """
+
+    record: BatchRecord
+    books_of: BooksOf
+    letters: Staged | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How a batch's write ended: ``state`` is ``committed`` or ``already_there``."""
+
+    state: str
+    books: Books
+
+
+SecondLook = Callable[[Tally | None], Looked]
+"""Asked once the batch's one action has run, with what the tasks counted (None for a handed-over batch)."""

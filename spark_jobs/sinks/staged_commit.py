@@ -1,0 +1,101 @@
+"""Strategy ``staged``, driver side: have the parts staged, then merge and commit them in one transaction."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+import adbc_driver_postgresql.dbapi as adbc
+from pyspark.sql import DataFrame
+
+from spark_jobs.contracts.config import WriteMode
+from spark_jobs.contracts.errors import BooksDoNotBalanceError
+from spark_jobs.faults import reach
+from spark_jobs.sinks import merging, parts
+from spark_jobs.sinks.applying import Merger
+from spark_jobs.sinks.batch_result import Looked
+from spark_jobs.sinks.committing import commit, is_committed
+from spark_jobs.sinks.copying import Cursor, run, scalar, sqlstate, transaction
+from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
+from spark_jobs.sinks.plans import Plans
+from spark_jobs.sinks.refused import RefusedRows
+from spark_jobs.sinks.reports import RowsRefusedError, raise_for, read_reports
+from spark_jobs.sinks.single import require_all_written
+from spark_jobs.sinks.sorting import LetterSpool
+from spark_jobs.sinks.staged import staged_task
+from spark_jobs.sinks.staging import Staged, create, drop
+
+
+def stage_parts(
+    plans: Plans, df: DataFrame, attempt: int, comment: str, *, rows: bool = True, careful: bool = False
+) -> Staged:
+    """Stage a prepared DataFrame's rows and dead letters from the executors.
+
+    :param attempt: number of the attempt within this driver's epoch; no two are the same.
+    :param comment: the staging tables' comment, for whoever finds them.
+    :param rows: False when only dead letters and counts are looked for.
+    """
+    role = plans.session.role
+    staging = create(plans.ledger, plans.target if rows else None, plans.rule, attempt, comment, role)
+    reach("staged.after_create")
+    task = staged_task(plans.staged(staging, careful=careful))
+    reports = read_reports(df.mapInArrow(task, REPORT_SCHEMA).collect())
+    try:
+        for report in reports:
+            raise_for(report)
+    except RowsRefusedError:
+        drop(plans.ledger, staging, role)
+        raise
+    return Staged.of(staging, reports)
+
+
+def merge_staged(plans: Plans, staged: Staged, looked: Looked, event: dict[str, Any], *, careful: bool) -> PartReport:
+    """Merge and commit what the winning attempts staged; errors of PostgreSQL come back in the report.
+
+    :raises BooksDoNotBalanceError: the staging table lacks rows.
+    """
+    total = PartReport(part=0, attempt=0, tally=staged.tally, refused=staged.refused)
+    letters = LetterSpool()
+    started = monotonic()
+    try:
+        with transaction(plans.session) as cursor:
+            plan = plans.commit(looked.record, event, "staged", staged, looked.letters)
+            if is_committed(cursor, plan):
+                run(cursor, "ROLLBACK")
+                total.state = parts.ALREADY_THERE
+                return total
+            reach("staged.before_merge")
+            if plans.rule.mode is WriteMode.OVERWRITE:
+                run(cursor, merging.empty(plans.target).as_string(plans.ledger.connection()))
+            if staged.reports:
+                _merge_rows(cursor, plans, staged, total, RefusedRows(letters, plan.limit) if careful else None)
+            commit(cursor, plan, total, letters, looked.books_of(total), started)
+    except adbc.Error as error:
+        open_question = total.state == parts.UNKNOWN and not sqlstate(error)
+        total.fail(sqlstate(error), str(error))
+        total.state = parts.UNKNOWN if open_question else total.state
+    finally:
+        letters.close()
+    return total
+
+
+def _merge_rows(cursor: Cursor, plans: Plans, staged: Staged, total: PartReport, refused: RefusedRows | None) -> None:
+    found = int(scalar(cursor, plans.count_staged(staged.staging, staged.reports)))
+    if found != staged.written:
+        # An unlogged table is empty after a crash of the server: then the batch is done again, not the merge.
+        raise BooksDoNotBalanceError(
+            "The staging table does not hold what the tasks staged",
+            found=f"{found} rows",
+            expected=f"{staged.written} rows",
+            cure="Nothing was committed; the batch is done again (did the server restart?)",
+        )
+    total.doing = parts.ROWS
+    winners = plans.winners(staged.staging, staged.reports)
+    total.written = Merger(cursor, plans.merge(winners), refused).apply() if found else 0
+    total.doing = ""
+    refused_here = refused.count if refused else 0
+    total.refused += refused_here
+    upsert = plans.rule.mode is WriteMode.UPSERT
+    left = found - total.written - refused_here
+    total.deduplicated = left if upsert else 0
+    require_all_written(found, left, upsert=upsert)
