@@ -143,8 +143,8 @@ class Load(Section):
         None,
         description="Share, from 0 to 1, of a micro-batch's rows that may become dead letters; more end the run with "
         "nothing written, because then the fault is not in the rows. Asked twice: of the unreadable rows among the "
-        "rows read, and of the refused rows among those that reached the sink. A transaction with 10,000 refused rows is "
-        "judged by what it has seen so far. Unset: 0.5, for batches of 100 rows and more.",
+        "rows read, and of the refused rows among those that reached the sink. A transaction with 10,000 refused rows "
+        "is judged by what it has seen so far. Unset: 0.5, for batches of 100 rows and more.",
     )
     role: Text | None = Field(
         None,
