@@ -1,4 +1,8 @@
-"""A process of its own: ``drive.py MASTER PIPELINE CONNECTION`` runs a pipeline, ``--data FOLDER ROWS`` makes rows."""
+"""A process of its own, with a Spark driver in it.
+
+``drive.py MASTER PIPELINE CONNECTION`` runs a pipeline, ``--no-op MASTER FOLDER`` reads rows into Spark's no-op sink,
+``--data FOLDER ROWS`` makes them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 
 from peers import run_pipeline
 from pyspark.sql import SparkSession
-from rows import parquet
+from rows import SCHEMA, parquet
 
 # A heap that a million rows fill already: what a run of twenty million needs beyond it is what grows.
 _SETTINGS = {
@@ -35,6 +39,10 @@ def main() -> None:
     """Do what the command line says."""
     if sys.argv[1] == "--data":
         parquet(_session("local[2]"), Path(sys.argv[2]), int(sys.argv[3]))
+        return
+    if sys.argv[1] == "--no-op":
+        rows = _session(sys.argv[2]).read.schema(SCHEMA).parquet(sys.argv[3])
+        rows.coalesce(1).write.format("noop").mode("append").save()
         return
     master, file, connection = sys.argv[1:]
     run_pipeline(_session(master), Path(file), connection)

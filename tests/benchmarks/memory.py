@@ -1,4 +1,8 @@
-"""Peak memory of driver and executors for micro-batches of different sizes: each a cluster of its own, from /proc."""
+"""Peak memory of driver and executors for micro-batches of different sizes: each a cluster of its own, from /proc.
+
+An executor's JVM grows with what it reads, to its heap's limit and beyond, also where the rows go nowhere. What the
+sink adds is therefore measured beside Spark's no-op sink on the same rows.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 
@@ -21,16 +25,17 @@ from sandbox.spark_cluster import SparkCluster
 
 _DRIVE = Path(__file__).resolve().with_name("drive.py")
 STRATEGIES = ("single", "staged", "two_phase")
+_NO_OP = "Spark's no-op sink"
 _MIB = 1 << 20
 
 
 @dataclass
 class Peaks:
-    """Most MiB that was resident at once, in the driver (Python and JVM) and in one executor (JVM and workers)."""
+    """Most MiB that was resident at once: in the driver (Python and JVM), an executor's JVM, its Python workers."""
 
     driver: float = 0.0
-    executor: float = 0.0
-    _executors: dict[int, float] = field(default_factory=dict)
+    jvm: float = 0.0
+    workers: float = 0.0
 
     def look(self, driver: psutil.Process) -> None:
         """Take the processes as they are now."""
@@ -38,21 +43,48 @@ class Peaks:
         self.driver = max(self.driver, sum(map(_resident, own)))
         for process in psutil.process_iter(["name", "cmdline"]):
             if "CoarseGrainedExecutorBackend" in " ".join(process.info["cmdline"] or ()):
-                total = sum(map(_resident, [process, *_children(process)]))
-                self.executor = max(self.executor, total)
+                self.jvm = max(self.jvm, _resident(process))
+                self.workers = max(self.workers, sum(map(_resident, _children(process))))
 
 
 def figures(server: PostgresServer, folder: Path, sizes: Sequence[int]) -> Iterator[Figure]:
-    """Measure each strategy with each size, and yield the growth from the smallest to the largest."""
+    """Measure each strategy with each size, and yield how driver and workers grow, and the JVM beside the no-op's."""
     data = {rows: _data(folder, rows) for rows in sizes}
+    no_op = {rows: _no_op(path, rows) for rows, path in data.items()}
+    yield _growth("executor's JVM", _NO_OP, {rows: peaks.jvm for rows, peaks in no_op.items()}, None)
     for strategy in STRATEGIES:
         peaks = {rows: _peaks(server, folder, path, rows, strategy) for rows, path in data.items()}
-        for kind in ("driver", "executor"):
-            found = {rows: getattr(peak, kind) for rows, peak in peaks.items()}
-            small, large = found[min(sizes)], found[max(sizes)]
-            name = f"peak memory of the {kind}, {strategy}, one micro-batch of {max(sizes) // 1_000_000} million rows"
-            other = f"{min(sizes) // 1_000_000} million rows: {small:.0f} MiB"
-            yield Figure(name, large, "MiB", other, large / small, 1.2, less=True, series=found)
+        yield _growth("driver", strategy, {rows: peak.driver for rows, peak in peaks.items()}, 1.2)
+        yield _growth("executor's Python workers", strategy, {rows: peak.workers for rows, peak in peaks.items()}, 1.2)
+        own, other = peaks[max(sizes)].jvm, no_op[max(sizes)].jvm
+        yield Figure(_name_of("executor's JVM", strategy, sizes), own, "MiB", f"{_NO_OP}: {other:.0f} MiB", own / other,
+                     1.2, less=True, series={rows: peak.jvm for rows, peak in peaks.items()})  # fmt: skip
+
+
+def _growth(kind: str, what: str, found: dict[int, float], goal: float | None) -> Figure:
+    small, large = found[min(found)], found[max(found)]
+    other = f"{min(found) // 1_000_000} million rows: {small:.0f} MiB"
+    name = _name_of(kind, what, list(found))
+    return Figure(name, large, "MiB", other, large / small, goal, less=True, series=found)
+
+
+def _name_of(kind: str, what: str, sizes: Sequence[int]) -> str:
+    return f"peak memory of the {kind}, {what}, one micro-batch of {max(sizes) // 1_000_000} million rows"
+
+
+def _no_op(data: Path, rows: int) -> Peaks:
+    with SparkCluster(workers=2) as cluster:
+        peaks = _drive(["--no-op", cluster.master_url, str(data)])
+    _tell(_NO_OP, rows, peaks)
+    return peaks
+
+
+def _tell(what: str, rows: int, peaks: Peaks) -> None:
+    print(
+        f"memory: {what}, {rows:,} rows: driver {peaks.driver:.0f} MiB, executor's JVM {peaks.jvm:.0f} MiB, "
+        f"its Python workers {peaks.workers:.0f} MiB",
+        flush=True,
+    )
 
 
 def _peaks(server: PostgresServer, folder: Path, data: Path, rows: int, strategy: str) -> Peaks:
@@ -68,7 +100,7 @@ def _peaks(server: PostgresServer, folder: Path, data: Path, rows: int, strategy
     with connect(server.uri("bench")) as conn:
         found = conn.execute("SELECT count(*) FROM peer").fetchone()
         assert found == (rows,), found
-    print(f"memory: {strategy}, {rows:,} rows: driver {peaks.driver:.0f} MiB, executor {peaks.executor:.0f} MiB")
+    _tell(strategy, rows, peaks)
     return peaks
 
 
