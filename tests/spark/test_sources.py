@@ -30,11 +30,14 @@ def test_json_that_does_not_fit_is_a_dead_letter_with_its_raw_bytes(pipelines: P
         '{"id": 3000000000}',
         '{"id": 1} {"id": 2}',
         '{"id": 1} and more',
+        '{"id": 1}] [{"id": 2}',
+        '{"id": 1}} {"value": {"id": 2}',
+        '{"id": 1},{"id": 2}',
         '[{"id": 1}]',
         "not json",
         '{"id": 1, "at": "yesterday"}',
     ]
-    good = ['{"id": 1, "price": 1.5, "at": "2026-01-01T00:00:00Z", "more": {"nested": [1]}}', '{"id": 2}', "{}"]
+    good = ['{"id": 1, "price": 1.5, "at": "2026-01-01T00:00:00Z", "more": {"nested": [1]}}', '{"id": 2}', "{}", '{"id": 3} \t']
     write_lines(inbox / "0.json", *bad, "", *good)
     config = file_pipeline("rows", inbox, pipelines.checkpoints, schema=SCHEMA)
     ended = pipelines.finish(config)
@@ -43,9 +46,9 @@ def test_json_that_does_not_fit_is_a_dead_letter_with_its_raw_bytes(pipelines: P
     assert all(
         str(letter[2]).endswith("0.json") and letter[3:] == ("parse", "pending") for letter in _letters(pipelines)
     )
-    assert ended.result.rows["source"] == 11
-    assert ended.result.rows["dead_lettered"] == 8
-    assert pipelines.one("SELECT count(*) FROM result") == 3
+    assert ended.result.rows["source"] == 15
+    assert ended.result.rows["dead_lettered"] == 11
+    assert pipelines.one("SELECT count(*) FROM result") == 4
 
 
 def test_invalid_utf8_and_nul_are_kept_as_they_came(pipelines: Pipelines, inbox: Path) -> None:
