@@ -64,9 +64,11 @@ def spark() -> Iterator[SparkSession]:
     """A local Spark session with two cores and the Kafka connector; times are UTC."""
     from pyspark.sql import SparkSession
 
+    from spark_jobs.runtime.session import DEFAULTS
+
     os.environ.update({name: spark_environ()[name] for name in ("JAVA_HOME", "SPARK_LOCAL_IP", "PYSPARK_PYTHON")})
     builder = SparkSession.builder.master("local[2]").appName("tests")
-    for name, value in _SPARK_SETTINGS.items():
+    for name, value in {**DEFAULTS, **_SPARK_SETTINGS}.items():
         builder = builder.config(name, value)
     session = builder.config("spark.jars", ",".join(jar.as_uri() for jar in jars("spark-kafka"))).getOrCreate()
     session.sparkContext.setLogLevel("ERROR")

@@ -12,14 +12,18 @@ from pyspark.sql import SparkSession
 
 from spark_jobs.contracts.errors import ConfigError
 
-# What a user may set otherwise.
-_DEFAULTS = {
+DEFAULTS = {
     # Event times and casts to DATE must not depend on the machine that happens to run the driver.
     "spark.sql.session.timeZone": "UTC",
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
+    # Arrow batches are bounded by their rows: to bound their bytes, Spark asks each column for its size after each row,
+    # a quarter of the time of an append. Rows are so few that even records of a megabyte fit into memory; what an
+    # executor writes is put together again (spark_jobs/sinks/gathering.py).
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
+    "spark.sql.execution.arrow.maxBytesPerBatch": str(2**31 - 1),
     # Values that look like a secret are hidden already; these are our own keys.
     "spark.redaction.regex": "(?i)secret|password|passwd|token|access[.]key|sasl[.]jaas|credential|airflow_conn",
 }
+"""What a user may set otherwise, by ``--conf`` or for the session."""
 # What would lose or double rows.
 _REQUIRED = {
     "spark.sql.files.ignoreMissingFiles": "false",
@@ -43,7 +47,7 @@ def get_session(name: str, conf: Mapping[str, str], *, master: str | None = None
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     for key, value in conf.items():
         builder = builder.config(key, value)
-    for key, value in _DEFAULTS.items():
+    for key, value in DEFAULTS.items():
         if key not in conf and not given.contains(key):
             builder = builder.config(key, value)
     spark = builder.master(where).getOrCreate()

@@ -26,6 +26,7 @@ from report import Figure, write_report
 from sandbox.jars import jars
 from sandbox.postgres import PostgresServer
 from sandbox.spark_cluster import spark_environ
+from spark_jobs.runtime.session import DEFAULTS
 
 _HERE = Path(__file__).resolve().parent
 _SETTINGS = {
@@ -83,7 +84,7 @@ def _session(master: str) -> Iterator[Any]:
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.master(master).appName("bench")
-    for name, value in _SETTINGS.items():
+    for name, value in {**DEFAULTS, **_SETTINGS}.items():
         builder = builder.config(name, value)
     found = ",".join(jar.as_uri() for name in ("jdbc", "spark-kafka") for jar in jars(name))
     session = builder.config("spark.jars", found).getOrCreate()

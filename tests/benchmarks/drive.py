@@ -15,6 +15,8 @@ from peers import run_pipeline
 from pyspark.sql import SparkSession
 from rows import SCHEMA, parquet
 
+from spark_jobs.runtime.session import DEFAULTS
+
 # A heap that a million rows fill already: what a run of twenty million needs beyond it is what grows.
 _SETTINGS = {
     "spark.driver.host": "127.0.0.1",
@@ -29,7 +31,7 @@ _SETTINGS = {
 
 def _session(master: str) -> SparkSession:
     builder: Any = SparkSession.builder.master(master).appName("bench driver")
-    for name, value in _SETTINGS.items():
+    for name, value in {**DEFAULTS, **_SETTINGS}.items():
         builder = builder.config(name, value)
     session: SparkSession = builder.getOrCreate()
     return session

@@ -31,8 +31,10 @@ _SETTINGS = {
 def _session() -> Any:
     from pyspark.sql import SparkSession
 
+    from spark_jobs.runtime.session import DEFAULTS
+
     builder: Any = SparkSession.builder.master(os.environ.get("STANDBY_MASTER", "local[2]")).appName("standby")
-    for name, value in _SETTINGS.items():
+    for name, value in {**DEFAULTS, **_SETTINGS}.items():
         builder = builder.config(name, value)
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")

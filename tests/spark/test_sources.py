@@ -37,7 +37,12 @@ def test_json_that_does_not_fit_is_a_dead_letter_with_its_raw_bytes(pipelines: P
         "not json",
         '{"id": 1, "at": "yesterday"}',
     ]
-    good = ['{"id": 1, "price": 1.5, "at": "2026-01-01T00:00:00Z", "more": {"nested": [1]}}', '{"id": 2}', "{}", '{"id": 3} \t']
+    good = [
+        '{"id": 1, "price": 1.5, "at": "2026-01-01T00:00:00Z", "more": {"nested": [1]}}',
+        '{"id": 2}',
+        "{}",
+        '{"id": 3} \t',
+    ]
     write_lines(inbox / "0.json", *bad, "", *good)
     config = file_pipeline("rows", inbox, pipelines.checkpoints, schema=SCHEMA)
     ended = pipelines.finish(config)
