@@ -12,6 +12,7 @@ from pyspark.sql.types import LongType, StringType, StructField, StructType
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.sinks.acknowledging import acknowledged
 from spark_jobs.sinks.gathering import gathered
+from spark_jobs.sinks.reading_ahead import read_ahead
 from spark_jobs.sinks.sorting import TALLY_FIELDS, Tally
 
 COMMITTED = "committed"
@@ -105,7 +106,8 @@ def in_task(
         part = context.partitionId() if context else 0
         attempt = context.taskAttemptId() if context else 0
         try:
-            report = work(gathered(acknowledged(batches)), part, attempt)
+            with read_ahead(gathered(acknowledged(batches))) as rows:
+                report = work(rows, part, attempt)
         except EtlError as error:
             report = PartReport(part, attempt)
             report.fail(type(error).__name__, json.dumps(error.to_json()))

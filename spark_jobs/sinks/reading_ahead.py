@@ -1,0 +1,64 @@
+"""Rows are read while the ones before them are written. Executor side.
+
+The socket between Spark's JVM and a Python worker holds less than one batch: without a reader of its own the JVM would
+stand still while the worker writes, and PostgreSQL while the worker reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from queue import Full, Queue
+from threading import Event, Thread
+
+import pyarrow as pa
+
+_BATCHES = 2
+_SECONDS = 0.05
+
+_Item = pa.RecordBatch | BaseException | None
+
+
+@contextmanager
+def read_ahead(batches: Iterable[pa.RecordBatch]) -> Iterator[Iterator[pa.RecordBatch]]:
+    """Yield an iterator over the same batches, in their order, of which a thread reads two ahead.
+
+    An error of the source is raised where its batch would have come. At the block's end nobody reads any more: what
+    was not asked for is left where it is, but for what had been read ahead.
+    """
+    queue: Queue[_Item] = Queue(_BATCHES)
+    stop = Event()
+    reader = Thread(target=_read, args=(batches, queue, stop), name="etl-read-ahead", daemon=True)
+    reader.start()
+    try:
+        yield _rows(queue)
+    finally:
+        stop.set()
+        reader.join()
+
+
+def _read(batches: Iterable[pa.RecordBatch], queue: Queue[_Item], stop: Event) -> None:
+    try:
+        for batch in batches:
+            _put(queue, batch, stop)
+            if stop.is_set():
+                return
+        _put(queue, None, stop)
+    except BaseException as error:  # noqa: BLE001 - raised again where the rows are used
+        _put(queue, error, stop)
+
+
+def _put(queue: Queue[_Item], item: _Item, stop: Event) -> None:
+    while not stop.is_set():
+        try:
+            queue.put(item, timeout=_SECONDS)
+        except Full:
+            continue
+        return
+
+
+def _rows(queue: Queue[_Item]) -> Iterator[pa.RecordBatch]:
+    while (item := queue.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        yield item
