@@ -10,13 +10,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from queue import Full, Queue
 from threading import Event, Thread
+from typing import Any
 
 import pyarrow as pa
 
 _BATCHES = 2
 _SECONDS = 0.05
 
-_Item = pa.RecordBatch | BaseException | None
+_Item = Any
+"""A batch, the error in the place of one, or None at the end."""
 
 
 @contextmanager
