@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from _pytest.runner import runtestprotocol
+from hypothesis import settings
 
 from sandbox.jars import jars
 from sandbox.kafka import KafkaBroker
@@ -20,6 +21,11 @@ from sandbox.spark_cluster import SparkCluster, spark_environ
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+
+# How long an example takes is the machine's affair.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @dataclass(frozen=True)

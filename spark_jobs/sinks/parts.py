@@ -106,7 +106,7 @@ def in_task(
         part = context.partitionId() if context else 0
         attempt = context.taskAttemptId() if context else 0
         try:
-            with read_ahead(gathered(acknowledged(batches))) as rows:
+            with read_ahead(acknowledged(batches), through=gathered) as rows:
                 report = work(rows, part, attempt)
         except EtlError as error:
             report = PartReport(part, attempt)

@@ -6,7 +6,7 @@ stand still while the worker writes, and PostgreSQL while the worker reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from queue import Full, Queue
 from threading import Event, Thread
@@ -22,15 +22,19 @@ _Item = Any
 
 
 @contextmanager
-def read_ahead(batches: Iterable[pa.RecordBatch]) -> Iterator[Iterator[pa.RecordBatch]]:
-    """Yield an iterator over the same batches, in their order, of which a thread reads two ahead.
+def read_ahead(
+    batches: Iterable[pa.RecordBatch],
+    through: Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]] = iter,
+) -> Iterator[Iterator[pa.RecordBatch]]:
+    """Yield an iterator over ``through(batches)``, in their order, of which a thread has two ready ahead.
 
-    An error of the source is raised where its batch would have come. At the block's end nobody reads any more: what
-    was not asked for is left where it is, but for what had been read ahead.
+    An error of the source is raised where its batch would have come. At the block's end nobody reads any more, for
+    which one of ``batches`` may have to be waited for; the others are left where they are.
     """
     queue: Queue[_Item] = Queue(_BATCHES)
     stop = Event()
-    reader = Thread(target=_read, args=(batches, queue, stop), name="etl-read-ahead", daemon=True)
+    arguments = (through(_until(stop, batches)), queue, stop)
+    reader = Thread(target=_read, args=arguments, name="etl-read-ahead", daemon=True)
     reader.start()
     try:
         yield _rows(queue)
@@ -43,11 +47,16 @@ def _read(batches: Iterable[pa.RecordBatch], queue: Queue[_Item], stop: Event) -
     try:
         for batch in batches:
             _put(queue, batch, stop)
-            if stop.is_set():
-                return
         _put(queue, None, stop)
     except BaseException as error:  # noqa: BLE001 - raised again where the rows are used
         _put(queue, error, stop)
+
+
+def _until(stop: Event, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch
+        if stop.is_set():
+            return
 
 
 def _put(queue: Queue[_Item], item: _Item, stop: Event) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pytest
@@ -55,6 +55,26 @@ def test_who_stops_leaves_the_rest_to_others(used: int) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "etl-read-ahead"]
     # Two wait to be used, and one for a place among them.
     assert used <= asked <= used + 3
+
+
+def test_one_batch_at_most_is_waited_for_at_the_end() -> None:
+    asked = 0
+    stopping = threading.Event()
+
+    def source() -> Iterator[pa.RecordBatch]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield _batch(asked)
+            if asked == 10:
+                stopping.wait(30)
+
+    def all_at_once(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield pa.Table.from_batches(batches).to_batches()[0]
+
+    with read_ahead(source(), through=all_at_once):
+        threading.Timer(0.2, stopping.set).start()
+    assert asked <= 11
 
 
 def test_the_next_batch_is_read_while_one_is_used() -> None:
