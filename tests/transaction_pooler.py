@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 _ENCRYPTION_REQUESTS = (80877103, 80877104)
 _CANCEL_REQUEST = 80877102
+_OWN_KEY = b"K" + struct.pack("!III", 12, 1, 2)
 
 
 @dataclass(eq=False)
@@ -90,7 +91,8 @@ class TransactionPooler:
         server.writer.write(startup)
         while True:
             kind, message = await _message(server.reader)
-            client.writer.write(message)
+            # As PgBouncer does: the key to cancel with is the pooler's own.
+            client.writer.write(_OWN_KEY if kind == b"K" else message)
             if kind == b"Z":
                 break
             if kind == b"E":

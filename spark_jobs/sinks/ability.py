@@ -22,7 +22,8 @@ SELECT
     (SELECT g.tgname FROM pg_trigger g JOIN tables t ON g.tgrelid = t.oid
      WHERE NOT g.tgisinternal AND g.tgtype & 4 = 4
      ORDER BY g.tgtype & 1 = 1 AND g.tgtype & 66 > 0 DESC, g.tgname LIMIT 1),
-    (SELECT c.relpersistence = 't' FROM pg_class c WHERE c.oid = to_regclass(%(table)s))
+    (SELECT c.relpersistence = 't' FROM pg_class c WHERE c.oid = to_regclass(%(table)s)),
+    pg_backend_pid()
 """
 
 
@@ -64,14 +65,14 @@ class TwoPhase:
             )
 
 
-def two_phase_ability(conn: Connection, target: Target, tracker: str) -> TwoPhase:
+def two_phase_ability(conn: Connection, target: Target, tracker: str, role: str | None = None) -> TwoPhase:
     """Ask the server. For tables of any owner; needs no privilege.
 
-    :param tracker: the tracker's schema.
+    :param tracker: the tracker's schema. :param role: the role that is to write, where it is not the connection's own.
     """
     with classified("Asking whether the server allows two-phase commits"):
         row = conn.execute(_QUESTION, {"table": target.identifier().as_string(conn)}).fetchone()
-    limit, used, unique, trigger, temporary = row or (0, 0, None, None, False)
+    limit, used, unique, trigger, temporary, session = row or (0, 0, None, None, False, 0)
     slots = max(limit - used, 0)
     obstacle = ""
     if not limit:
@@ -82,6 +83,12 @@ def two_phase_ability(conn: Connection, target: Target, tracker: str) -> TwoPhas
         obstacle = f"the table has the trigger {trigger}, which may change or suppress rows unseen"
     elif not may_finish(conn, tracker):
         obstacle = f"the connection's user lacks DELETE on the tables batch_decision and batch_part of {tracker}"
+    elif role and session != conn.info.backend_pid:
+        # A pooler names itself as the session, for cancelling.
+        obstacle = (
+            f"load.role is {role!r} and a pooler is between: the role may be gone from one statement to the next, and "
+            "only who prepared a transaction may commit it"
+        )
     elif temporary:
         obstacle = "the table is temporary"
     elif columns := [column.name for column in target.columns if not column.direct]:

@@ -52,7 +52,7 @@ class PostgresSink:
 
     def means(self) -> Means:
         """Return what a batch can be written with now."""
-        ability = two_phase_ability(self._ledger.connection(), self._plans.target, self._ledger.schema)
+        ability = two_phase_ability(self._ledger.connection(), self._plans.target, self._ledger.schema, self.role)
         return Means(self._plans.rule.mode, ability, self._parallelism, self._asked)
 
     # -- single ----------------------------------------------------------------------------------------------------

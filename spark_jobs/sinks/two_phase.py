@@ -79,9 +79,18 @@ def _prepare(
     report.name = name
     reach("two_phase.after_prepare")
     report.doing = ""
-    if scalar(cursor, statements.part_has_lost(plan.commit.tracker), (*record.right, *key[1:], name)):
+    if _has_lost(cursor, statements.part_has_lost(plan.commit.tracker), (*record.right, *key[1:], name)):
         _roll_back(cursor, name)
         raise fenced(record.identity.pipeline_id, record.run_id, record.epoch)
+
+
+def _has_lost(cursor: Cursor, question: str, parameters: tuple[str, ...]) -> bool:
+    # In a transaction: a question with parameters is prepared first and asked then, which a pooler would give to two
+    # sessions.
+    run(cursor, "BEGIN")
+    lost = bool(scalar(cursor, question, parameters))
+    run(cursor, "COMMIT")
+    return lost
 
 
 def _literal(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Everything works through a pooler in transaction mode."""
+"""Through a pooler in transaction mode: every strategy; but two_phase with a role is refused before anything moves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from pipeline_runs import Pipelines, aggregation, file_pipeline, write_lines
 from transaction_pooler import transaction_pooler
+
+from spark_jobs.contracts.errors import TwoPhaseUnavailableError
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,35 @@ def test_a_pipeline_through_a_pooler(
         pipelines.finish(config)
     assert pipelines.one("SELECT count(*) FROM result") == (100 if mode == "append" else 50)
     assert pipelines.rows("SELECT source_rows, dead_lettered_rows FROM etl.batch_tracker") == [(101, 1)]
+
+
+def test_two_phase_through_a_pooler(database: Any, spark: Any, tmp_path: Path, inbox: Path) -> None:
+    write_lines(inbox / "0.json", *({"id": i} for i in range(100)), "broken")
+    write_lines(inbox / "1.json", *({"id": i} for i in range(100, 200)))
+    load = {"writeStrategy": "two_phase", "writeParallelism": 2}
+    config = file_pipeline("pooled", inbox, tmp_path / "checkpoints", schema="id INT", load=load)
+    with transaction_pooler(database.server.port) as pooler:
+        Pipelines(Pooled(database, pooler.port), tmp_path, spark).finish(config)
+    pipelines = Pipelines(database, tmp_path, spark)
+    assert pipelines.one("SELECT count(DISTINCT id) FROM result") == 200
+    assert pipelines.rows("SELECT source_rows, dead_lettered_rows, strategy FROM etl.batch_tracker") == [
+        (201, 1, "two_phase")
+    ]
+
+
+def test_a_role_and_two_phase_are_refused_before_anything_moves(
+    database: Any, spark: Any, tmp_path: Path, inbox: Path, role: str
+) -> None:
+    write_lines(inbox / "0.json", {"id": 1})
+    pipelines = Pipelines(database, tmp_path, spark)
+    with transaction_pooler(database.server.port) as pooler:
+        pooled = Pipelines(Pooled(database, pooler.port), tmp_path, spark)
+        load = {"writeStrategy": "two_phase", "role": role}
+        config = file_pipeline("pooled", inbox, tmp_path / "checkpoints", schema="id INT", load=load)
+        ended = pooled.run(config)
+        assert isinstance(ended.error, TwoPhaseUnavailableError)
+        assert "a pooler is between" in str(ended.error)
+        assert pipelines.one("SELECT count(*) FROM result") == 0
+        config["load"]["writeStrategy"] = "staged"
+        pooled.finish(config)
+    assert pipelines.one("SELECT count(*) FROM result") == 1

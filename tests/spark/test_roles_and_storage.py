@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pipeline_runs import Pipelines, aggregation, file_pipeline, write_lines
 
-from spark_jobs.contracts.errors import TargetMismatchError, TooManyDeadLettersError
-from spark_jobs.contracts.tracker.migrate import migrate
+from spark_jobs.contracts.errors import ConfigError, TargetMismatchError, TooManyDeadLettersError
 
 PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
-
-
-@pytest.fixture
-def role(database: Any) -> Iterator[str]:
-    """A role without a login that may write the ledger and create tables, and nothing else."""
-    name = f"Writers {uuid.uuid4().hex[:8]}"
-    with database.connect(autocommit=True) as conn:
-        migrate(conn, "etl")
-        conn.execute(f'CREATE ROLE "{name}"')
-        conn.execute(f'GRANT USAGE, CREATE ON SCHEMA public, etl TO "{name}"')
-        conn.execute(f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA etl TO "{name}"')
-        conn.execute(f'GRANT USAGE ON ALL SEQUENCES IN SCHEMA etl TO "{name}"')
-    yield name
-    with database.connect(autocommit=True) as conn:
-        conn.execute(f'DROP OWNED BY "{name}"')
-        conn.execute(f'DROP ROLE "{name}"')
 
 
 @pytest.mark.parametrize(
@@ -56,6 +36,14 @@ def test_everything_is_written_by_the_role(
     assert pipelines.one("SELECT count(*) FROM etl.dead_letter") == 2
     assert pipelines.rows("SELECT relname FROM pg_class WHERE relname LIKE 'stage\\_%' AND relkind = 'r'") == []
     assert pipelines.rows(PREPARED) == []
+
+
+def test_a_role_that_is_not_there_is_named(pipelines: Pipelines, inbox: Path) -> None:
+    write_lines(inbox / "0.json", {"id": 1})
+    ended = pipelines.run(file_pipeline("role", inbox, pipelines.checkpoints, schema="id INT", load={"role": "Nobody"}))
+    assert isinstance(ended.error, ConfigError)
+    assert "load.role 'Nobody' cannot be used" in str(ended.error)
+    assert 'role "Nobody" does not exist' in str(ended.error)
 
 
 def test_an_aggregations_dead_letters_are_staged_by_the_role(pipelines: Pipelines, inbox: Path, role: str) -> None:

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
-from psycopg import IsolationLevel, sql
+from psycopg import IsolationLevel, errors, sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import RowFactory, tuple_row
 
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import (
+    ConfigError,
     DatabaseUnreachableError,
     DataError,
     EtlError,
@@ -119,9 +120,21 @@ def short_transaction(
 
 
 def set_local_role(conn: Connection, role: str | None) -> None:
-    """Act as ``role`` until the open transaction ends; as the connection's own user where there is none."""
-    if role:
+    """Act as ``role`` until the open transaction ends; as the connection's own user where there is none.
+
+    :raises ConfigError: there is no such role, or the user may not act as it.
+    """
+    if not role:
+        return
+    try:
         conn.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(role)))
+    except (errors.InvalidParameterValue, errors.InsufficientPrivilege) as error:
+        raise ConfigError(
+            f"load.role {role!r} cannot be used",
+            found=str(error),
+            expected=f"a role of the server that {conn.info.user!r} is a member of, spelled as in pg_roles",
+            cure=f"GRANT the role to {conn.info.user!r}, or correct load.role",
+        ) from error
 
 
 def raw(conn: Connection, statement: str, *parameters: str | None) -> list[tuple[Any, ...]]:
