@@ -1,4 +1,4 @@
-"""A real standalone cluster of two workers: what its executors lack is said before data moves, and how they get it."""
+"""A real standalone cluster of two workers: what its executors lack is named, and nothing is written; what cures it."""
 
 from __future__ import annotations
 
