@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pyspark import SparkConf, SparkContext
@@ -24,6 +24,7 @@ DEFAULTS = {
     "spark.redaction.regex": "(?i)secret|password|passwd|token|access[.]key|sasl[.]jaas|credential|airflow_conn",
 }
 """What a user may set otherwise, by ``--conf`` or for the session."""
+_ARROW = {"spark.sql.execution.arrow.maxRecordsPerBatch", "spark.sql.execution.arrow.maxBytesPerBatch"}
 # What would lose or double rows.
 _REQUIRED = {
     "spark.sql.files.ignoreMissingFiles": "false",
@@ -47,9 +48,8 @@ def get_session(name: str, conf: Mapping[str, str], *, master: str | None = None
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     for key, value in conf.items():
         builder = builder.config(key, value)
-    for key, value in DEFAULTS.items():
-        if key not in conf and not given.contains(key):
-            builder = builder.config(key, value)
+    for key, value in defaults_beside(key for key in DEFAULTS if key in conf or given.contains(key)).items():
+        builder = builder.config(key, value)
     spark = builder.master(where).getOrCreate()
     _check(spark)
     if "PYSPARK_GATEWAY_PORT" in os.environ and not given.contains("spark.log.level"):
@@ -59,6 +59,15 @@ def get_session(name: str, conf: Mapping[str, str], *, master: str | None = None
         # Spark's 200 make 200 state stores of every aggregation; a checkpoint keeps what it began with.
         spark.conf.set(_SHUFFLE, str(max(spark.sparkContext.defaultParallelism, 1)))
     return spark
+
+
+def defaults_beside(chosen: Iterable[str]) -> dict[str, str]:
+    """Return the defaults for what was not chosen."""
+    left = set(DEFAULTS) - set(chosen)
+    if not left >= _ARROW:
+        # Rows that another bound lets through need Spark's bound in bytes.
+        left -= _ARROW
+    return {key: value for key, value in DEFAULTS.items() if key in left}
 
 
 def _submitted() -> SparkConf:

@@ -31,13 +31,12 @@ def gathered(
         rows += batch.num_rows
         size += batch.nbytes
         if rows >= most_rows or size >= most_bytes:
-            yield _one(waiting)
+            yield from _together(waiting)
             waiting, rows, size = [], 0, 0
     if waiting:
-        yield _one(waiting)
+        yield from _together(waiting)
 
 
-def _one(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    if len(batches) == 1:
-        return batches[0]
-    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+def _together(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    # Usually one: a column whose values are more than two gigabytes stays in pieces.
+    return batches if len(batches) == 1 else pa.Table.from_batches(batches).combine_chunks().to_batches()

@@ -14,6 +14,7 @@ from spark_jobs.sinks.acknowledging import acknowledged
 from spark_jobs.sinks.gathering import gathered
 from spark_jobs.sinks.reading_ahead import read_ahead
 from spark_jobs.sinks.sorting import TALLY_FIELDS, Tally
+from spark_jobs.sinks.whole_input import whole, worker_input
 
 COMMITTED = "committed"
 ALREADY_THERE = "already_there"
@@ -106,6 +107,8 @@ def in_task(
         part = context.partitionId() if context else 0
         attempt = context.taskAttemptId() if context else 0
         try:
+            if context:
+                batches = whole(batches, worker_input())
             with read_ahead(acknowledged(batches), through=gathered) as rows:
                 report = work(rows, part, attempt)
         except EtlError as error:

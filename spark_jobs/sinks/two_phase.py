@@ -80,7 +80,7 @@ def _prepare(
     reach("two_phase.after_prepare")
     report.doing = ""
     if _has_lost(cursor, statements.part_has_lost(plan.commit.tracker), (*record.right, *key[1:], name)):
-        _roll_back(cursor, name)
+        _roll_back(cursor, name, plan.session.role)
         raise fenced(record.identity.pipeline_id, record.run_id, record.epoch)
 
 
@@ -98,7 +98,10 @@ def _literal(name: str) -> str:
     return f"'{name}'"
 
 
-def _roll_back(cursor: Cursor, name: str) -> None:
+def _roll_back(cursor: Cursor, name: str, role: str | None) -> None:
+    if role:
+        # Who prepared it must roll it back, and the transaction's role ended with it. The session ends soon as well.
+        run(cursor, f"SET ROLE {statements.quote_identifier(role)}")
     try:
         run(cursor, f"ROLLBACK PREPARED {_literal(name)}")
     except adbc.Error as error:

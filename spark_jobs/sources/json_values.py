@@ -33,7 +33,7 @@ class ParsedJson:
 
 
 def parse_json(df: DataFrame, value: str, schema: StructType, options: Mapping[str, str]) -> ParsedJson:
-    """Add the columns of ``schema``, parsed from the BINARY column ``value``, to ``df``.
+    """Add the columns of ``schema``, parsed from the BINARY or STRING column ``value``, to ``df``.
 
     :param options: Spark's JSON options (``timestampFormat``, …).
     """
@@ -68,7 +68,8 @@ def _one_object(value: Column) -> Column:
     # Of a flat object the only closing brace is the last byte: true of nearly every record, and found at the speed of
     # memory (positions and lengths in characters cost a quarter of the parsing). Only the others are tokenised again,
     # as a member of an object that must then have exactly the members it was given.
-    head = F.substring(value, 1, F.octet_length(value) - 1).cast("string")
+    encoded = value.cast("binary")
+    head = F.substring(encoded, 1, F.octet_length(encoded) - 1).cast("string")
     wrapped = F.concat(F.lit(f'{{"{_FIRST}":'), value.cast("string"), F.lit(f',"{_LAST}":0}}'))
     alone = F.json_object_keys(wrapped) == F.array(F.lit(_FIRST), F.lit(_LAST))
     return ~F.contains(head, F.lit("}")) | F.coalesce(alone, F.lit(False))

@@ -10,7 +10,7 @@ import pytest
 
 from spark_jobs.contracts.credentials import resolve_database
 from spark_jobs.contracts.errors import ConfigError
-from spark_jobs.runtime.session import get_session, hadoop_credentials
+from spark_jobs.runtime.session import DEFAULTS, defaults_beside, get_session, hadoop_credentials
 
 PROVIDER = "hadoop.security.credential.provider.path"
 
@@ -48,3 +48,10 @@ def test_settings_that_lose_rows_are_refused(spark: Any, key: str) -> None:
             get_session("test", {})
     finally:
         spark.conf.unset(key)
+
+
+@pytest.mark.parametrize("chosen", ["maxRecordsPerBatch", "maxBytesPerBatch"])
+def test_who_bounds_arrow_batches_keeps_sparks_other_bound(chosen: str) -> None:
+    assert defaults_beside([]) == DEFAULTS
+    found = defaults_beside([f"spark.sql.execution.arrow.{chosen}"])
+    assert {name for name in DEFAULTS if name not in found} == {name for name in DEFAULTS if ".arrow." in name}

@@ -42,6 +42,7 @@ def test_json_that_does_not_fit_is_a_dead_letter_with_its_raw_bytes(pipelines: P
         '{"id": 2}',
         "{}",
         '{"id": 3} \t',
+        '{"id": 4, "note": "Müller", "ratio": NaN}',
     ]
     write_lines(inbox / "0.json", *bad, "", *good)
     config = file_pipeline("rows", inbox, pipelines.checkpoints, schema=SCHEMA)
@@ -51,9 +52,9 @@ def test_json_that_does_not_fit_is_a_dead_letter_with_its_raw_bytes(pipelines: P
     assert all(
         str(letter[2]).endswith("0.json") and letter[3:] == ("parse", "pending") for letter in _letters(pipelines)
     )
-    assert ended.result.rows["source"] == 15
+    assert ended.result.rows["source"] == 16
     assert ended.result.rows["dead_lettered"] == 11
-    assert pipelines.one("SELECT count(*) FROM result") == 4
+    assert pipelines.one("SELECT count(*) FROM result") == 5
 
 
 def test_invalid_utf8_and_nul_are_kept_as_they_came(pipelines: Pipelines, inbox: Path) -> None:
