@@ -85,3 +85,15 @@ def letter(
         (null if event_time is None else event_time.cast("string")).alias("event_time"),
     )
     return F.to_json(fields)
+
+
+_JSON = {
+    "ignoreNullFields": "false",
+    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
+    "timestampNTZFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS",
+}
+
+
+def json_text(column: Column) -> Column:
+    """Return a struct, array, map or variant as JSON with all of it: ``to_json`` leaves out nulls and microseconds."""
+    return F.to_json(column, _JSON)

@@ -17,6 +17,9 @@ from pyspark.sql import SparkSession
 from spark_jobs.contracts.errors import CheckpointMismatchError
 from spark_jobs.contracts.tracker.records import SourceFile
 
+_LOGS = ("offsets", "commits", "sources", "state")
+_SEEDING = "etl-seeding"
+
 
 @dataclass(frozen=True, slots=True)
 class OffsetEntry:
@@ -54,7 +57,25 @@ class Checkpoint:
     def query_id(self) -> str | None:
         """Return the query's id; None when there is no checkpoint yet."""
         text = self._read("metadata")
-        return None if text is None else str(json.loads(text)["id"])
+        try:
+            return None if text is None else str(json.loads(text)["id"])
+        except (ValueError, KeyError) as error:
+            raise CheckpointMismatchError(
+                f"The file metadata of the checkpoint {self.location} cannot be read",
+                found=f"{len(text or '')} characters: {error}",
+                expected='{"id": the query\'s id}, as Spark writes it',
+                cure="Restore the file, or move the whole checkpoint away and go on as when it is lost",
+            ) from error
+
+    def has_logs(self) -> bool:
+        """Tell whether a query has left anything here, whether or not it has its ``metadata``."""
+        return any(self._names(folder) for folder in _LOGS)
+
+    def clear_half_seed(self) -> None:
+        """Remove what a driver left that died in :meth:`seed_files`; nothing of it was ever read."""
+        if self._read(_SEEDING) is not None:
+            for folder in _LOGS:
+                self._files.delete(self._path(folder), True)
 
     def has_offsets(self) -> bool:
         """Tell whether any micro-batch was ever planned here."""
@@ -107,12 +128,15 @@ class Checkpoint:
 
     def write_metadata(self, query_id: str) -> None:
         """Give a new checkpoint its query id, so that the ledger knows it before Spark starts."""
-        self._write("metadata", json.dumps({"id": query_id}))
+        # In one step: half a file would be no checkpoint any more, and not none.
+        self._write("metadata.new", json.dumps({"id": query_id}))
+        self._files.rename(self._path("metadata.new"), self._path("metadata"))
 
     def seed_files(self, query_id: str, files: Iterable[SourceFile]) -> None:
         """Write a checkpoint that has read ``files`` as its batch 0 and nothing since.
 
-        ``metadata`` comes last: without it a half-written seed is no checkpoint, and is written again.
+        ``metadata`` comes last: without it a half-written seed is no checkpoint, and is written again. A file of our
+        own tells it from a checkpoint that has lost its ``metadata``.
         """
         entries = [
             json.dumps({"path": f.path, "timestamp": int(f.modified_at.timestamp() * 1000), "batchId": 0})
@@ -120,10 +144,12 @@ class Checkpoint:
         ]
         now = int(datetime.now(UTC).timestamp() * 1000)
         metadata = json.dumps({"batchWatermarkMs": 0, "batchTimestampMs": now, "conf": {}})
+        self._write(_SEEDING, query_id)
         self._write("sources/0/0", "\n".join(["v1", *entries]))
         self._write("offsets/0", "\n".join(["v1", metadata, json.dumps({"logOffset": 0})]))
         self._write("commits/0", "\n".join(["v1", json.dumps({"nextBatchWatermarkMs": 0})]))
         self.write_metadata(query_id)
+        self._files.delete(self._path(_SEEDING), False)
 
     def _source_entries(self, number: int) -> list[dict[str, Any]]:
         text = self._read(f"sources/0/{number}")

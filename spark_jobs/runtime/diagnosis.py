@@ -13,7 +13,7 @@ from pyspark.sql.classic.column import Column as ClassicColumn
 from spark_jobs.contracts.config import FilterTransform, SelectTransform
 from spark_jobs.contracts.config.transforms import Transform
 from spark_jobs.contracts.errors import DataError
-from spark_jobs.rows import SOURCE, data_columns, passed
+from spark_jobs.rows import SOURCE, data_columns, json_text, passed
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.sources.base import OffsetRange
 from spark_jobs.transforms import registry
@@ -72,7 +72,7 @@ def explain(spark: SparkSession, flow: Flow, offsets: OffsetRange, words: str) -
 def _failures(
     spark: SparkSession, frame: DataFrame, transform: Transform, number: int
 ) -> list[tuple[FailedExpression, str]]:
-    shown = F.to_json(F.struct(F.col(SOURCE).alias("source"), *(_column(name) for name in data_columns(frame))))
+    shown = json_text(F.struct(F.col(SOURCE).alias("source"), *(_column(name) for name in data_columns(frame))))
     for failed in _expressions(transform, number):
         # `struct` is never null, so that a null tells a failure from a null result.
         fails = _tried(spark, F.struct(F.expr(failed.text))).isNull()

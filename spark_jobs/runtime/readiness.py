@@ -75,6 +75,14 @@ def fingerprint(flow: Flow) -> dict[str, Any]:
 def _new_query(
     ledger: Ledger, checkpoint: Checkpoint, flow: Flow, known: list[KnownQuery], resume: Resume
 ) -> ReadyQuery:
+    checkpoint.clear_half_seed()
+    if checkpoint.has_logs():
+        raise CheckpointMismatchError(
+            f"The checkpoint of pipeline {ledger.pipeline_id!r} has lost its file metadata",
+            found=f"logs of a query at {checkpoint.location}, and nothing that says whose they are",
+            expected="a whole checkpoint, or none: a new query would go on where these logs end, whoever wrote them",
+            cure="Restore the file metadata; or move the whole checkpoint away, and go on as when it is lost",
+        )
     done = [query for query in known if query.batches]
     query_id = str(uuid4())
     if not done:

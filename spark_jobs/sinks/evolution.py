@@ -58,8 +58,10 @@ def _changes(have: dict[str, TargetColumn], schema: StructType, evolution: Schem
         if column is None and wanted:
             yield sql.SQL("ADD COLUMN {} {}").format(sql.Identifier(field.name), sql.SQL(wanted))
         elif column is not None and evolution is SchemaEvolution.WIDEN and not fits(field.dataType, column.type):
+            # A domain would go, and its rules with it.
+            plain = PostgresType.parse(column.declared) == column.type
             wider = _wider(column.type, field.dataType)
-            if wider:
+            if wider and plain:
                 yield sql.SQL("ALTER COLUMN {} TYPE {}").format(sql.Identifier(field.name), sql.SQL(wider))
 
 

@@ -93,10 +93,14 @@ def merge(target: Target, source: str, rule: MergeRule, conn: Connection) -> Mer
     )
 
 
-def empty(target: Target) -> sql.Composed:
-    """Return the statement that removes every row; readers keep seeing the old rows until the commit."""
+def empty(target: Target, conn: Connection) -> tuple[str, str]:
+    """Return the statement that removes every row, and the question whether one is left.
+
+    Readers keep seeing the old rows until the commit.
+    """
     # TRUNCATE would be quicker, but it blocks readers and shows older snapshots an empty table.
-    return sql.SQL("DELETE FROM {}").format(target.identifier())
+    delete, left = sql.SQL("DELETE FROM {}"), sql.SQL("SELECT EXISTS (SELECT FROM {})")
+    return delete.format(target.identifier()).as_string(conn), left.format(target.identifier()).as_string(conn)
 
 
 def winners_text(staging: str, attempts: Sequence[int]) -> str:

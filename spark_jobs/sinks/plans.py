@@ -68,7 +68,7 @@ class Plans:
             session=self.session,
             rows=self._rows(str(self.target.table.schema), self.target.table.table, careful, "single.in_copy"),
             commit=self.commit(record, event, "single", letters),
-            before=merging.empty(self.target).as_string(conn) if overwrite else "",
+            before=self.emptying() if overwrite else None,
         )
         if not self.merges:
             return plan
@@ -130,6 +130,10 @@ class Plans:
             staged.reports,
             record.identity,
         )
+
+    def emptying(self) -> tuple[str, str]:
+        """Return the statement that deletes all rows of the target, and the question whether any is left."""
+        return merging.empty(self.target, self.ledger.connection())
 
     def merge(self, source: str) -> MergeText:
         """Return the statements that bring the rows of ``source`` into the target."""

@@ -18,7 +18,7 @@ from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.applying import Merger, MergeText
 from spark_jobs.sinks.committing import BooksOf, CommitPlan, commit, is_committed, require_newest, stateless_books
-from spark_jobs.sinks.copying import Cursor, Session, run, sqlstate, transaction
+from spark_jobs.sinks.copying import Cursor, Session, run, scalar, sqlstate, transaction
 from spark_jobs.sinks.parts import PartReport, in_task
 from spark_jobs.sinks.refused import RefusedRows, is_about_data
 from spark_jobs.sinks.sorting import LetterSpool
@@ -34,7 +34,7 @@ class SinglePlan:
     :param rows: where COPY puts the rows: the target, or the temporary staging table when there is a merge.
     :param create_staging: DDL of the temporary staging table, empty when rows go straight into the target.
     :param drops_same_keys: whether the merge keeps one row a key (upsert).
-    :param before: statement to run first (overwrite), or empty.
+    :param before: of an overwrite: the statement that deletes the rows there are, and the question whether any is left.
     """
 
     session: Session
@@ -42,7 +42,7 @@ class SinglePlan:
     commit: CommitPlan
     create_staging: tuple[str, ...] = ()
     merge: MergeText | None = None
-    before: str = ""
+    before: tuple[str, str] | None = None
     drops_same_keys: bool = False
 
 
@@ -94,7 +94,7 @@ def _write(
     refused = RefusedRows(letters, plan.commit.limit) if plan.rows.careful else None
     report.doing = parts.ROWS
     if plan.before:
-        run(cursor, plan.before)
+        empty(cursor, *plan.before)
     for statement in plan.create_staging:
         run(cursor, statement)
     report.written = write_rows(plan.rows, cursor, batches, report, letters, refused, numbered if plan.merge else None)
@@ -112,6 +112,18 @@ def _merge(plan: SinglePlan, cursor: Cursor, report: PartReport, refused: Refuse
     left = staged - report.written - ((refused.count if refused else 0) - before)
     report.deduplicated = left if plan.drops_same_keys else 0
     require_all_written(staged, left, upsert=plan.drops_same_keys)
+
+
+def empty(cursor: Cursor, delete: str, any_left: str) -> None:
+    """Delete all rows, or raise :class:`RowsSuppressedError` when one stays: the new rows would stand beside it."""
+    run(cursor, delete)
+    if scalar(cursor, any_left):
+        raise RowsSuppressedError(
+            "The target table did not give up every row",
+            found="rows that are still there after DELETE, which said nothing",
+            expected="an empty table, for the rows that replace them",
+            cure="Change the trigger or the rule that keeps rows from being deleted, or use another writeMode",
+        )
 
 
 def require_all_written(staged: int, left: int, *, upsert: bool) -> None:

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame
 from spark_jobs.contracts.config import WriteMode
 from spark_jobs.contracts.errors import BooksDoNotBalanceError
 from spark_jobs.faults import reach
-from spark_jobs.sinks import merging, parts
+from spark_jobs.sinks import parts
 from spark_jobs.sinks.applying import Merger
 from spark_jobs.sinks.batch_result import Looked
 from spark_jobs.sinks.committing import commit, is_committed
@@ -20,7 +20,7 @@ from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.plans import Plans
 from spark_jobs.sinks.refused import RefusedRows
 from spark_jobs.sinks.reports import RowsRefusedError, raise_for, read_reports
-from spark_jobs.sinks.single import require_all_written
+from spark_jobs.sinks.single import empty, require_all_written
 from spark_jobs.sinks.sorting import LetterSpool
 from spark_jobs.sinks.staged import staged_task
 from spark_jobs.sinks.staging import Staged, create, drop
@@ -66,7 +66,7 @@ def merge_staged(plans: Plans, staged: Staged, looked: Looked, event: dict[str, 
                 return total
             reach("staged.before_merge")
             if plans.rule.mode is WriteMode.OVERWRITE:
-                run(cursor, merging.empty(plans.target).as_string(plans.ledger.connection()))
+                empty(cursor, *plans.emptying())
             if staged.reports:
                 _merge_rows(cursor, plans, staged, total, RefusedRows(letters, plan.limit) if careful else None)
             commit(cursor, plan, total, letters, looked.books_of(total), started)

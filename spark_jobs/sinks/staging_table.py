@@ -44,7 +44,9 @@ def create_staging(name: sql.Composable, target: Target, *, kind: str, rule: Mer
 def _column(column: TargetColumn, *, demanding: bool) -> sql.Composed:
     # A domain's and a type's own rules come with the type.
     not_null = sql.SQL(" NOT NULL" if demanding and column.not_null else "")
-    return sql.SQL("{} {}{}").format(sql.Identifier(column.name), sql.SQL(column.staged_type), not_null)
+    # Which of two values is the same, or the later one, must not depend on where they are compared.
+    collation = sql.SQL(f" COLLATE {column.collation}" if column.collation else "")
+    return sql.SQL("{} {}{}{}").format(sql.Identifier(column.name), sql.SQL(column.staged_type), collation, not_null)
 
 
 def _valid(column: TargetColumn) -> sql.Composed:

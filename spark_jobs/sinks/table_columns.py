@@ -20,6 +20,7 @@ class TargetColumn:
     """A column of the target table.
 
     :param declared: the type as the table has it; :param type: without a domain's or an enumeration's name.
+    :param collation: quoted, where it is not the type's own.
     :param direct: whether COPY sends the query's column in binary form; else it is staged as text, and cast.
     """
 
@@ -30,6 +31,7 @@ class TargetColumn:
     has_default: bool
     generated: bool
     direct: bool = True
+    collation: str = ""
 
     @property
     def staged_type(self) -> str:
@@ -58,6 +60,7 @@ def table_columns(conn: Connection, table: TableName) -> list[TargetColumn]:
             r["not_null"],
             r["has_default"],
             r["generated"],
+            collation=r["collation"],
         )
         for r in rows
     ]
@@ -68,7 +71,8 @@ SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS declared, b.ty
     CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) ELSE format_type(a.atttypid, a.atttypmod)
     END AS type,
     a.attnotnull OR t.typnotnull AS not_null, a.atthasdef OR a.attidentity <> '' AS has_default,
-    a.attgenerated <> '' AS generated
+    a.attgenerated <> '' OR a.attidentity = 'a' AS generated,
+    CASE WHEN a.attcollation NOT IN (0, t.typcollation) THEN a.attcollation::regcollation::text ELSE '' END AS collation
 FROM pg_attribute a
 JOIN pg_type t ON t.oid = a.atttypid
 JOIN pg_type b ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END

@@ -28,6 +28,8 @@ def problems(
     found = _differences(schema, have)
     found += _privileges(conn, table, keys, deletes=deletes)
     found += _storage_problems(conn, table)
+    if keys or deletes:
+        found += _hidden_rows(conn, table)
     return found + (_key_problems(conn, table, keys, have) if keys else [])
 
 
@@ -69,6 +71,12 @@ def _privileges(conn: Connection, table: TableName, keys: Sequence[str], *, dele
     ).fetchone()
     role, *answers = row or ("", *[False] * len(wanted))
     return [f"role {role} lacks {privilege}" for privilege, granted in zip(wanted, answers, strict=True) if not granted]
+
+
+def _hidden_rows(conn: Connection, table: TableName) -> list[str]:
+    row = conn.execute("SELECT current_user, row_security_active(to_regclass(%s))", [qualified(table).as_string(conn)])
+    role, active = row.fetchone() or ("", False)
+    return [f"row-level security may hide rows from role {role}, which would stay as they are"] if active else []
 
 
 def _storage_problems(conn: Connection, table: TableName) -> list[str]:

@@ -37,6 +37,8 @@ from pyspark.sql.types import (
     YearMonthIntervalType,
 )
 
+from spark_jobs.rows import json_text
+
 _SIMPLE: dict[type[DataType], str] = {
     BooleanType: "boolean",
     ByteType: "smallint",
@@ -170,7 +172,7 @@ def to_sent(column: Column, source: DataType, target: PostgresType) -> Column:
     if travels_as_text(source, target):
         return _months(column) if isinstance(source, YearMonthIntervalType) else column.cast("string")
     if isinstance(source, _DOCUMENTS):
-        column, source = F.to_json(column), StringType()
+        column, source = json_text(column), StringType()
     if target.base == "uuid":
         return _uuid(column)
     if target.base == "jsonb":

@@ -94,6 +94,48 @@ def test_the_checkpoint_in_use_last_is_the_one_that_is_resumed(
     assert _ids(pipelines) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("resume", ["none", "from_ledger", "accept_new_checkpoint"])
+def test_a_checkpoint_that_has_lost_only_its_metadata_is_not_taken_for_none(
+    pipelines: Pipelines, inbox: Path, config: dict[str, Any], resume: Resume
+) -> None:
+    _arrive(inbox, 0)
+    pipelines.finish(config)
+    (pipelines.checkpoints / "orders" / "metadata").unlink()
+    _arrive(inbox, 1)
+    lost = pipelines.run(config, resume=resume).error
+    assert isinstance(lost, CheckpointMismatchError)
+    assert "has lost its file metadata" in str(lost)
+    assert _ids(pipelines) == [0]
+
+
+def test_a_checkpoint_whose_metadata_is_empty_is_named(
+    pipelines: Pipelines, inbox: Path, config: dict[str, Any]
+) -> None:
+    _arrive(inbox, 0)
+    pipelines.finish(config)
+    (pipelines.checkpoints / "orders" / "metadata").write_text("")
+    (pipelines.checkpoints / "orders" / ".metadata.crc").unlink()
+    lost = pipelines.run(config).error
+    assert isinstance(lost, CheckpointMismatchError)
+    assert "metadata of the checkpoint" in str(lost)
+
+
+@pytest.mark.parametrize("resume", ["from_ledger", "accept_new_checkpoint"])
+def test_a_seed_that_was_cut_off_is_written_again(
+    pipelines: Pipelines, inbox: Path, config: dict[str, Any], resume: Resume
+) -> None:
+    _arrive(inbox, 0)
+    pipelines.finish(config)
+    _lose_checkpoint(pipelines)
+    _run(pipelines, config, "from_ledger")
+    # As a driver leaves it that dies before the seed's last step.
+    (pipelines.checkpoints / "orders" / "metadata").unlink()
+    (pipelines.checkpoints / "orders" / "etl-seeding").write_text("a query")
+    _arrive(inbox, 1)
+    _run(pipelines, config, resume)
+    assert _ids(pipelines) == ([0, 1] if resume == "from_ledger" else [0, 0, 1])
+
+
 def _arrive(inbox: Path, *numbers: int) -> None:
     for number in numbers:
         write_lines(inbox / f"{number}.json", {"id": number})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,20 @@ def test_rate_rows_are_numbered_without_hole(pipelines: Pipelines, tmp_path: Pat
     assert pipelines.rows("SELECT count(*), count(DISTINCT value), min(value), max(value) FROM result") == [
         (1000, 1000, 0, 999)
     ]
+
+
+def test_a_file_from_the_far_future_hides_no_other(pipelines: Pipelines, inbox: Path) -> None:
+    write_lines(inbox / "future.json", {"id": 1})
+    os.utime(inbox / "future.json", (9_000_000_000, 9_000_000_000))
+    config = file_pipeline("rows", inbox, pipelines.checkpoints, schema="id INT")
+    pipelines.finish(config)
+    write_lines(inbox / "today.json", {"id": 2})
+    pipelines.finish(config)
+    assert pipelines.rows("SELECT id FROM result ORDER BY 1") == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("option", ["ignoreCorruptFiles", "ignoremissingfiles"])
+def test_options_that_leave_rows_out_are_refused(pipelines: Pipelines, inbox: Path, option: str) -> None:
+    config = file_pipeline("rows", inbox, pipelines.checkpoints, schema="id INT", options={option: "true"})
+    with pytest.raises(ConfigError, match="without a word"):
+        pipelines.run(config)

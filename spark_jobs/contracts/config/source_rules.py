@@ -98,6 +98,8 @@ def _check_file(extract: Extract, document: Document) -> None:
         hint = f'did you mean "{alias}"?' if alias else nearest(extract.format, FORMATS)
         document.note((*_OPTIONS, _key(extract, "format")), quoted(extract.format), any_of(FORMATS), hint)
     _refuse_field(extract.topic, "topic", 'no topic: it belongs to sourceType "kafka"', document)
+    for name in ("ignoreCorruptFiles", "ignoreMissingFiles"):
+        _refuse_option(extract, name, "no such option: files would be cut off, or left out, without a word", document)
 
 
 def _check_rate(extract: Extract, document: Document) -> None:
