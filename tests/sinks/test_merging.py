@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import threading
 from contextlib import closing
@@ -207,8 +206,7 @@ def test_readers_see_a_table_with_rows_while_it_is_overwritten(database: Any) ->
         reader.execute("SET lock_timeout = '1s'")
         with conn.transaction():
             stage(conn, target, chosen, [(2, 2, 0, "new", "")])
-            steps = itertools.chain([empty(target)], [merge(target, "staged", chosen, conn).whole])
-            for step in steps:
+            for step in (*empty(target, conn), merge(target, "staged", chosen, conn).whole):
                 conn.execute(step)
                 assert reader.execute("SELECT name FROM result").fetchall() == [("old",)]
         assert reader.execute("SELECT name FROM result").fetchall() == [("new",)]
