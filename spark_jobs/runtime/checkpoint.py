@@ -130,7 +130,13 @@ class Checkpoint:
         """Give a new checkpoint its query id, so that the ledger knows it before Spark starts."""
         # In one step: half a file would be no checkpoint any more, and not none.
         self._write("metadata.new", json.dumps({"id": query_id}))
-        self._files.rename(self._path("metadata.new"), self._path("metadata"))
+        if not self._files.rename(self._path("metadata.new"), self._path("metadata")):
+            raise CheckpointMismatchError(
+                f"The checkpoint {self.location} cannot be given its file metadata",
+                found="a file system that did not rename metadata.new, and did not say why",
+                expected="no other driver at the same checkpoint, and the right to rename files there",
+                cure="Look at the folder and its permissions, and run the pipeline again",
+            )
 
     def seed_files(self, query_id: str, files: Iterable[SourceFile]) -> None:
         """Write a checkpoint that has read ``files`` as its batch 0 and nothing since.
@@ -148,8 +154,9 @@ class Checkpoint:
         self._write("sources/0/0", "\n".join(["v1", *entries]))
         self._write("offsets/0", "\n".join(["v1", metadata, json.dumps({"logOffset": 0})]))
         self._write("commits/0", "\n".join(["v1", json.dumps({"nextBatchWatermarkMs": 0})]))
-        self.write_metadata(query_id)
+        # Before `metadata`: left beside a good checkpoint, it would have its logs removed should that be lost later.
         self._files.delete(self._path(_SEEDING), False)
+        self.write_metadata(query_id)
 
     def _source_entries(self, number: int) -> list[dict[str, Any]]:
         text = self._read(f"sources/0/{number}")

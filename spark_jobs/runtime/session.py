@@ -24,7 +24,7 @@ DEFAULTS = {
     "spark.redaction.regex": "(?i)secret|password|passwd|token|access[.]key|sasl[.]jaas|credential|airflow_conn",
 }
 """What a user may set otherwise, by ``--conf`` or for the session."""
-_ARROW = {"spark.sql.execution.arrow.maxRecordsPerBatch", "spark.sql.execution.arrow.maxBytesPerBatch"}
+_ARROW = {key for key in DEFAULTS if ".arrow." in key}
 # What would lose or double rows.
 _REQUIRED = {
     "spark.sql.files.ignoreMissingFiles": "false",

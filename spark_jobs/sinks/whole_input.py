@@ -32,9 +32,11 @@ def worker_input() -> Stream:
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        stream = frame.f_locals.get("infile")
-        if frame.f_code.co_name == "main" and isinstance(stream, BufferedIOBase) and hasattr(stream, "peek"):
-            return stream
+        # A frame's locals are copied when they are looked at: only the one frame's are.
+        if frame.f_code.co_name == "main":
+            stream = frame.f_locals.get("infile")
+            if isinstance(stream, BufferedIOBase) and hasattr(stream, "peek"):
+                return stream
         frame = frame.f_back
     raise ExecutorsNotReadyError(
         "The Python worker does not show the stream that its rows come from",

@@ -35,7 +35,6 @@ _SETTINGS = {
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    "spark.sql.session.timeZone": "UTC",
     "spark.sql.shuffle.partitions": "2",
 }
 _IN_SESSION: dict[str, Callable[[Bench, int], Iterator[Figure]]] = {

@@ -24,7 +24,6 @@ _SETTINGS = {
     "spark.driver.memory": "600m",
     "spark.executor.memory": "600m",
     "spark.ui.enabled": "false",
-    "spark.sql.session.timeZone": "UTC",
     "spark.executorEnv.PYTHONPATH": os.environ.get("PYTHONPATH", ""),
 }
 

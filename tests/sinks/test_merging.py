@@ -212,6 +212,19 @@ def test_readers_see_a_table_with_rows_while_it_is_overwritten(database: Any) ->
         assert reader.execute("SELECT name FROM result").fetchall() == [("new",)]
 
 
+def test_staged_values_compare_as_those_of_the_target_do(database: Any) -> None:
+    with closing(database.connect(autocommit=True)) as conn:
+        conn.execute('CREATE TABLE result (id int, part int, version int, name text COLLATE "POSIX", note text)')
+        target = inspect(conn, TableName("public", "result"), SCHEMA, ())
+        with conn.transaction():
+            stage(conn, target, rule(), [])
+            found = conn.execute(
+                "SELECT attname, attcollation::regcollation::text FROM pg_attribute "
+                "WHERE attrelid = 'staged'::regclass AND attname IN ('name', 'note') ORDER BY attname"
+            ).fetchall()
+        assert found == [("name", '"POSIX"'), ("note", '"default"')]
+
+
 def test_only_the_winning_attempts_rows_are_taken(database: Any) -> None:
     with closing(database.connect()) as conn:
         conn.execute("CREATE TABLE staged AS SELECT id, id / 2 AS _attempt FROM generate_series(0, 9) id")
