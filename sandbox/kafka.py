@@ -118,6 +118,12 @@ class KafkaBroker:
         self.admin().create_topics([topic])[name].result(timeout=30)
         return name
 
+    def add_partitions(self, name: str, total: int) -> None:
+        """Let a topic have ``total`` partitions."""
+        from confluent_kafka.admin import NewPartitions  # type: ignore[attr-defined]
+
+        self.admin().create_partitions([NewPartitions(name, total)])[name].result(timeout=30)
+
     def delete_topic(self, name: str) -> None:
         """Delete a topic with all its records."""
         self.admin().delete_topics([name])[name].result(timeout=30)

@@ -140,6 +140,8 @@ def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, 
         return _started_over(ledger, checkpoint, flow, query_id, last)
     if isinstance(flow.source, KafkaSource):
         offsets = ledger.end_offsets(last.query_id) if last.batches else last.start_offsets
+        # Before the new query is recorded: what is refused here may be set right, and resumed again.
+        _start_at(flow, offsets)
         ledger.add_query(
             query_id,
             checkpoint.location,
@@ -149,7 +151,6 @@ def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, 
             start_offsets=offsets,
         )
         checkpoint.write_metadata(query_id)
-        _start_at(flow, offsets)
         log.warning("event=resumed_from_ledger query=%s offsets=%s", query_id, offsets)
     else:
         files = ledger.files([query.query_id for query in chain])

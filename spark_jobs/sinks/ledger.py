@@ -106,7 +106,10 @@ class Ledger:
             raw(conn, statements.count_duplicate(self.ident), *identity.key, self.run_id)
 
     def queries(self) -> list[KnownQuery]:
-        """Return the pipeline's queries; last the one that was last begun or has last committed a batch."""
+        """Return the pipeline's queries; last the one that was last begun or has last committed a batch.
+
+        By epochs, which only rise: a clock may have been wrong, or another machine's.
+        """
         with classified("Reading the pipeline's queries"):
             rows = query(
                 self.connection(),
@@ -115,7 +118,7 @@ class Ledger:
                 "count(b.batch_id), max(b.batch_id) FROM {schema}.pipeline_query q "
                 "LEFT JOIN {schema}.batch_tracker b USING (pipeline_id, query_id) "
                 "WHERE q.pipeline_id = %s GROUP BY q.pipeline_id, q.query_id "
-                "ORDER BY greatest(q.created_at, max(b.processed_at))",
+                "ORDER BY greatest(q.epoch, max(b.epoch)), q.created_at",
                 (self.pipeline_id,),
             ).fetchall()
         return [KnownQuery(*row) for row in rows]
@@ -148,7 +151,7 @@ class Ledger:
                 conn,
                 self.schema,
                 "INSERT INTO {schema}.pipeline_query (pipeline_id, query_id, checkpoint_location, origin, seeded_from, "
-                "start_offsets, fingerprint, run_id) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+                "start_offsets, fingerprint, run_id, epoch) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
                 (
                     self.pipeline_id,
                     query_id,
@@ -158,6 +161,7 @@ class Ledger:
                     None if start_offsets is None else Jsonb(start_offsets),
                     Jsonb(dict(fingerprint)),
                     self.run_id,
+                    self.epoch,
                 ),
             )
             check_fence(conn, self.schema, self.pipeline_id, self.run_id, self.epoch, lock=True)

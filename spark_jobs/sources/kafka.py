@@ -17,8 +17,8 @@ from spark_jobs.sources.base import BatchSize, Committer, OffsetRange, Source
 from spark_jobs.sources.commit_group import CommitGroup
 from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
 from spark_jobs.sources.kafka_admin import list_topics
+from spark_jobs.sources.subscription import SUBSCRIPTIONS, Offsets, resumed_offsets, subscribed_partitions
 
-_SUBSCRIPTIONS = ("subscribe", "subscribePattern", "assign")
 # Options that only a stream has, or that a batch read of a past range sets itself.
 _NOT_FOR_RANGES = {
     "startingoffsets", "endingoffsets", "startingtimestamp", "endingtimestamp", "startingoffsetsbytimestamp",
@@ -112,10 +112,15 @@ class KafkaSource(Source):
         """The options of the Kafka client itself; they may hold secrets."""
         return {name[6:]: value for name, value in self._options.items() if name.startswith("kafka.")}
 
-    def start_at(self, offsets: dict[str, dict[str, int]]) -> None:
-        """Let a query without checkpointed offsets start at these (topic → partition → offset)."""
+    def start_at(self, offsets: Offsets) -> None:
+        """Let a query without checkpointed offsets start at these; a partition without one starts at its beginning.
+
+        :raises CheckpointMismatchError: a partition is not there any more, and the source fails on data loss.
+        """
+        there = subscribed_partitions(self._spark, self.client_options, self._subscription)
+        start = resumed_offsets(offsets, there, may_lose=not self.fails_on_data_loss)
         self._options = {name: v for name, v in self._options.items() if not name.lower().startswith("starting")}
-        self._options["startingOffsets"] = json.dumps(offsets)
+        self._options["startingOffsets"] = json.dumps(start)
 
     @override
     def stream(self) -> DataFrame:
@@ -133,10 +138,13 @@ class KafkaSource(Source):
 
     @override
     def identity(self) -> dict[str, Any]:
-        subscription = {name: self._option(name) for name in _SUBSCRIPTIONS if self._option(name)}
-        return {"source": "kafka", **subscription}
+        return {"source": "kafka", **self._subscription}
 
-    def bounds(self, offsets: OffsetRange) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+    @property
+    def _subscription(self) -> dict[str, str]:
+        return {name: value for name in SUBSCRIPTIONS if (value := self._option(name))}
+
+    def bounds(self, offsets: OffsetRange) -> tuple[Offsets, Offsets]:
         """Return first and end offset of each partition (topic → partition → offset); -2 is the earliest there is."""
         return _aligned(offsets.start, offsets.end)
 
@@ -189,7 +197,7 @@ class KafkaSource(Source):
         return drop_working_columns(sorted_out).drop("__value", "__error")
 
 
-def _aligned(start: Any, end: dict[str, dict[str, int]]) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+def _aligned(start: Any, end: Offsets) -> tuple[Offsets, Offsets]:
     """Give every partition of ``end`` a start: one that is new to the query starts at its earliest offset (-2)."""
     known = start or {}
     return {topic: {part: known.get(topic, {}).get(part, -2) for part in parts} for topic, parts in end.items()}, end

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from spark_jobs.contracts.errors import SourceUnreachableError
 
+Partition: TypeAlias = tuple[str, int]
 _TIMEOUT_MS = 15_000
 _CONNECT_SECONDS = 5.0
 # As Kafka's own client reads an address: a protocol and brackets may stand around the host.
@@ -35,9 +36,26 @@ def list_topics(spark: SparkSession, client_options: Mapping[str, str]) -> set[s
         admin.close()
 
 
+def list_partitions(spark: SparkSession, client_options: Mapping[str, str], topics: Iterable[str]) -> set[Partition]:
+    """Return the partitions of topics that exist."""
+    jvm: Any = spark._jvm
+    admin = open_admin(spark, client_options)
+    try:
+        asked = jvm.java.util.ArrayList()
+        for topic in topics:
+            asked.add(topic)
+        answer = admin.describeTopics(asked).allTopicNames()
+        described = await_answer(spark, answer, monotonic() + _TIMEOUT_MS / 1000)
+        return {(topic, part.partition()) for topic in described for part in described[topic].partitions()}
+    except Py4JJavaError as error:
+        raise _no_answer(client_options, root_cause(error)) from error
+    finally:
+        admin.close()
+
+
 def earliest_offsets(
-    spark: SparkSession, client_options: Mapping[str, str], partitions: list[tuple[str, int]]
-) -> dict[tuple[str, int], int]:
+    spark: SparkSession, client_options: Mapping[str, str], partitions: list[Partition]
+) -> dict[Partition, int]:
     """Return the first offset that the broker still has, for each (topic, partition)."""
     jvm: Any = spark._jvm
     admin = open_admin(spark, client_options)

@@ -71,6 +71,21 @@ def test_an_older_version_keeps_its_rows(conn):
     assert conn.execute("SELECT epoch FROM etl.pipeline").fetchone() == (7,)
 
 
+def test_a_query_of_an_older_version_has_the_epoch_of_its_run(conn):
+    migrate(conn, migrations=packaged()[:4])
+    conn.execute("INSERT INTO etl.pipeline (pipeline_id, epoch) VALUES ('orders', 7)")
+    conn.execute(
+        "INSERT INTO etl.pipeline_run (run_id, pipeline_id, epoch, request, started_by) "
+        "VALUES ('first', 'orders', 3, '{}', 'a test')"
+    )
+    conn.execute(
+        "INSERT INTO etl.pipeline_query (pipeline_id, query_id, checkpoint_location, origin, run_id) "
+        "VALUES ('orders', 'q', '/c', 'fresh', 'first')"
+    )
+    migrate(conn)
+    assert conn.execute("SELECT query_id, epoch FROM etl.pipeline_query").fetchall() == [("q", 3)]
+
+
 def test_nothing_there_names_the_command(conn):
     with pytest.raises(LedgerVersionError, match="etl-pipeline migrate") as caught:
         require_version(conn)

@@ -14,7 +14,7 @@ from pipeline_runs import Pipelines
 from retail import Shop
 from variants import read, through_kafka
 
-from sandbox.kafka import KafkaBroker
+from sandbox.kafka import KafkaBroker, Record
 from spark_jobs.contracts.exit_codes import ExitCode
 from spark_jobs.runtime.stopping import Stop
 
@@ -93,6 +93,49 @@ def test_kafka_skips_nothing_when_the_new_start_has_committed_nothing(
     _lose_checkpoint(pipelines, "numbers")
     _produce_ids(kafka, topic, range(5, 6))
     assert pipelines.run(config, resume="from_ledger").error is None
+    assert pipelines.rows("SELECT id FROM result ORDER BY id") == [(number,) for number in range(6)]
+
+
+@pytest.mark.parametrize("subscription", ["subscribe", "subscribePattern"])
+def test_kafka_goes_on_with_partitions_that_came_since(
+    pipelines: Pipelines, kafka: KafkaBroker, new_topic: Any, subscription: str
+) -> None:
+    topic = new_topic(partitions=1)
+    _produce_ids(kafka, topic, range(3))
+    config = kafka_pipeline("numbers", kafka.bootstrap_servers, topic, pipelines.checkpoints, schema="id INT")
+    del config["extract"]["topic"], config["extract"]["connectionParams"]["subscribe"]
+    config["extract"]["connectionParams"][subscription] = topic
+    pipelines.finish(config)
+    _lose_checkpoint(pipelines, "numbers")
+    kafka.add_partitions(topic, 3)
+    kafka.produce(topic, [Record(json.dumps({"id": number}), partition=number % 3) for number in range(3, 9)])
+    resumed = pipelines.run(config, resume="from_ledger")
+    assert resumed.error is None, str(resumed.error)
+    assert pipelines.rows("SELECT id FROM result ORDER BY id") == [(number,) for number in range(9)]
+
+
+@pytest.mark.parametrize("may_lose", [False, True])
+def test_kafka_does_not_go_on_without_a_partition_that_is_gone_unless_told(
+    pipelines: Pipelines, kafka: KafkaBroker, new_topic: Any, may_lose: bool
+) -> None:
+    topics = [new_topic(partitions=1), new_topic(partitions=1)]
+    _produce_ids(kafka, topics[0], range(3))
+    _produce_ids(kafka, topics[1], range(3, 5))
+    both = ",".join(topics)
+    config = kafka_pipeline("numbers", kafka.bootstrap_servers, both, pipelines.checkpoints, schema="id INT")
+    del config["extract"]["topic"]
+    pipelines.finish(config)
+    _lose_checkpoint(pipelines, "numbers")
+    config["extract"]["connectionParams"]["subscribe"] = topics[0]
+    config["extract"]["connectionParams"]["failOnDataLoss"] = str(not may_lose).lower()
+    _produce_ids(kafka, topics[0], range(5, 6))
+    resumed = pipelines.run(config, resume="from_ledger")
+    if not may_lose:
+        assert resumed.exit_code is ExitCode.CHECKPOINT_MISMATCH
+        assert f"{topics[1]}-0 (at 2)" in str(resumed.error)
+        config["extract"]["connectionParams"]["subscribe"] = both
+        resumed = pipelines.run(config, resume="from_ledger")
+    assert resumed.error is None, str(resumed.error)
     assert pipelines.rows("SELECT id FROM result ORDER BY id") == [(number,) for number in range(6)]
 
 

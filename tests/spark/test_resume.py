@@ -94,6 +94,23 @@ def test_the_checkpoint_in_use_last_is_the_one_that_is_resumed(
     assert _ids(pipelines) == [0, 1, 2]
 
 
+def test_a_clock_that_was_ahead_does_not_say_which_query_is_newest(
+    pipelines: Pipelines, inbox: Path, config: dict[str, Any]
+) -> None:
+    _arrive(inbox, 0, 1)
+    pipelines.finish(config)
+    with pipelines.database.connect() as conn:
+        conn.execute("UPDATE etl.pipeline_query SET created_at = created_at + interval '1 day'")
+        conn.execute("UPDATE etl.batch_tracker SET processed_at = processed_at + interval '1 day'")
+    _lose_checkpoint_and_rows(pipelines)
+    later = _set_aside(inbox / "1.json")
+    _run(pipelines, config, "accept_new_checkpoint")
+    later.rename(inbox / "1.json")
+    _lose_checkpoint(pipelines)
+    _run(pipelines, config, "from_ledger")
+    assert _ids(pipelines) == [0, 1]
+
+
 @pytest.mark.parametrize("resume", ["none", "from_ledger", "accept_new_checkpoint"])
 def test_a_checkpoint_that_has_lost_only_its_metadata_is_not_taken_for_none(
     pipelines: Pipelines, inbox: Path, config: dict[str, Any], resume: Resume
