@@ -14,7 +14,16 @@ _SAVEPOINT = "etl_merge"
 
 @dataclass(frozen=True, slots=True)
 class MergeText:
-    """The statements of a merge, rendered; see :class:`spark_jobs.sinks.merging.Merge`."""
+    """The statements of one merge, rendered.
+
+    :param whole: one statement for a healthy batch. :param part: the same for a span of ``etl_ordered``, between the
+        ordinals ``{first}`` and ``{last}``.
+    :param answers: whether these answer the number of rows they wrote; else it is the number of rows they affected.
+    :param order: make ``etl_ordered``: the rows that ``whole`` would write, numbered from 1.
+    :param row: data columns as JSON, and source, of the row ``{first}``.
+    :param audit: the question how many rows were left out that may not be (:mod:`spark_jobs.sinks.merge_audit`). Empty
+        where nothing suppresses rows; None where no row at all may be left out.
+    """
 
     whole: str
     part: str
@@ -22,6 +31,7 @@ class MergeText:
     order: tuple[str, ...]
     count: str
     row: str
+    audit: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,14 @@ class Merger:
         count = int(scalar(self.cursor, self.merge.count))
         self.refused.see(count)
         return self._halves(1, count) if count else 0
+
+    def suppressed(self, left: int, written: int, refused: int) -> int:
+        """Return how many of the ``left`` rows, which were neither written nor refused, may not be left out."""
+        if self.merge.audit is None or not left:
+            return left
+        if not self.merge.audit:
+            return 0
+        return max(int(scalar(self.cursor, self.merge.audit.format(written=written))) - refused, 0)
 
     def _span(self, first: int, last: int) -> int:
         said, written = self._try(self.merge.part.format(first=first, last=last))

@@ -14,6 +14,8 @@ from psycopg import sql
 from spark_jobs.contracts.config import OnConflict, WriteMode
 from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.tracker.connect import Connection
+from spark_jobs.sinks.applying import MergeText
+from spark_jobs.sinks.merge_audit import AuditParts, audit
 from spark_jobs.sinks.target import Target
 
 ATTEMPT = "_attempt"
@@ -50,33 +52,14 @@ def merge_rule(load: Load) -> MergeRule:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Merge:
-    """The statements of one merge; see :class:`spark_jobs.sinks.applying.Merger`.
-
-    :param whole: one statement for a healthy batch. :param part: the same for a span of ``etl_ordered``, between the
-        ordinals ``{first}`` and ``{last}``.
-    :param answers: whether these answer the number of rows they wrote; else it is the number of rows they affected.
-    :param order: make ``etl_ordered``: the rows that ``whole`` would write, numbered from 1.
-    :param row: data columns as JSON, and source, of the row ``{first}``.
-    """
-
-    whole: str
-    part: str
-    answers: bool
-    order: tuple[str, ...]
-    count: str
-    row: str
-
-
-def merge(target: Target, source: str, rule: MergeRule, conn: Connection) -> Merge:
+def merge(target: Target, source: str, rule: MergeRule, conn: Connection) -> MergeText:
     """Return the statements for the rows of ``source``: the rendered SQL of a table, or of a subquery with an alias."""
     made = _Made(target, rule, conn)
     typed = made.typed(source)
     latest = made.latest(typed) if rule.keys else typed
     span = f"{_ORDERED} WHERE {_ORDINAL} BETWEEN {{first}} AND {{last}} ORDER BY {_ORDINAL}"
     data = ", ".join([made.columns, *made.marker])
-    return Merge(
+    return MergeText(
         whole=made.write(latest),
         part=made.braced(made.write("\0")).replace("\0", f"(SELECT * FROM {span}) AS latest"),  # noqa: S608
         answers=rule.delete_marker is not None,
@@ -90,6 +73,7 @@ def merge(target: Target, source: str, rule: MergeRule, conn: Connection) -> Mer
         # Not as jsonb: a column of type json may hold what that refuses, and the row is to be kept whatever it holds.
         row=f"SELECT row_to_json(d)::text, o.{SOURCE} FROM {_ORDERED} o, LATERAL (SELECT {made.braced(data)}) AS d "  # noqa: S608
         f"WHERE o.{_ORDINAL} = {{first}}",
+        audit=made.audit(latest) if rule.keys else None,
     )
 
 
@@ -177,6 +161,22 @@ class _Made:
             f"+ (SELECT count(*) FROM batch l WHERE {marker} AND {absent})"
         )
 
+    def audit(self, latest: str) -> str:
+        """Return the question whether rows were suppressed; empty where nothing in the table could."""
+        if not self._target.has_suppressing_triggers:
+            return ""
+        gone = f"coalesce(l.{self.marker[0]}, false)" if self.marker else "false"
+        nothing = self._rule.on_conflict is OnConflict.NOTHING
+        parts = AuditParts(
+            latest=self.braced(latest),
+            table=self.braced(self._target.identifier().as_string(self._conn)),
+            matches=[self.braced(match) for match in self._matches()],
+            older=self.braced(f"({self._newer('t', 'l')}) IS NOT TRUE") if self._rule.order_column else "false",
+            changed=[] if nothing else [self.braced(self._name(name)) for name in self._updated()],
+            gone=self.braced(gone),
+        )
+        return audit(parts)
+
     def _insert(self, latest: str, condition: str = "") -> str:
         here = self._target.identifier().as_string(self._conn)
         where = f" WHERE {condition}" if condition else ""
@@ -184,19 +184,22 @@ class _Made:
         return f"INSERT INTO {here} AS t ({self.columns}) SELECT {self.columns} FROM {latest}{where}{conflict}"  # noqa: S608
 
     def _conflict(self) -> str:
+        if self._rule.on_conflict is OnConflict.NOTHING:
+            return "DO NOTHING"
+        changes = ", ".join(f"{self._name(name)} = EXCLUDED.{self._name(name)}" for name in self._updated())
+        newer = f" WHERE {self._newer('t', 'EXCLUDED')}" if self._rule.order_column else ""
+        return f"DO UPDATE SET {changes}{newer}"
+
+    def _updated(self) -> list[str]:
         rule = self._rule
         others = [column.name for column in self._target.columns if column.name not in rule.keys]
         updated = list(rule.update_columns) or others
-        if rule.on_conflict is OnConflict.NOTHING:
-            return "DO NOTHING"
         if not updated:
             # A table of keys only: the row is touched, so that it counts as written.
-            updated = list(rule.keys[:1])
-        elif rule.order_column and rule.order_column not in updated:
+            return list(rule.keys[:1])
+        if rule.order_column and rule.order_column not in updated:
             updated.append(rule.order_column)
-        changes = ", ".join(f"{self._name(name)} = EXCLUDED.{self._name(name)}" for name in updated)
-        newer = f" WHERE {self._newer('t', 'EXCLUDED')}" if rule.order_column else ""
-        return f"DO UPDATE SET {changes}{newer}"
+        return updated
 
     def _newer(self, old: str, new: str) -> str:
         column = self._name(self._rule.order_column or "")

@@ -80,7 +80,6 @@ class Plans:
             before=plan.before,
             create_staging=(create_staging(staging, self.target, kind="TEMP", rule=self.rule).as_string(conn),),
             merge=self.merge(staging.as_string(conn)),
-            drops_same_keys=self.rule.mode is WriteMode.UPSERT,
         )
 
     def staged(self, staging: Staging, *, careful: bool) -> StagedPlan:
@@ -137,8 +136,7 @@ class Plans:
 
     def merge(self, source: str) -> MergeText:
         """Return the statements that bring the rows of ``source`` into the target."""
-        made = merging.merge(self.target, source, self.rule, self.ledger.connection())
-        return MergeText(made.whole, made.part, made.answers, made.order, made.count, made.row)
+        return merging.merge(self.target, source, self.rule, self.ledger.connection())
 
     def count_staged(self, staging: Staging, reports: tuple[PartReport, ...]) -> str:
         """Return the question how many rows the winning attempts staged, by what they left beside their letters."""

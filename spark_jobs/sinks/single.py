@@ -33,7 +33,6 @@ class SinglePlan:
 
     :param rows: where COPY puts the rows: the target, or the temporary staging table when there is a merge.
     :param create_staging: DDL of the temporary staging table, empty when rows go straight into the target.
-    :param drops_same_keys: whether the merge keeps one row a key (upsert).
     :param before: of an overwrite: the statement that deletes the rows there are, and the question whether any is left.
     """
 
@@ -43,7 +42,6 @@ class SinglePlan:
     create_staging: tuple[str, ...] = ()
     merge: MergeText | None = None
     before: tuple[str, str] | None = None
-    drops_same_keys: bool = False
 
 
 def write_single(
@@ -107,11 +105,31 @@ def _write(
 
 def _merge(plan: SinglePlan, cursor: Cursor, report: PartReport, refused: RefusedRows | None) -> None:
     assert plan.merge is not None  # noqa: S101 - for the type checker
-    staged, before = report.written, refused.count if refused else 0
-    report.written = Merger(cursor, plan.merge, refused).apply() if staged else 0
-    left = staged - report.written - ((refused.count if refused else 0) - before)
-    report.deduplicated = left if plan.drops_same_keys else 0
-    require_all_written(staged, left, upsert=plan.drops_same_keys)
+    before = refused.count if refused else 0
+    merger = Merger(cursor, plan.merge, refused)
+    report.written, report.deduplicated = merge_rows(merger, report.written, before)
+
+
+def merge_rows(merger: Merger, staged: int, refused_before: int = 0) -> tuple[int, int]:
+    """Bring the ``staged`` rows into the target; return how many were written, and left out as the upsert's rules say.
+
+    :param refused_before: what the merger's refused rows hold from before.
+    :raises RowsSuppressedError: the server wrote fewer rows than it was given, and said nothing.
+    """
+    if not staged:
+        return 0, 0
+    written = merger.apply()
+    refused = merger.refused.count - refused_before if merger.refused else 0
+    left = staged - written - refused
+    suppressed = merger.suppressed(left, written, refused)
+    if suppressed:
+        raise RowsSuppressedError(
+            "The target table did not take every row",
+            found=f"{suppressed} of {staged} rows were not written, and nothing was said about them",
+            expected="all of them: a row that a trigger or a rule suppresses would be lost without a word",
+            cure="Filter such rows in the pipeline, where they are counted, or change the trigger",
+        )
+    return written, left
 
 
 def empty(cursor: Cursor, delete: str, any_left: str) -> None:
@@ -123,20 +141,6 @@ def empty(cursor: Cursor, delete: str, any_left: str) -> None:
             found="rows that are still there after DELETE, which said nothing",
             expected="an empty table, for the rows that replace them",
             cure="Change the trigger or the rule that keeps rows from being deleted, or use another writeMode",
-        )
-
-
-def require_all_written(staged: int, left: int, *, upsert: bool) -> None:
-    """Raise :class:`RowsSuppressedError` when the server wrote fewer rows than it was given.
-
-    :param left: rows that were neither written nor refused.
-    """
-    if not upsert and left:
-        raise RowsSuppressedError(
-            "The target table did not take every row",
-            found=f"{left} of {staged} rows were not inserted, and nothing was said about them",
-            expected="all of them: a row that a trigger or a rule suppresses would be lost without a word",
-            cure="Filter such rows in the pipeline, where they are counted, or change the trigger",
         )
 
 

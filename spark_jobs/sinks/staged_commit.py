@@ -20,7 +20,7 @@ from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.plans import Plans
 from spark_jobs.sinks.refused import RefusedRows
 from spark_jobs.sinks.reports import RowsRefusedError, raise_for, read_reports
-from spark_jobs.sinks.single import empty, require_all_written
+from spark_jobs.sinks.single import empty, merge_rows
 from spark_jobs.sinks.sorting import LetterSpool
 from spark_jobs.sinks.staged import staged_task
 from spark_jobs.sinks.staging import Staged, create, drop
@@ -90,12 +90,7 @@ def _merge_rows(cursor: Cursor, plans: Plans, staged: Staged, total: PartReport,
             cure="Nothing was committed; the batch is done again (did the server restart?)",
         )
     total.doing = parts.ROWS
-    winners = plans.winners(staged.staging, staged.reports)
-    total.written = Merger(cursor, plans.merge(winners), refused).apply() if found else 0
+    merger = Merger(cursor, plans.merge(plans.winners(staged.staging, staged.reports)), refused)
+    total.written, total.deduplicated = merge_rows(merger, found)
     total.doing = ""
-    refused_here = refused.count if refused else 0
-    total.refused += refused_here
-    upsert = plans.rule.mode is WriteMode.UPSERT
-    left = found - total.written - refused_here
-    total.deduplicated = left if upsert else 0
-    require_all_written(found, left, upsert=upsert)
+    total.refused += refused.count if refused else 0

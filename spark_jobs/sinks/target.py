@@ -32,11 +32,13 @@ class Target:
 
     :param columns: the columns that the query fills, in the query's order.
     :param has_insert_triggers: whether a trigger may change or suppress a row before it is inserted.
+    :param has_suppressing_triggers: the same, before it is inserted, updated or deleted.
     """
 
     table: TableName
     columns: tuple[TargetColumn, ...]
     has_insert_triggers: bool
+    has_suppressing_triggers: bool
     checks: tuple[Check, ...] = ()
 
     def identifier(self) -> sql.Identifier:
@@ -165,7 +167,8 @@ def inspect(
     return Target(
         table,
         columns,
-        has_insert_triggers=_answer(conn, table, _INSERT_TRIGGER),
+        has_insert_triggers=_has_triggers(conn, table, _INSERT),
+        has_suppressing_triggers=_has_triggers(conn, table, _INSERT | _UPDATE | _DELETE),
         checks=_checks(conn, table),
     )
 
@@ -183,15 +186,16 @@ def _checks(conn: Connection, table: TableName) -> tuple[Check, ...]:
     return tuple(Check(name, definition, tuple(columns)) for name, definition, columns in rows)
 
 
-# Bits of tgtype: 1 for each row, 2 before, 4 insert, 64 instead of. A partition has triggers of its own.
-_INSERT_TRIGGER = """
+# Bits of tgtype: 1 for each row, 2 before, 64 instead of. A partition has triggers of its own.
+_INSERT, _DELETE, _UPDATE = 4, 8, 16
+_TRIGGERS = """
 SELECT EXISTS (
     SELECT FROM pg_trigger t
-    WHERE NOT t.tgisinternal AND t.tgtype & 1 = 1 AND t.tgtype & 4 = 4 AND t.tgtype & 66 > 0 AND t.tgrelid IN (
+    WHERE NOT t.tgisinternal AND t.tgtype & 1 = 1 AND t.tgtype & %(events)s > 0 AND t.tgtype & 66 > 0 AND t.tgrelid IN (
         SELECT to_regclass(%(table)s) UNION ALL SELECT relid FROM pg_partition_tree(to_regclass(%(table)s))))
 """
 
 
-def _answer(conn: Connection, table: TableName, question: str) -> bool:
-    row = conn.execute(question, {"table": qualified(table).as_string(conn)}).fetchone()
+def _has_triggers(conn: Connection, table: TableName, events: int) -> bool:
+    row = conn.execute(_TRIGGERS, {"table": qualified(table).as_string(conn), "events": events}).fetchone()
     return bool(row and row[0])

@@ -15,7 +15,8 @@ from psycopg import sql
 from pyspark.sql.types import IntegerType, StringType, StructField, StructType
 
 from spark_jobs.contracts.config import OnConflict, TableName, WriteMode
-from spark_jobs.sinks.merging import Merge, MergeRule, empty, merge, winners_text
+from spark_jobs.sinks.applying import MergeText
+from spark_jobs.sinks.merging import MergeRule, empty, merge, winners_text
 from spark_jobs.sinks.staging_table import create_staging
 from spark_jobs.sinks.target import Target, inspect
 
@@ -41,7 +42,7 @@ def rule(**changes: Any) -> MergeRule:
     return MergeRule(WriteMode.UPSERT, KEYS, **changes)
 
 
-def made(conn: psycopg.Connection[Any], rule: MergeRule) -> tuple[Target, Merge]:
+def made(conn: psycopg.Connection[Any], rule: MergeRule) -> tuple[Target, MergeText]:
     target = inspect(conn, TableName("public", "result"), SCHEMA, rule.keys)
     return target, merge(target, "staged", rule, conn)
 
@@ -58,7 +59,7 @@ def stage(conn: psycopg.Connection[Any], target: Target, rule: MergeRule, rows: 
         )
 
 
-def count(conn: psycopg.Connection[Any], merge: Merge, statement: str) -> int:
+def count(conn: psycopg.Connection[Any], merge: MergeText, statement: str) -> int:
     cursor = conn.execute(statement)
     if not merge.answers:
         return cursor.rowcount
@@ -67,8 +68,13 @@ def count(conn: psycopg.Connection[Any], merge: Merge, statement: str) -> int:
     return int(row[0])
 
 
-def reference(table: dict[Any, tuple[Any, ...]], rows: list[tuple[Any, ...]], rule: MergeRule) -> int:
-    """Apply a batch to ``table`` (key to version, name, note) in plain Python; return the rows that were written."""
+def reference(
+    table: dict[Any, tuple[Any, ...]], rows: list[tuple[Any, ...]], rule: MergeRule, *, suppressing: bool = False
+) -> tuple[int, int]:
+    """Apply a batch to ``table`` (key to version, name, note) in plain Python; return the rows written and suppressed.
+
+    :param suppressing: whether SUPPRESSING is there.
+    """
 
     def rank(value: int | None) -> int:
         return -1 if value is None else value
@@ -78,26 +84,47 @@ def reference(table: dict[Any, tuple[Any, ...]], rows: list[tuple[Any, ...]], ru
         now = latest.get(row[:2])
         if now is None or not rule.order_column or rank(row[2]) >= rank(now[2]):
             latest[row[:2]] = row
-    written = 0
+    written = suppressed = 0
     for key, row in latest.items():
         there = table.get(key)
         stale = there is not None and bool(rule.order_column) and rank(row[2]) < rank(there[0])
+        refused = suppressing and row[3] == "a"
         if rule.delete_marker and row[5]:
-            written += not stale
-            if not stale:
+            kept = suppressing and there is not None and there[1] == "b"
+            written += not stale and not kept
+            suppressed += not stale and kept
+            if not stale and not kept:
                 table.pop(key, None)
         elif there is None:
-            table[key] = row[2:5]
-            written += 1
+            suppressed += refused
+            if not refused:
+                table[key] = row[2:5]
+                written += 1
         elif rule.on_conflict is OnConflict.UPDATE and not stale:
             updated = rule.update_columns or ("version", "name", "note")
             changed = {*updated, *([rule.order_column] if rule.order_column else [])}
-            new = [row[2 + at] if name in changed else there[at] for at, name in enumerate(("version", "name", "note"))]
-            table[key] = tuple(new)
-            written += 1
-    return written
+            new = tuple(
+                row[2 + at] if name in changed else there[at] for at, name in enumerate(("version", "name", "note"))
+            )
+            suppressed += refused and new != there
+            if not refused:
+                table[key] = new
+                written += 1
+    return written, suppressed
 
 
+SUPPRESSING = """
+CREATE FUNCTION keep_out() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF TG_OP = 'DELETE' THEN
+        IF OLD.name = 'b' THEN RETURN NULL; END IF;
+        RETURN OLD;
+    END IF;
+    IF NEW.name = 'a' THEN RETURN NULL; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER keep_out BEFORE INSERT OR DELETE ON result FOR EACH ROW EXECUTE FUNCTION keep_out()
+"""
+"""A name "a" does not come in, a name "b" does not go."""
 RULES = some.builds(
     rule,
     order_column=some.sampled_from([None, "version"]),
@@ -111,9 +138,12 @@ RULES = some.builds(
 )
 
 
-def test_batches_end_as_in_plain_python_whole_and_row_by_row(database: Any) -> None:
+@pytest.mark.parametrize("suppressing", [False, True])
+def test_batches_end_as_in_plain_python_whole_and_row_by_row(database: Any, suppressing: bool) -> None:
     with closing(database.connect(autocommit=True)) as conn:
         conn.execute(f"CREATE TABLE result ({TABLE})")
+        if suppressing:
+            conn.execute(SUPPRESSING)
 
         @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
         @given(rule=RULES, batches=some.lists(ROWS, min_size=1, max_size=3), whole=some.booleans())
@@ -124,10 +154,9 @@ def test_batches_end_as_in_plain_python_whole_and_row_by_row(database: Any) -> N
             for rows in batches:
                 with conn.transaction():
                     stage(conn, target, rule, rows)
-                    expected = reference(table, rows, rule)
-                    assert (
-                        count(conn, statements, statements.whole) if whole else _spans(conn, statements)
-                    ) == expected
+                    expected = reference(table, rows, rule, suppressing=suppressing)
+                    written = count(conn, statements, statements.whole) if whole else _spans(conn, statements)
+                    assert (written, _suppressed(conn, statements, written)) == expected
                 there = conn.execute("SELECT * FROM result").fetchall()
                 assert {row[:2]: row[2:] for row in there} == table
                 assert len(there) == len(table)
@@ -135,7 +164,15 @@ def test_batches_end_as_in_plain_python_whole_and_row_by_row(database: Any) -> N
         run()
 
 
-def _spans(conn: psycopg.Connection[Any], statements: Merge) -> int:
+def _suppressed(conn: psycopg.Connection[Any], statements: MergeText, written: int) -> int:
+    if not statements.audit:
+        return 0
+    row = conn.execute(statements.audit.format(written=written)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _spans(conn: psycopg.Connection[Any], statements: MergeText) -> int:
     """Merge as after a refused row: every row by itself."""
     for statement in statements.order:
         conn.execute(statement)
