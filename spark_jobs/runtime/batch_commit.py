@@ -72,9 +72,11 @@ class BatchCommit:
         self._attached.set()
 
     def detach(self) -> None:
-        """Forget the query, before another one starts."""
+        """Forget the query and how it ended, before another one starts."""
         self._attached.clear()
         self._query = None
+        self.failure = None
+        self.rolled_back = False
 
     def __call__(self, df: DataFrame, batch_id: int) -> None:
         """Commit one micro-batch, or raise with nothing written. The first error is kept in ``failure``."""

@@ -46,7 +46,6 @@ class QueryRunner:
                 if restart == _MOST_RESTARTS:
                     raise
                 log.exception("event=query_restarted reason=books_do_not_balance restart=%d", restart + 1)
-                self.commit.failure = None
                 self.commit.detach()
             else:
                 return
@@ -61,16 +60,22 @@ class QueryRunner:
             raise
         except StreamingQueryException as error:
             cause = self._cause(error)
-            if self.commit.stop.asked and self.commit.rolled_back:
-                found = f"the micro-batch under way failed and was rolled back: {cause}"
-                raise StoppedInBatchError(
-                    "The run was asked to stop", found=found, cure="The next run does the micro-batch again"
-                ) from error
+            self._require_not_rolled_back(cause)
             raise cause from error
         if self.commit.stop.asked and query.isActive:
             query.stop()
         if self.commit.stop.asked:
+            # A batch may have failed so late that Spark has not told us yet.
+            self._require_not_rolled_back(self.commit.failure)
             raise StopRequestedError("The run was asked to stop", cure="The next run goes on from here")
+
+    def _require_not_rolled_back(self, cause: Exception | None) -> None:
+        if self.commit.stop.asked and self.commit.rolled_back:
+            raise StoppedInBatchError(
+                "The run was asked to stop",
+                found=f"the micro-batch under way failed and was rolled back: {cause}",
+                cure="The next run does the micro-batch again",
+            ) from cause
 
     def _writer(self) -> DataStreamWriter:
         streaming = self.commit.flow.streaming
@@ -93,7 +98,7 @@ class QueryRunner:
     def _wait(self, query: StreamingQuery) -> None:
         with Heartbeat(self.commit.ledger, self.application_id) as heartbeat:
             while not query.awaitTermination(_POLL_SECONDS):  # type: ignore[arg-type]  # takes parts of a second
-                if self.commit.stop.asked and not self.commit.stop.in_batch:
+                if self.commit.stop.may_end():
                     return
                 heartbeat.beat()
 

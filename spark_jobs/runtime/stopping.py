@@ -43,6 +43,8 @@ class Stop:
         self._asked = threading.Event()
         self._ended = threading.Event()
         self._in_batch = threading.Event()
+        # Not for `ask`: a signal handler may run while its own thread holds it.
+        self._edge = threading.Lock()
         self._grace = grace_seconds
         self._jvm: Any = None
         self._hook: Any = None
@@ -67,9 +69,16 @@ class Stop:
 
         :raises StopRequestedError: the run was asked to stop before.
         """
-        if self.asked:
-            raise StopRequestedError("The run was asked to stop", cure="The next run goes on from here")
-        self._in_batch.set()
+        with self._edge:
+            if not self.asked:
+                self._in_batch.set()
+                return
+        raise StopRequestedError("The run was asked to stop", cure="The next run goes on from here")
+
+    def may_end(self) -> bool:
+        """Tell whether somebody asked and no micro-batch is under way; then none will begin any more."""
+        with self._edge:
+            return self.asked and not self.in_batch
 
     def leave_batch(self) -> None:
         """Say that a micro-batch has ended, one way or the other."""

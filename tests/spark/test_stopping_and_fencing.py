@@ -87,6 +87,27 @@ def test_a_stopped_run_ends_between_batches_and_the_next_goes_on(pipelines: Pipe
     assert pipelines.rows("SELECT count(*), count(DISTINCT id) FROM result") == [(12, 12)]
 
 
+def test_a_batch_that_fails_after_somebody_asked_to_stop_is_not_said_to_be_committed(
+    pipelines: Pipelines, inbox: Path
+) -> None:
+    write_lines(inbox / "0.json", {"id": 0})
+    config = _pipeline(pipelines, inbox, "availablenow")
+    pipelines.finish(config)
+    write_lines(inbox / "1.json", {"id": 1})
+    stop = Stop()
+    waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with pipelines.database.connect() as conn, _running(pipelines, config, stop) as ended:
+        conn.execute("LOCK TABLE result IN SHARE MODE")
+        _until(lambda: pipelines.one(f"SELECT count(*) {waiting}"))
+        stop.ask()
+        pipelines.rows(f"SELECT pg_terminate_backend(pid) {waiting}")
+        _until(lambda: ended)
+    assert ended[0].exit_code == ExitCode.STOPPED_ROLLED_BACK, str(ended[0].error)
+    assert pipelines.rows("SELECT id FROM result") == [(0,)]
+    pipelines.finish(config)
+    assert pipelines.rows("SELECT id FROM result ORDER BY id") == [(0,), (1,)]
+
+
 def test_a_newer_run_fences_the_older_one_at_once(pipelines: Pipelines, inbox: Path) -> None:
     for number in range(12):
         write_lines(inbox / f"{number}.json", {"id": number})
