@@ -11,10 +11,14 @@ from typing import Any
 from kafka_pipelines import kafka_pipeline
 from ledger_books import balanced_totals
 from pipeline_runs import Pipelines, select
+from pyspark.sql.types import IntegerType, StructField, StructType
 
 from sandbox.kafka import KafkaBroker, Record
 from sandbox.ports import free_port
 from spark_jobs.contracts.exit_codes import ExitCode
+from spark_jobs.runtime.gaps import source_gaps
+from spark_jobs.sources.base import OffsetRange
+from spark_jobs.sources.kafka import KafkaSource
 
 
 def _numbers(start: int, stop: int, partition: int = 0) -> list[Record]:
@@ -120,6 +124,19 @@ def test_what_was_deleted_is_a_recorded_gap_where_that_is_wanted(
         (1, {"topic": topic, "partition": 0, "from_offset": 10, "to_offset": 25}, 15)
     ]
     assert balanced_totals(pipelines, "numbers")["written_rows"] == 30
+
+
+def test_a_gap_that_has_grown_since_the_batch_has_no_number(spark: Any, kafka: KafkaBroker, new_topic: Any) -> None:
+    topic = new_topic(partitions=1)
+    kafka.produce(topic, [json.dumps({"id": number}) for number in range(10)])
+    kafka.delete_records(topic, {0: 6})
+    options = {"kafka.bootstrap.servers": kafka.bootstrap_servers, "subscribe": topic, "failOnDataLoss": "false"}
+    source = KafkaSource(spark, StructType([StructField("id", IntegerType())]), options, {})
+    offsets = OffsetRange(start={topic: {"0": 0}}, end={topic: {"0": 10}})
+    assert [gap.missing_rows for gap in source_gaps(spark, source, offsets, rows_read=4)] == [6]
+    [grown] = source_gaps(spark, source, offsets, rows_read=8)
+    assert grown.missing_rows is None
+    assert "2 rows of the whole batch" in grown.reason
 
 
 def test_tombstones_and_bad_bytes_are_dead_letters(pipelines: Pipelines, kafka: KafkaBroker, new_topic: Any) -> None:
