@@ -160,6 +160,10 @@ class TransientError(EtlError):
     retryable = True
 
 
+class TargetAlteredError(TransientError):
+    """The target table was altered under a run; the next run looks at it anew."""
+
+
 class LoginRefusedError(DatabaseUnreachableError):
     """PostgreSQL answers, but refuses this user, password or database: trying again unchanged does not help."""
 

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from spark_jobs.contracts.config import WriteStrategy
-from spark_jobs.contracts.errors import EtlError, TargetMismatchError
+from spark_jobs.contracts.errors import EtlError, TargetAlteredError, TargetMismatchError, TooManyDeadLettersError
 from spark_jobs.contracts.events import BatchCommitted
 from spark_jobs.contracts.tracker import recovery
 from spark_jobs.contracts.tracker.connect import classify
@@ -121,14 +121,16 @@ class BatchCommit:
         return state != "absent"
 
     def _truth(self, error: Exception) -> Exception:
-        # Of a table that was dropped or altered ADBC speaks without a SQLSTATE, as of a lost connection.
+        # Of a table that was dropped or altered ADBC speaks without a SQLSTATE, as of a lost connection; and where it
+        # was altered, the rows are not at fault.
         known = classify(error) if isinstance(error, psycopg.Error) else error
-        if isinstance(known, EtlError) and known.retryable:
+        doubtful = isinstance(known, TooManyDeadLettersError) or (isinstance(known, EtlError) and known.retryable)
+        if doubtful:
             try:
                 self.ledger.forget_connection()
                 self.target.recheck()
-            except TargetMismatchError as mismatch:
-                return mismatch
+            except (TargetMismatchError, TargetAlteredError) as altered:
+                return altered
             except EtlError:
                 log.debug("The target could not be looked at", exc_info=True)
         return known

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pyspark.sql.types import StructType
 
 from spark_jobs.contracts.config import OutputMode, TableName
-from spark_jobs.contracts.errors import TargetMismatchError
+from spark_jobs.contracts.errors import TargetAlteredError
 from spark_jobs.contracts.tracker.connect import classified, set_local_role
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.sinks.evolution import evolve
@@ -50,7 +50,8 @@ class TargetTable:
     def recheck(self) -> None:
         """Look whether the table still is what :meth:`open` found.
 
-        :raises TargetMismatchError: it was dropped or altered since. :raises EtlError: it could not be looked at.
+        :raises TargetMismatchError: it does not fit the query any more. :raises TargetAlteredError: it was altered, and
+            fits. :raises EtlError: it could not be looked at.
         """
         if self._opened is None:
             return
@@ -60,7 +61,7 @@ class TargetTable:
             set_local_role(conn, self.flow.config.load.role)
             now = self._inspect(before.table)
         if now != before:
-            raise TargetMismatchError(
+            raise TargetAlteredError(
                 f"The table {before.table} was altered while the run was writing to it",
                 found="; ".join(_differences(before, now)),
                 expected="the table that the run found at its start",

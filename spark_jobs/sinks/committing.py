@@ -20,6 +20,7 @@ from spark_jobs.sinks.copying import Cursor, run, scalar
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.refused import Limit
 from spark_jobs.sinks.sorting import LetterSpool, moment
+from spark_jobs.sinks.unaltered import TableState, require_unaltered
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class CommitPlan:
     """What the end of a batch's transaction needs.
 
     :param tracker: the tracker's schema, quoted.
+    :param target: what the target must still be like.
     :param record: the ledger row but for its books and event times; its duration is what the batch took so far.
     :param event: the progress event as a JSON object, but for its ``rows``.
     :param letters: statement that stores a JSON array of dead letters.
@@ -36,6 +38,7 @@ class CommitPlan:
     """
 
     tracker: str
+    target: TableState
     record: BatchRecord
     event: dict[str, Any]
     letters: str
@@ -94,8 +97,9 @@ def commit(
     Sets the report's state: ``unknown`` from the moment COMMIT is sent until its answer is there.
 
     :raises BooksDoNotBalanceError: nothing is committed. :raises FencedError: a newer run has taken over.
-    :raises TooManyDeadLettersError: nothing is committed.
+    :raises TooManyDeadLettersError: nothing is committed. :raises TargetAlteredError: nothing is committed.
     """
+    require_unaltered(cursor, plan.target)
     check_limits(plan.limit, books)
     write_letters(cursor, plan, letters)
     reach(f"{plan.where}.before_ledger")

@@ -44,7 +44,7 @@ def transaction(session: Session) -> Iterator[Cursor]:
     """Open a transaction and roll it back when the block fails. The caller commits with ``COMMIT``."""
     # Autocommit, and BEGIN sent as SQL: with ADBC's own transactions a failed COPY leaves no savepoint to go back to.
     with _connected(session.uri) as conn, conn.cursor() as cursor:
-        run(cursor, "BEGIN")
+        run(cursor, "BEGIN ISOLATION LEVEL READ COMMITTED")
         try:
             cursor.execute(
                 statements.begin_settings(), (session.application_name, session.lock_timeout, session.idle_timeout)

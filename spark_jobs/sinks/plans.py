@@ -111,6 +111,7 @@ class Plans:
         found = tuple(one for one in staged if one is not None and one.letters)
         return CommitPlan(
             tracker=self.ledger.ident,
+            target=self.target.state,
             record=record,
             event=event,
             letters=insert_letters_from_json(self.ledger.ident),

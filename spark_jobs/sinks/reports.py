@@ -13,6 +13,7 @@ from spark_jobs.contracts.errors import (
     FencedError,
     LedgerConflictError,
     RowsSuppressedError,
+    TargetAlteredError,
     TooManyDeadLettersError,
     TransientError,
     TwoPhaseUnavailableError,
@@ -29,6 +30,7 @@ _FROM_TASKS: tuple[type[EtlError], ...] = (
     FencedError,
     LedgerConflictError,
     RowsSuppressedError,
+    TargetAlteredError,
     TooManyDeadLettersError,
 )
 _BY_NAME = {kind.__name__: kind for kind in _FROM_TASKS}

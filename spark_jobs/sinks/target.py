@@ -15,6 +15,7 @@ from spark_jobs.contracts.errors import TargetMismatchError
 from spark_jobs.sinks.table_columns import Connection, TargetColumn, qualified, table_columns
 from spark_jobs.sinks.target_checks import problems
 from spark_jobs.sinks.types import column_type, to_sent, travels_as_text
+from spark_jobs.sinks.unaltered import TableState, table_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,14 @@ class Target:
     """The target table as it was found (or made) at the start of the run.
 
     :param columns: the columns that the query fills, in the query's order.
+    :param state: what each transaction that writes to it compares.
     :param has_insert_triggers: whether a trigger may change or suppress a row before it is inserted.
     :param has_suppressing_triggers: the same, before it is inserted, updated or deleted.
     """
 
     table: TableName
     columns: tuple[TargetColumn, ...]
+    state: TableState
     has_insert_triggers: bool
     has_suppressing_triggers: bool
     checks: tuple[Check, ...] = ()
@@ -167,6 +170,7 @@ def inspect(
     return Target(
         table,
         columns,
+        table_state(conn, qualified(table), [column.name for column in columns]),
         has_insert_triggers=_has_triggers(conn, table, _INSERT),
         has_suppressing_triggers=_has_triggers(conn, table, _INSERT | _UPDATE | _DELETE),
         checks=_checks(conn, table),

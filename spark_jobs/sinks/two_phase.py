@@ -22,6 +22,7 @@ from spark_jobs.sinks.copying import Cursor, Session, run, scalar, sqlstate, tra
 from spark_jobs.sinks.parts import PartReport, in_task
 from spark_jobs.sinks.refused import RefusedRows
 from spark_jobs.sinks.sorting import LetterSpool
+from spark_jobs.sinks.unaltered import require_unaltered
 from spark_jobs.sinks.writing import RowsPlan, begun, write_rows
 
 
@@ -42,6 +43,7 @@ def prepare_part(plan: TwoPhasePlan, batches: Iterable[pa.RecordBatch], part: in
     """Prepare one part; errors of PostgreSQL come back in the report. A part without rows prepares nothing.
 
     :raises FencedError: a newer run has taken over; nothing of the part is left.
+    :raises TargetAlteredError: nothing of the part is left.
     """
     report = PartReport(part=part, attempt=attempt)
     letters = LetterSpool()
@@ -69,6 +71,7 @@ def _prepare(
     if not report.written and not letters.count:
         run(cursor, "ROLLBACK")
         return
+    require_unaltered(cursor, plan.commit.target)
     write_letters(cursor, plan.commit, letters)
     name = plan.names.of(report.part, report.attempt)
     key = record.identity.key

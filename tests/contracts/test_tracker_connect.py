@@ -76,7 +76,7 @@ STATES = {
     TransientError: ["40001", "40P01", "53100", "53300", "57014", "57P01", "57P03", "55P03", "25P03", "25006"],
     DatabaseUnreachableError: ["08000", "08006", "08P01"],
     LoginRefusedError: ["28P01", "28000", "3D000"],
-    TargetMismatchError: ["42501", "42P01", "42703", "3F000"],
+    TargetMismatchError: ["42501", "42P01", "42703", "3F000", "42P10", "42804"],
     DataError: ["22003", "22P02", "23505", "23514"],
     EtlError: ["42601", "XX000", "0A000", "26000"],
 }

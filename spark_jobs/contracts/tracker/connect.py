@@ -28,13 +28,16 @@ Connection = psycopg.Connection[Any]
 _TRANSIENT_CLASSES: Final = ("40", "53", "57")
 _TRANSIENT_STATES: Final = ("55P03", "25P03", "25006")
 _LOGIN_STATES: Final = ("28000", "28P01", "3D000")
-_SCHEMA_STATES: Final = ("42501", "42P01", "3F000", "42703", "42883")
+_SCHEMA_STATES: Final = ("42501", "42P01", "3F000", "42703", "42883", "42P10", "42804", "42846")
 # libpq keeps no SQLSTATE of a refused login, so the words are all there is.
 _REFUSED_WORDS: Final = ("password", "authentication", "does not exist", "pg_hba", "role ", "permission denied")
 _STATE_CURES: Final = {
     "42501": "grant the privilege that the message names to the connection's user",
     "42P01": "create the table that the message names, or correct its name; the ledger's own: `etl-pipeline migrate`",
     "3F000": "create the schema that the message names, or correct its name; the ledger's own: `etl-pipeline migrate`",
+    "42P10": "the target's unique index on load.keys is gone or not valid: create it again",
+    "42804": "a column has another type than the query: change the table, or the select before the load",
+    "42846": "a column has another type than the query: change the table, or the select before the load",
     "25006": "the server takes no writes (a standby, or default_transaction_read_only): connect to the primary",
     "53100": "the server's disk is full: make room there, and run the pipeline again",
     "53300": "a limit of connections (role, database, max_connections) is reached: close some or raise it, run again",
