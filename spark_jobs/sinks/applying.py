@@ -16,6 +16,7 @@ _SAVEPOINT = "etl_merge"
 class MergeText:
     """The statements of one merge, rendered.
 
+    :param lock: what is asked for before; empty when nothing is.
     :param whole: one statement for a healthy batch. :param part: the same for a span of ``etl_ordered``, between the
         ordinals ``{first}`` and ``{last}``.
     :param answers: whether these answer the number of rows they wrote; else it is the number of rows they affected.
@@ -32,6 +33,7 @@ class MergeText:
     count: str
     row: str
     audit: str | None
+    lock: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Merger:
 
     def apply(self) -> int:
         """Return how many rows were written."""
+        if self.merge.lock:
+            run(self.cursor, self.merge.lock)
         if self.refused is None:
             return self._answer(self.merge.whole)
         said, written = self._try(self.merge.whole)

@@ -1,7 +1,8 @@
 """The statements that bring staged rows into the target. Rendered on the driver, without parameters.
 
-Keys are taken in order, so that pipelines that upsert the same table do not deadlock. Of rows with the same key in a
-batch one wins: by the order column, then by its number, which makes it the last row of the highest part.
+Keys are taken in order, and merges with and without deletion markers one after the other, so that pipelines that upsert
+the same table do not deadlock. Of rows with the same key in a batch one wins: by the order column, then by its number,
+which makes it the last row of the highest part.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def merge(target: Target, source: str, rule: MergeRule, conn: Connection) -> Mer
         row=f"SELECT row_to_json(d)::text, o.{SOURCE} FROM {_ORDERED} o, LATERAL (SELECT {made.braced(data)}) AS d "  # noqa: S608
         f"WHERE o.{_ORDINAL} = {{first}}",
         audit=made.audit(latest) if rule.keys else None,
+        lock=made.lock() if rule.keys else "",
     )
 
 
@@ -105,7 +107,8 @@ class _Made:
         self._rule = rule
         self._conn = conn
         self.columns = self._names([column.name for column in target.columns])
-        self.keys = self._names(rule.keys)
+        # However a pipeline names its keys, all take them in the same order.
+        self.keys = self._names(sorted(rule.keys))
         self.marker = [self._name(rule.delete_marker)] if rule.delete_marker else []
 
     def typed(self, source: str) -> str:
@@ -160,6 +163,16 @@ class _Made:
             f"WITH {', '.join(steps)} SELECT (SELECT count(*) FROM written) + {deleted} "  # noqa: S608
             f"+ (SELECT count(*) FROM batch l WHERE {marker} AND {absent})"
         )
+
+    def lock(self) -> str:
+        """Return the statement that keeps the two forms of merge apart, whose orders of locking differ.
+
+        One with deletion markers locks the rows that are there before it inserts others; one without takes all keys in
+        order. Merges without markers go on side by side.
+        """
+        shared = "" if self._rule.delete_marker else "_shared"
+        name = sql.Literal(f"etl merge {self._target.table}").as_string(self._conn)
+        return f"SELECT pg_advisory_xact_lock{shared}(hashtextextended({name}, 0))"
 
     def audit(self, latest: str) -> str:
         """Return the question whether rows were suppressed; empty where nothing in the table could."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spark_jobs.contracts.config import OutputMode, WriteMode, WriteStrategy
 from spark_jobs.contracts.errors import ConfigError, TwoPhaseUnavailableError
@@ -65,9 +65,11 @@ def choose(
         possible.
     :raises TwoPhaseUnavailableError: ``two_phase`` was forced, and server or table do not allow it.
     """
+    if result is None and size.partitions is not None:
+        means = replace(means, parallelism=min(means.parallelism, size.partitions))
     if forced is WriteStrategy.TWO_PHASE:
         return _forced_two_phase(means)
-    small, reason = _stateless(size) if result is None else _stateful(forced, size, result)
+    small, reason = _stateless(size, means) if result is None else _stateful(forced, size, result)
     if forced is WriteStrategy.SINGLE and gaps_possible:
         raise ConfigError(
             "load.writeStrategy single could not record what the source has lost",
@@ -93,7 +95,7 @@ def _forced_two_phase(means: Means) -> Choice:
             cure="Use auto, single or staged",
         )
     means.two_phase.require(means.asked)
-    return Choice(WriteStrategy.TWO_PHASE, "forced by writeStrategy", _parts(means))
+    return Choice(WriteStrategy.TWO_PHASE, f"forced by writeStrategy, in {_parts_text(means)}", _parts(means))
 
 
 def _large(reason: str, means: Means) -> Choice:
@@ -105,17 +107,27 @@ def _large(reason: str, means: Means) -> Choice:
         why_not = f"room for {ability.slots} prepared transactions only"
     if why_not:
         return Choice(WriteStrategy.STAGED, f"{reason}; not two_phase: {why_not}")
-    return Choice(WriteStrategy.TWO_PHASE, f"{reason}, in at most {_parts(means)} parts", _parts(means))
+    return Choice(WriteStrategy.TWO_PHASE, f"{reason}, in {_parts_text(means)}", _parts(means))
 
 
 def _parts(means: Means) -> int:
     return max(min(means.parallelism, means.two_phase.slots), 1)
 
 
-def _stateless(size: BatchSize) -> tuple[bool, str]:
-    small = size.data_bytes <= _STATELESS_BYTES if size.data_bytes is not None else (size.rows or 0) <= _STATELESS_ROWS
-    if small and size != BatchSize():
+def _parts_text(means: Means) -> str:
+    parts, slots = _parts(means), means.two_phase.slots
+    text = "one part" if parts == 1 else f"at most {parts} parts"
+    return f"{text}: no more prepared transactions are free" if slots < means.parallelism else text
+
+
+def _stateless(size: BatchSize, means: Means) -> tuple[bool, str]:
+    by_bytes = size.data_bytes is not None and size.data_bytes <= _STATELESS_BYTES
+    by_rows = size.data_bytes is None and size.rows is not None and size.rows <= _STATELESS_ROWS
+    if by_bytes or by_rows:
         return True, f"{_amount(size)}: one task writes it at once"
+    if means.parallelism == 1:
+        why = "the source has one partition" if size.partitions == 1 else "one task runs at a time"
+        return True, f"{_amount(size)}: one task writes it, as {why}"
     return False, f"{_amount(size)}: several tasks write it"
 
 

@@ -31,10 +31,12 @@ class BatchSize:
     """How much a micro-batch reads, judged from offsets or file sizes. None where nobody can tell.
 
     :param rows: an upper bound of its rows, exact where nothing is missing in the source.
+    :param partitions: how many tasks can read it at once; None where Spark cuts the input as it likes.
     """
 
     rows: int | None = None
     data_bytes: int | None = None
+    partitions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

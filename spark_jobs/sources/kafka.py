@@ -151,11 +151,13 @@ class KafkaSource(Source):
     @override
     def size(self, offsets: OffsetRange) -> BatchSize:
         start, end = _aligned(offsets.start, offsets.end)
+        counts = [last - start[topic][part] for topic, parts in end.items() for part, last in parts.items()]
+        # Spark cuts a partition only where it is told to.
+        cut = self._option("minPartitions") or self._option("maxRecordsPerPartition")
+        partitions = None if cut else max(sum(count > 0 for count in counts), 1)
         if any(first < 0 for parts in start.values() for first in parts.values()):
-            return BatchSize()
-        return BatchSize(
-            rows=sum(last - start[topic][part] for topic, parts in end.items() for part, last in parts.items())
-        )
+            return BatchSize(partitions=partitions)
+        return BatchSize(rows=sum(counts), partitions=partitions)
 
     @override
     def after_commit(self, offsets: OffsetRange, committer: Committer) -> None:

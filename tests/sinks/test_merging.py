@@ -187,24 +187,35 @@ def _spans(conn: psycopg.Connection[Any], statements: MergeText) -> int:
     return written
 
 
-@pytest.mark.parametrize("marker", [None, "gone"])
-def test_sessions_with_the_same_keys_in_opposite_orders_do_not_deadlock(database: Any, marker: str | None) -> None:
-    chosen = rule(delete_marker=marker)
+@pytest.mark.parametrize("markers", [(None, None), ("gone", "gone"), (None, "gone")])
+def test_sessions_with_the_same_keys_in_opposite_orders_do_not_deadlock(
+    database: Any, markers: tuple[str | None, str | None]
+) -> None:
     with closing(database.connect(autocommit=True)) as conn:
         conn.execute(f"CREATE TABLE result ({TABLE})")
+        # Slow enough for the two to meet in the middle.
+        conn.execute(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "PERFORM pg_sleep(0.0002); RETURN NEW; END $$;"
+            "CREATE TRIGGER slow BEFORE INSERT ON result FOR EACH ROW EXECUTE FUNCTION slow()"
+        )
     start, failed = threading.Barrier(2), []
 
     def session(backwards: bool) -> None:
+        keys = KEYS[::-1] if backwards else KEYS
+        chosen = MergeRule(WriteMode.UPSERT, keys, delete_marker=markers[backwards])
         with closing(database.connect(autocommit=True)) as conn:
             conn.execute("SET deadlock_timeout = '20ms'")
             target, statements = made(conn, chosen)
-            for turn in range(40):
-                keys = range(400)[::-1] if backwards else range(400)
-                rows = [(key, key % 7, 1, "", "", (key + turn + backwards) % 3 == 0) for key in keys]
+            for turn in range(15):
+                # Half of them are there, the other half comes new before them.
+                numbers = range(-200 * turn, 400 - 200 * turn)[:: -1 if backwards else 1]
+                rows = [(number, number % 7, 1, "", "", (number + turn + backwards) % 3 == 0) for number in numbers]
                 start.wait(timeout=60)
                 try:
                     with conn.transaction():
                         stage(conn, target, chosen, rows)
+                        conn.execute(statements.lock.encode())
                         count(conn, statements, statements.whole)
                 except psycopg.Error as error:
                     failed.append(error)

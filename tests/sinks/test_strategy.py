@@ -46,7 +46,13 @@ STATELESS: list[tuple[BatchSize, Means, WriteStrategy, str]] = [
     (MANY, means(cores=100), TWO_PHASE, "in at most 8 parts"),
     (MANY, means(cores=100, asked=3), TWO_PHASE, "in at most 3 parts"),
     (MANY, means(asked=9), TWO_PHASE, "in at most 8 parts"),
-    (MANY, means(ability=replace(ABLE, slots=1), cores=1), TWO_PHASE, "several tasks write it"),
+    (MANY, means(ability=replace(ABLE, slots=2)), TWO_PHASE, "2 parts: no more prepared transactions are free"),
+    (MANY, means(cores=1), SINGLE, "at most 200001 rows: one task writes it, as one task runs at a time"),
+    (BatchSize(rows=10**9, partitions=1), means(), SINGLE, "one task writes it, as the source has one partition"),
+    (BatchSize(partitions=1), means(UPSERT), SINGLE, "a batch of unknown size: one task writes it, as the source has"),
+    (BatchSize(rows=10**9, partitions=3), means(), TWO_PHASE, "in at most 3 parts"),
+    (BatchSize(rows=10**9, partitions=30), means(), TWO_PHASE, "in at most 4 parts"),
+    (BatchSize(rows=10, partitions=30), means(), SINGLE, "one task writes it at once"),
 ]
 
 
@@ -130,7 +136,12 @@ OBEYED: list[tuple[WriteStrategy, BatchSize, Means, Result | None, int]] = [
 def test_what_is_forced_is_done(
     forced: WriteStrategy, size: BatchSize, has: Means, result: Result | None, most: int
 ) -> None:
-    assert choose(forced, size, has, result=result) == Choice(forced, "forced by writeStrategy", most)
+    choice = choose(forced, size, has, result=result)
+    assert (choice.strategy, choice.parts) == (forced, most)
+    assert choice.reason.startswith("forced by writeStrategy")
+    assert ("no more prepared transactions are free" in choice.reason) == (
+        forced is TWO_PHASE and has.two_phase.slots < has.parallelism
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,7 +195,7 @@ def _ability(used: int, limit: int, obstacle: str, doubt: str) -> TwoPhase:
 
 NEAR = some.sampled_from([0, 1, 49_999, 50_000, 50_001, 200_000, 200_001, 64 * MIB, 64 * MIB + 1])
 NUMBERS = some.none() | NEAR | some.integers(0, 10**10)
-SIZES = some.builds(BatchSize, NUMBERS, NUMBERS)
+SIZES = some.builds(BatchSize, NUMBERS, NUMBERS, some.none() | some.integers(1, 20))
 RESULT = some.none() | some.builds(Result, some.sampled_from(OutputMode), some.integers(1, 12), NUMBERS)
 ABILITIES = some.builds(
     _ability,
@@ -223,7 +234,8 @@ def test_auto_always_has_an_answer_that_can_be_carried_out(
 @many
 @given(SIZES, MEANS, RESULT)
 def test_what_is_small_is_small_whatever_the_server_allows(size: BatchSize, has: Means, result: Result | None) -> None:
-    here, elsewhere = choose(AUTO, size, has, result=result), choose(AUTO, size, means(), result=result)
+    here = choose(AUTO, size, has, result=result)
+    elsewhere = choose(AUTO, size, means(cores=has.parallelism), result=result)
     assert (here.strategy is SINGLE) == (elsewhere.strategy is SINGLE)
 
 
@@ -234,7 +246,8 @@ def test_parts_are_never_more_than_slots_or_tasks(
 ) -> None:
     answer = answered(forced, size, has, result, gaps)
     if isinstance(answer, Choice) and answer.strategy is TWO_PHASE:
-        assert 1 <= answer.parts <= min(has.two_phase.slots, has.parallelism)
+        readers = size.partitions if result is None and size.partitions else has.parallelism
+        assert 1 <= answer.parts <= min(has.two_phase.slots, has.parallelism, readers)
     elif isinstance(answer, Choice):
         assert answer.parts == 1
 

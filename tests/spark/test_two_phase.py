@@ -215,6 +215,21 @@ def test_forced_where_a_trigger_notifies_is_refused_and_leaves_nothing(pipelines
     assert _ids(pipelines) == list(range(10))
 
 
+def test_auto_prepares_parts_of_a_large_append_and_says_why(
+    pipelines: Pipelines, inbox: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="etl.batch")
+    # Large, and quickly read: blanks around the objects.
+    lines = [json.dumps({"id": number, "name": "a"}) + " " * (1 << 20) for number in range(65)]
+    (inbox / "large.json").write_text("\n".join(lines))
+    pipelines.finish(_config(pipelines, inbox, writeStrategy="auto"))
+    assert _ids(pipelines) == list(range(65))
+    [(strategy, reason)] = pipelines.rows("SELECT strategy, strategy_reason FROM etl.batch_tracker")
+    assert strategy == "two_phase"
+    assert reason.endswith("bytes of files: several tasks write it, in at most 2 parts")
+    assert f"strategy={strategy} reason={reason!r}" in caplog.text
+
+
 def test_more_parts_than_the_server_has_room_for_are_refused(pipelines: Pipelines, inbox: Path) -> None:
     _write(inbox, 0)
     ended = pipelines.run(_config(pipelines, inbox, writeParallelism=5000))
