@@ -13,7 +13,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from spark_jobs.contracts.config import WriteStrategy
-from spark_jobs.contracts.errors import EtlError, TargetAlteredError, TargetMismatchError, TooManyDeadLettersError
+from spark_jobs.contracts.errors import (
+    CheckpointMismatchError,
+    EtlError,
+    TargetAlteredError,
+    TargetMismatchError,
+    TooManyDeadLettersError,
+)
 from spark_jobs.contracts.events import BatchCommitted
 from spark_jobs.contracts.tracker import recovery
 from spark_jobs.contracts.tracker.connect import classify
@@ -54,6 +60,7 @@ class BatchCommit:
     flow: Flow
     checkpoint: Checkpoint
     query_id: str
+    first_batch: int
     ledger: Ledger
     sink: PostgresSink
     target: TargetTable
@@ -94,6 +101,7 @@ class BatchCommit:
 
     def _commit(self, df: DataFrame, batch_id: int) -> None:
         started = monotonic()
+        self._require_own_query()
         reach("batch.before_fence")
         self.ledger.check_fence()
         batch = identify(self.checkpoint, self.ledger.pipeline_id, self.query_id, batch_id)
@@ -112,6 +120,16 @@ class BatchCommit:
         self.totals.written += written.books.written
         _tell(batch, written, choice, monotonic() - started)
         self.progress.committed(batch.offsets)
+
+    def _require_own_query(self) -> None:
+        found = self._running_query().id
+        if found != self.query_id:
+            raise CheckpointMismatchError(
+                f"The checkpoint {self.checkpoint.location} changed its query while the run started",
+                found=f"query {found}",
+                expected=f"query {self.query_id}, under which the ledger keeps this run's micro-batches",
+                cure="Does another driver, of another pipeline or ledger, use the same checkpointLocation?",
+            )
 
     def _is_there(self, batch: MicroBatch) -> bool:
         state = self.ledger.state_of(batch.identity)
@@ -174,6 +192,7 @@ class BatchCommit:
             strategy_reason=choice.reason,
             watermark=batch.watermark,
             files=batch.offsets.files,
+            follows=batch.identity.batch_id > self.first_batch,
         )
 
     def _written(self, df: DataFrame, batch: MicroBatch, record: BatchRecord, choice: Choice) -> Written:

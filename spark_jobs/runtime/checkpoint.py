@@ -77,6 +77,10 @@ class Checkpoint:
             for folder in _LOGS:
                 self._files.delete(self._path(folder), True)
 
+    def end_seed(self) -> None:
+        """Remove the mark of a seed that is whole: it would have the logs removed should ``metadata`` be lost later."""
+        self._files.delete(self._path(_SEEDING), False)
+
     def has_offsets(self) -> bool:
         """Tell whether any micro-batch was ever planned here."""
         return bool(self._numbers("offsets"))
@@ -154,9 +158,8 @@ class Checkpoint:
         self._write("sources/0/0", "\n".join(["v1", *entries]))
         self._write("offsets/0", "\n".join(["v1", metadata, json.dumps({"logOffset": 0})]))
         self._write("commits/0", "\n".join(["v1", json.dumps({"nextBatchWatermarkMs": 0})]))
-        # Before `metadata`: left beside a good checkpoint, it would have its logs removed should that be lost later.
-        self._files.delete(self._path(_SEEDING), False)
         self.write_metadata(query_id)
+        self.end_seed()
 
     def _source_entries(self, number: int) -> list[dict[str, Any]]:
         text = self._read(f"sources/0/{number}")

@@ -30,15 +30,24 @@ def source_gaps(spark: SparkSession, source: Source, offsets: OffsetRange, rows_
     """Return what is missing in a batch that read ``rows_read`` rows; empty when nothing is."""
     if not isinstance(source, KafkaSource) or source.fails_on_data_loss:
         return ()
-    expected = source.size(offsets).rows
-    if expected is not None and rows_read >= expected:
-        return ()
-    gaps = tuple(_gaps(spark, source, offsets))
-    if expected is not None and sum(gap.missing_rows or 0 for gap in gaps) > expected - rows_read:
-        gaps = tuple(_without_number(gap, expected - rows_read) for gap in gaps)
+    missing = (source.size(offsets).rows or 0) - rows_read
+    gaps = tuple(_gaps(spark, source, offsets)) if missing > 0 else ()
+    if sum(gap.missing_rows or 0 for gap in gaps) > missing:
+        gaps = tuple(_without_number(gap, missing) for gap in gaps)
+    gaps = (*_partitions_gone(offsets), *gaps)
     for gap in gaps:
         log.warning("event=source_gap source=%s missing_rows=%s reason=%r", gap.source, gap.missing_rows, gap.reason)
     return gaps
+
+
+def _partitions_gone(offsets: OffsetRange) -> list[SourceGap]:
+    reason = "the partition is not there any more: what came behind this offset was never read"
+    return [
+        SourceGap({"topic": topic, "partition": int(part), "from_offset": offset}, None, reason)
+        for topic, parts in (offsets.start or {}).items()
+        for part, offset in parts.items()
+        if part not in offsets.end.get(topic, {})
+    ]
 
 
 def _without_number(gap: SourceGap, missing: int) -> SourceGap:
@@ -55,8 +64,7 @@ def _gaps(spark: SparkSession, source: KafkaSource, offsets: OffsetRange) -> lis
     gaps = []
     for topic, part in partitions:
         first, last = start[topic][str(part)], end[topic][str(part)]
-        first = earliest[topic, part] if first < 0 else first
-        missing = (last - first) - counts.get((topic, part), 0)
+        missing = max((last - first) - counts.get((topic, part), 0), 0)
         deleted = min(max(earliest[topic, part] - first, 0), missing)
         where = {"topic": topic, "partition": part}
         if deleted:

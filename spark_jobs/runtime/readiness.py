@@ -29,9 +29,13 @@ _RESUME = (
 
 @dataclass(frozen=True, slots=True)
 class ReadyQuery:
-    """The query that the run is to start."""
+    """The query that the run is to start.
+
+    :param first_batch: its first micro-batch with rows; the one before is the seed of a checkpoint that was resumed.
+    """
 
     query_id: str
+    first_batch: int = 0
 
 
 def ready_query(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, resume: Resume) -> ReadyQuery:
@@ -45,12 +49,13 @@ def ready_query(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, resume: Resu
         return _new_query(ledger, checkpoint, flow, list(known.values()), resume)
     if query_id not in known:
         _refuse_unknown(ledger, checkpoint, query_id, list(known.values()))
+    checkpoint.end_seed()
     query = known[query_id]
     _check_configuration(checkpoint, flow, query)
     _check_not_ahead(ledger, checkpoint, query)
     if query.start_offsets is not None and not checkpoint.has_offsets():
         _start_at(flow, query.start_offsets)
-    return ReadyQuery(query_id)
+    return ReadyQuery(query_id, first_batch=1 if _is_seeded(query) else 0)
 
 
 def fingerprint(flow: Flow) -> dict[str, Any]:
@@ -157,6 +162,7 @@ def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, 
         ledger.add_query(query_id, checkpoint.location, "resumed", fingerprint(flow), seeded_from=last.query_id)
         checkpoint.seed_files(query_id, files)
         log.warning("event=resumed_from_ledger query=%s files_already_read=%d", query_id, len(files))
+        return ReadyQuery(query_id, first_batch=1)
     return ReadyQuery(query_id)
 
 
@@ -231,10 +237,14 @@ def _check_configuration(checkpoint: Checkpoint, flow: Flow, query: KnownQuery) 
         )
 
 
+def _is_seeded(query: KnownQuery) -> bool:
+    """Tell whether the checkpoint's batch 0 is the files that were read before it; see ``Checkpoint.seed_files``."""
+    return query.origin == "resumed" and query.start_offsets is None
+
+
 def _check_not_ahead(ledger: Ledger, checkpoint: Checkpoint, query: KnownQuery) -> None:
     last = checkpoint.last_commit()
-    seed = 0 if query.origin == "resumed" and query.start_offsets is None else None
-    if last is None or last == seed or ledger.has_batch(query.query_id, last):
+    if last is None or (last == 0 and _is_seeded(query)) or ledger.has_batch(query.query_id, last):
         return
     raise CheckpointMismatchError(
         f"The checkpoint {checkpoint.location} is ahead of the ledger",

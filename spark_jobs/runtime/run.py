@@ -117,6 +117,7 @@ class PipelineRun:
                 flow=flow,
                 checkpoint=checkpoint,
                 query_id=ready.query_id,
+                first_batch=ready.first_batch,
                 ledger=ledger,
                 sink=self._sink(flow, ledger, target, spark.sparkContext.defaultParallelism),
                 target=table,

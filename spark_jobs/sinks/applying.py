@@ -23,7 +23,7 @@ class MergeText:
     :param order: make ``etl_ordered``: the rows that ``whole`` would write, numbered from 1.
     :param row: data columns as JSON, and source, of the row ``{first}``.
     :param audit: the question how many rows were left out that may not be (:mod:`spark_jobs.sinks.merge_audit`). Empty
-        where nothing suppresses rows; None where no row at all may be left out.
+        where nothing suppresses rows; None where no row at all may be left out. :param present: the question before it.
     """
 
     whole: str
@@ -34,6 +34,7 @@ class MergeText:
     row: str
     audit: str | None
     lock: str = ""
+    present: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,14 @@ class Merger:
     merge: MergeText
     refused: RefusedRows | None
 
-    def apply(self) -> int:
-        """Return how many rows were written."""
+    def begin(self) -> int:
+        """Take the lock; return how many keys are there already, where that will be asked."""
         if self.merge.lock:
             run(self.cursor, self.merge.lock)
+        return int(scalar(self.cursor, self.merge.present)) if self.merge.present else 0
+
+    def apply(self) -> int:
+        """Return how many rows were written."""
         if self.refused is None:
             return self._answer(self.merge.whole)
         said, written = self._try(self.merge.whole)
@@ -62,13 +67,16 @@ class Merger:
         self.refused.see(count)
         return self._halves(1, count) if count else 0
 
-    def suppressed(self, left: int, written: int, refused: int) -> int:
-        """Return how many of the ``left`` rows, which were neither written nor refused, may not be left out."""
+    def suppressed(self, left: int, written: int, refused: int, present: int) -> int:
+        """Return how many of the ``left`` rows, which were neither written nor refused, may not be left out.
+
+        :param present: what :meth:`begin` answered.
+        """
         if self.merge.audit is None or not left:
             return left
         if not self.merge.audit:
             return 0
-        return max(int(scalar(self.cursor, self.merge.audit.format(written=written))) - refused, 0)
+        return max(int(scalar(self.cursor, self.merge.audit.format(written=written, present=present))) - refused, 0)
 
     def _span(self, first: int, last: int) -> int:
         said, written = self._try(self.merge.part.format(first=first, last=last))

@@ -149,6 +149,8 @@ def completed(record: BatchRecord, books: Books, report: PartReport, started: fl
 
 def _write_ledger(cursor: Cursor, plan: CommitPlan, books: Books, report: PartReport, started: float) -> None:
     record = completed(plan.record, books, report, started)
+    key = record.identity.key
+    record.require_previous(not record.follows or scalar(cursor, statements.has_previous(plan.tracker), key) is True)
     cursor.execute(statements.insert_batch(plan.tracker), (record.row_json(),))
     if record.files:
         cursor.execute(statements.insert_files(plan.tracker), (record.files_json(),))

@@ -16,7 +16,7 @@ from spark_jobs.contracts.config import OnConflict, WriteMode
 from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.tracker.connect import Connection
 from spark_jobs.sinks.applying import MergeText
-from spark_jobs.sinks.merge_audit import AuditParts, audit
+from spark_jobs.sinks.merge_audit import AuditParts, audit, present
 from spark_jobs.sinks.target import Target
 
 ATTEMPT = "_attempt"
@@ -60,6 +60,8 @@ def merge(target: Target, source: str, rule: MergeRule, conn: Connection) -> Mer
     latest = made.latest(typed) if rule.keys else typed
     span = f"{_ORDERED} WHERE {_ORDINAL} BETWEEN {{first}} AND {{last}} ORDER BY {_ORDINAL}"
     data = ", ".join([made.columns, *made.marker])
+    audited = made.audit(latest) if rule.keys else None
+    nothing_suppressed = "" if rule.keys else None
     return MergeText(
         whole=made.write(latest),
         part=made.braced(made.write("\0")).replace("\0", f"(SELECT * FROM {span}) AS latest"),  # noqa: S608
@@ -74,7 +76,8 @@ def merge(target: Target, source: str, rule: MergeRule, conn: Connection) -> Mer
         # Not as jsonb: a column of type json may hold what that refuses, and the row is to be kept whatever it holds.
         row=f"SELECT row_to_json(d)::text, o.{SOURCE} FROM {_ORDERED} o, LATERAL (SELECT {made.braced(data)}) AS d "  # noqa: S608
         f"WHERE o.{_ORDINAL} = {{first}}",
-        audit=made.audit(latest) if rule.keys else None,
+        audit=audit(audited) if audited else nothing_suppressed,
+        present=present(audited).format() if audited else "",
         lock=made.lock() if rule.keys else "",
     )
 
@@ -174,21 +177,21 @@ class _Made:
         name = sql.Literal(f"etl merge {self._target.table}").as_string(self._conn)
         return f"SELECT pg_advisory_xact_lock{shared}(hashtextextended({name}, 0))"
 
-    def audit(self, latest: str) -> str:
-        """Return the question whether rows were suppressed; empty where nothing in the table could."""
+    def audit(self, latest: str) -> AuditParts | None:
+        """Return what the question whether rows were suppressed is made of; None where nothing in the table could."""
         if not self._target.has_suppressing_triggers:
-            return ""
+            return None
         gone = f"coalesce(l.{self.marker[0]}, false)" if self.marker else "false"
         nothing = self._rule.on_conflict is OnConflict.NOTHING
-        parts = AuditParts(
+        return AuditParts(
             latest=self.braced(latest),
             table=self.braced(self._target.identifier().as_string(self._conn)),
             matches=[self.braced(match) for match in self._matches()],
             older=self.braced(f"({self._newer('t', 'l')}) IS NOT TRUE") if self._rule.order_column else "false",
             changed=[] if nothing else [self.braced(self._name(name)) for name in self._updated()],
             gone=self.braced(gone),
+            spares=self._target.spares_equal_rows,
         )
-        return audit(parts)
 
     def _insert(self, latest: str, condition: str = "") -> str:
         here = self._target.identifier().as_string(self._conn)

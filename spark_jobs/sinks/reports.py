@@ -8,6 +8,7 @@ from typing import Any
 
 from spark_jobs.contracts.errors import (
     BooksDoNotBalanceError,
+    CheckpointMismatchError,
     DataError,
     EtlError,
     FencedError,
@@ -26,6 +27,7 @@ from spark_jobs.sinks.single import refused_rows
 # What a task found out by itself comes back by its name, in the place of the SQLSTATE.
 _FROM_TASKS: tuple[type[EtlError], ...] = (
     BooksDoNotBalanceError,
+    CheckpointMismatchError,
     EtlError,
     FencedError,
     LedgerConflictError,

@@ -118,16 +118,18 @@ def merge_rows(merger: Merger, staged: int, refused_before: int = 0) -> tuple[in
     """
     if not staged:
         return 0, 0
+    present = merger.begin()
     written = merger.apply()
     refused = merger.refused.count - refused_before if merger.refused else 0
     left = staged - written - refused
-    suppressed = merger.suppressed(left, written, refused)
+    suppressed = merger.suppressed(left, written, refused, present)
     if suppressed:
         raise RowsSuppressedError(
             "The target table did not take every row",
             found=f"{suppressed} of {staged} rows were not written, and nothing was said about them",
             expected="all of them: a row that a trigger or a rule suppresses would be lost without a word",
-            cure="Filter such rows in the pipeline, where they are counted, or change the trigger",
+            cure="Filter such rows in the pipeline, where they are counted, or change the trigger; change keys in the "
+            "pipeline rather than in a trigger",
         )
     return written, left
 

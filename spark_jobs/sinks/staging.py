@@ -90,9 +90,9 @@ def create(
 
 def drop(ledger: Ledger, staging: Staging, role: str | None = None) -> None:
     """Remove staging tables; what cannot be removed now is swept by the next run."""
-    conn = ledger.connection()
     for name in staging.names():
         try:
+            conn = ledger.connection()
             with short_transaction(conn, "Dropping a staging table"):
                 set_local_role(conn, role)
                 conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(staging.identifier(name)))

@@ -35,6 +35,7 @@ class Target:
     :param state: what each transaction that writes to it compares.
     :param has_insert_triggers: whether a trigger may change or suppress a row before it is inserted.
     :param has_suppressing_triggers: the same, before it is inserted, updated or deleted.
+    :param spares_equal_rows: whether PostgreSQL's own trigger leaves out updates that change nothing.
     """
 
     table: TableName
@@ -42,6 +43,7 @@ class Target:
     state: TableState
     has_insert_triggers: bool
     has_suppressing_triggers: bool
+    spares_equal_rows: bool
     checks: tuple[Check, ...] = ()
 
     def identifier(self) -> sql.Identifier:
@@ -173,6 +175,7 @@ def inspect(
         table_state(conn, qualified(table), [column.name for column in columns]),
         has_insert_triggers=_has_triggers(conn, table, _INSERT),
         has_suppressing_triggers=_has_triggers(conn, table, _INSERT | _UPDATE | _DELETE),
+        spares_equal_rows=_has_triggers(conn, table, _UPDATE, "suppress_redundant_updates_trigger"),
         checks=_checks(conn, table),
     )
 
@@ -195,11 +198,13 @@ _INSERT, _DELETE, _UPDATE = 4, 8, 16
 _TRIGGERS = """
 SELECT EXISTS (
     SELECT FROM pg_trigger t
-    WHERE NOT t.tgisinternal AND t.tgtype & 1 = 1 AND t.tgtype & %(events)s > 0 AND t.tgtype & 66 > 0 AND t.tgrelid IN (
+    WHERE NOT t.tgisinternal AND (%(function)s = '' OR t.tgfoid = to_regproc(%(function)s))
+    AND t.tgtype & 1 = 1 AND t.tgtype & %(events)s > 0 AND t.tgtype & 66 > 0 AND t.tgrelid IN (
         SELECT to_regclass(%(table)s) UNION ALL SELECT relid FROM pg_partition_tree(to_regclass(%(table)s))))
 """
 
 
-def _has_triggers(conn: Connection, table: TableName, events: int) -> bool:
-    row = conn.execute(_TRIGGERS, {"table": qualified(table).as_string(conn), "events": events}).fetchone()
+def _has_triggers(conn: Connection, table: TableName, events: int, function: str = "") -> bool:
+    asked = {"table": qualified(table).as_string(conn), "events": events, "function": function}
+    row = conn.execute(_TRIGGERS, asked).fetchone()
     return bool(row and row[0])

@@ -1,7 +1,8 @@
 """That the target is still the table that the run has looked at: asked in each transaction that writes to it.
 
 COPY sends bytes without their types, and the plan of a write rests on the table's columns and triggers. By the time of
-the question the transaction has written to the table, and so keeps everybody from altering it until it ends.
+the question the transaction has written to the table, and so keeps everybody from altering it until it ends; partitions
+may still be attached.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ class TableState:
 
 
 # Columns that the query does not fill matter only when they demand something. Checks do not: their rows are refused.
+# Partitions come and go; what matters is one that keeps rows out, or that does not live and die with the ledger's rows.
 _STATE = """
-SELECT md5(coalesce(string_agg(part, '|' ORDER BY part), '')) FROM (
+SELECT encode(sha256(convert_to(coalesce(string_agg(part, '|' ORDER BY part), ''), 'UTF8')), 'hex') FROM (
     SELECT concat_ws(',', 'table', c.oid, c.relrowsecurity, c.relforcerowsecurity, c.relhasrules) AS part
     FROM pg_class c WHERE c.oid = to_regclass({table})
     UNION ALL
@@ -41,8 +43,12 @@ SELECT md5(coalesce(string_agg(part, '|' ORDER BY part), '')) FROM (
         AND (a.attname = ANY (ARRAY[{columns}]::text[]) OR (a.attnotnull AND NOT a.atthasdef))
     UNION ALL
     SELECT concat_ws(',', 'trigger', t.oid, t.tgtype, t.tgenabled, t.tgfoid)
-    FROM pg_trigger t WHERE NOT t.tgisinternal AND t.tgrelid IN (
+    FROM pg_trigger t WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgtype & 66 > 0 AND t.tgrelid IN (
         SELECT to_regclass({table}) UNION ALL SELECT relid FROM pg_partition_tree(to_regclass({table})))
+    UNION ALL
+    SELECT concat_ws(',', 'elsewhere', c.oid) FROM pg_class c
+    WHERE (c.relkind = 'f' OR c.relpersistence = 'u') AND c.oid IN (
+        SELECT relid FROM pg_partition_tree(to_regclass({table})))
 ) AS parts
 """
 

@@ -42,7 +42,7 @@ def parse_json(df: DataFrame, value: str, schema: StructType, options: Mapping[s
     text = F.col(value).cast("string")
     parsed = df.withColumn(_TEXT, text).withColumn(_PARSED, F.from_json(F.col(_TEXT), with_corrupt, reader))
     fields = [F.col(_PARSED)[field.name].alias(field.name) for field in schema.fields]
-    return ParsedJson(parsed.select("*", *fields), _error())
+    return ParsedJson(parsed.select("*", *fields), _error(options))
 
 
 def drop_working_columns(df: DataFrame) -> DataFrame:
@@ -50,7 +50,7 @@ def drop_working_columns(df: DataFrame) -> DataFrame:
     return df.drop(_TEXT, _PARSED)
 
 
-def _error() -> Column:
+def _error(options: Mapping[str, str]) -> Column:
     text = F.col(_TEXT)
     return (
         F.when(text.isNull(), F.lit("NULL_VALUE: the value is null (a tombstone?)"))
@@ -60,18 +60,22 @@ def _error() -> Column:
             F.col(_PARSED)[_CORRUPT].isNotNull(),
             F.lit("MALFORMED_JSON: the value is no JSON object of the schema's types"),
         )
-        .when(~_one_object(text), F.lit("TRAILING_CONTENT: more follows the first JSON object"))
+        .when(~_one_object(text, options), F.lit("TRAILING_CONTENT: more follows the first JSON object"))
     )
 
 
-def _one_object(text: Column) -> Column:
+def _one_object(text: Column, options: Mapping[str, str]) -> Column:
     # Of a flat object the only closing brace is the last byte: true of nearly every record, and found at the speed of
     # memory (positions and lengths in characters cost a quarter of the parsing). Only the others are tokenised again,
     # as a member of an object that must then have exactly the members it was given.
     head = F.substring(text.cast("binary"), 1, F.octet_length(text) - 1).cast("string")
     wrapped = F.concat(F.lit(f'{{"{_FIRST}":'), text, F.lit(f',"{_LAST}":0}}'))
-    alone = F.json_object_keys(wrapped) == F.array(F.lit(_FIRST), F.lit(_LAST))
-    return ~F.contains(head, F.lit("}")) | F.coalesce(alone, F.lit(False))
+    members = F.array(F.lit(_FIRST), F.lit(_LAST))
+    alone = F.coalesce(F.json_object_keys(wrapped) == members, F.lit(False))
+    # That function knows plain JSON only; what the options allow beyond it, NaN by default, is read again as they say.
+    as_read = F.from_json(wrapped, "MAP<STRING, STRING>", {**options, "mode": "PERMISSIVE"})
+    slowly = F.coalesce(F.map_keys(as_read) == members, F.lit(False))
+    return F.when(~F.contains(head, F.lit("}")) | alone, F.lit(True)).otherwise(slowly)
 
 
 def error_class(error: Column) -> Column:

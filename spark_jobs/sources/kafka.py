@@ -145,18 +145,17 @@ class KafkaSource(Source):
         return {name: value for name in SUBSCRIPTIONS if (value := self._option(name))}
 
     def bounds(self, offsets: OffsetRange) -> tuple[Offsets, Offsets]:
-        """Return first and end offset of each partition (topic → partition → offset); -2 is the earliest there is."""
-        return _aligned(offsets.start, offsets.end)
+        """Return first and end offset of each partition (topic → partition → offset); a new one begins at 0."""
+        start, end = _aligned(offsets.start, offsets.end)
+        return {topic: {part: max(first, 0) for part, first in parts.items()} for topic, parts in start.items()}, end
 
     @override
     def size(self, offsets: OffsetRange) -> BatchSize:
-        start, end = _aligned(offsets.start, offsets.end)
+        start, end = self.bounds(offsets)
         counts = [last - start[topic][part] for topic, parts in end.items() for part, last in parts.items()]
         # Spark cuts a partition only where it is told to.
         cut = self._option("minPartitions") or self._option("maxRecordsPerPartition")
         partitions = None if cut else max(sum(count > 0 for count in counts), 1)
-        if any(first < 0 for parts in start.values() for first in parts.values()):
-            return BatchSize(partitions=partitions)
         return BatchSize(rows=sum(counts), partitions=partitions)
 
     @override

@@ -60,6 +60,15 @@ DRIVERS = pytest.mark.parametrize(
 
 
 @DRIVERS
+@pytest.mark.parametrize(("setting", "used"), [("off", "on"), ("on", "on"), ("local", "local")])
+def test_a_commit_waits_for_the_disk(tracker, session, setting, used):
+    with session(tracker) as run:
+        run("SELECT set_config('synchronous_commit', $1::text, true)", setting)
+        run(st.begin_settings(), "etl:x:1", "5s", "30s")
+        assert run("SELECT current_setting('synchronous_commit')") == [(used,)]
+
+
+@DRIVERS
 def test_a_whole_commit(tracker, session):
     epoch = tracker.start("r1")
     record = tracker.record(3, epoch=epoch, source_digest="abc")

@@ -147,7 +147,7 @@ def test_a_server_whose_prepared_transactions_are_used_up_one_by_one() -> None:
         assert "of which 1 " in refusal(means(ability=ability, asked=2)).found
         _prepare(conn, 1)
         ability = ability_of(conn, "")
-        chosen = choose(WriteStrategy.AUTO, MANY, means(ability=ability, cores=1))
+        chosen = choose(WriteStrategy.AUTO, MANY, means(ability=ability))
         assert chosen.strategy is WriteStrategy.STAGED
         assert "not two_phase: all 3 prepared transactions of the server are in use" in chosen.reason
         assert "of which 0 are free" in refusal(means(ability=ability)).found

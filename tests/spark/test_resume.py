@@ -153,6 +153,23 @@ def test_a_seed_that_was_cut_off_is_written_again(
     assert _ids(pipelines) == ([0, 1] if resume == "from_ledger" else [0, 0, 1])
 
 
+def test_a_seed_whose_mark_was_left_is_a_whole_checkpoint(
+    pipelines: Pipelines, inbox: Path, config: dict[str, Any]
+) -> None:
+    _arrive(inbox, 0)
+    pipelines.finish(config)
+    _lose_checkpoint(pipelines)
+    _run(pipelines, config, "from_ledger")
+    # As a driver leaves it that dies after the seed's last step but one.
+    (pipelines.checkpoints / "orders" / "etl-seeding").write_text("a query")
+    _arrive(inbox, 1)
+    pipelines.finish(config)
+    (pipelines.checkpoints / "orders" / "metadata").unlink()
+    lost = pipelines.run(config, resume="from_ledger").error
+    assert isinstance(lost, CheckpointMismatchError)
+    assert "has lost its file metadata" in str(lost)
+
+
 def _arrive(inbox: Path, *numbers: int) -> None:
     for number in numbers:
         write_lines(inbox / f"{number}.json", {"id": number})

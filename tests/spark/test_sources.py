@@ -44,6 +44,7 @@ def test_json_that_does_not_fit_is_a_dead_letter_with_its_raw_bytes(pipelines: P
         "{}",
         '{"id": 3} \t',
         '{"id": 4, "note": "Müller", "ratio": NaN}',
+        '{"id": 5, "ratio": NaN, "more": {"nested": "}"}}',
     ]
     write_lines(inbox / "0.json", *bad, "", *good)
     config = file_pipeline("rows", inbox, pipelines.checkpoints, schema=SCHEMA)
@@ -53,9 +54,20 @@ def test_json_that_does_not_fit_is_a_dead_letter_with_its_raw_bytes(pipelines: P
     assert all(
         str(letter[2]).endswith("0.json") and letter[3:] == ("parse", "pending") for letter in _letters(pipelines)
     )
-    assert ended.result.rows["source"] == 16
+    assert ended.result.rows["source"] == 17
     assert ended.result.rows["dead_lettered"] == 11
-    assert pipelines.one("SELECT count(*) FROM result") == 5
+    assert pipelines.one("SELECT count(*) FROM result") == 6
+
+
+def test_the_readers_options_count_for_the_whole_of_a_nested_value(pipelines: Pipelines, inbox: Path) -> None:
+    good = ['{"id": 1, more: {"nested": 1}}', '{"id": 2, /* so */ "more": {"nested": 2}}']
+    bad = ['{"id": 3, more: {"nested": 3}} {"id": 4}', '{"id": 5, more: {}}, "id": 6, "more": {}']
+    write_lines(inbox / "0.json", *good, *bad)
+    options = {"allowUnquotedFieldNames": "true", "allowComments": "true"}
+    config = file_pipeline("rows", inbox, pipelines.checkpoints, schema="id INT", options=options)
+    pipelines.finish(config)
+    assert pipelines.rows("SELECT id FROM result ORDER BY id") == [(1,), (2,)]
+    assert {letter[1] for letter in _letters(pipelines)} == set(bad)
 
 
 def test_invalid_utf8_and_nul_are_kept_as_they_came(pipelines: Pipelines, inbox: Path) -> None:

@@ -100,6 +100,31 @@ def test_triggers_that_change_rows_or_spare_equal_ones_are_no_reason_to_end_an_u
     ]
 
 
+@pytest.mark.parametrize("strategy", ["single", "staged"])
+def test_triggers_that_make_keys_or_values_alike_are_no_reason_either(
+    pipelines: Pipelines, inbox: Path, strategy: str
+) -> None:
+    _execute(
+        pipelines,
+        "CREATE TABLE result (name text PRIMARY KEY, note text)",
+        _trigger("a_lower", "INSERT", "NEW.name := lower(NEW.name); NEW.note := btrim(NEW.note);"),
+        _trigger("b_trim", "UPDATE", "NEW.note := btrim(NEW.note);"),
+        "CREATE TRIGGER c_spare BEFORE UPDATE ON result "
+        "FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        "INSERT INTO result VALUES ('b', 'x')",
+    )
+    write_lines(inbox / "0.json", *({"name": name, "note": "new"} for name in ("A", "b", "C", "C")))
+    load = {"writeMode": "upsert", "keys": "name", "onConflict": "nothing", "writeStrategy": strategy}
+    schema = "name STRING, note STRING"
+    pipelines.finish(file_pipeline("nothing", inbox, pipelines.checkpoints, schema=schema, load=load))
+    (inbox / "0.json").unlink()
+    for number in range(2):
+        write_lines(inbox / f"{number}.json", {"name": "b", "note": "same "})
+        load = {"writeMode": "upsert", "keys": "name", "writeStrategy": strategy}
+        pipelines.finish(file_pipeline("updates", inbox, pipelines.checkpoints, schema=schema, load=load))
+    assert pipelines.rows("SELECT * FROM result ORDER BY 1") == [("a", "new"), ("b", "same"), ("c", "new")]
+
+
 def test_rows_that_the_role_cannot_see_are_not_upserted(pipelines: Pipelines, inbox: Path, role: str) -> None:
     _execute(
         pipelines,

@@ -109,6 +109,7 @@ def decide(conn: Connection, right: Right, record: BatchRecord, event: str, winn
     :param event: the progress event, as JSON.
     :raises BooksDoNotBalanceError: a winner is not prepared any more; nothing is decided, the batch is done again.
     :raises FencedError: a newer run has taken over.
+    :raises CheckpointMismatchError: the database has forgotten the batch before.
     """
     row = record.row_json()
     with short_transaction(conn, "Deciding the micro-batch", lock_timeout_ms=_LOCK_TIMEOUT_MS):
@@ -120,6 +121,8 @@ def decide(conn: Connection, right: Right, record: BatchRecord, event: str, winn
                 expected="one for each part, as the tasks reported",
                 cure="Nothing was committed; the batch is done again (did somebody roll them back?)",
             )
+        previous = raw(conn, statements.has_previous(quote_identifier(right.schema)), *record.identity.key)
+        record.require_previous(previous[0][0])
         query(
             conn,
             right.schema,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal
 
-from spark_jobs.contracts.errors import BooksDoNotBalanceError, LedgerConflictError
+from spark_jobs.contracts.errors import BooksDoNotBalanceError, CheckpointMismatchError, LedgerConflictError
 
 Offsets = Any
 """A source offset as Spark's offset log gives it: any JSON value, None before the first batch."""
@@ -178,7 +178,10 @@ def settle(existing: StoredBatch | None, identity: BatchIdentity) -> Literal["ab
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRecord:
-    """One committed micro-batch: the ledger row, its files and its gaps."""
+    """One committed micro-batch: the ledger row, its files and its gaps.
+
+    :param follows: whether the ledger must hold the query's batch before: a server that lost it has lost its rows.
+    """
 
     identity: BatchIdentity
     run_id: str
@@ -194,6 +197,22 @@ class BatchRecord:
     state_rows: int | None = None
     files: Sequence[SourceFile] = field(default=())
     gaps: Sequence[SourceGap] = field(default=())
+    follows: bool = False
+
+    def require_previous(self, there: bool) -> None:
+        """Return if the batch before is there, or needs not be.
+
+        :raises CheckpointMismatchError: the database has forgotten it.
+        """
+        if self.follows and not there:
+            raise CheckpointMismatchError(
+                f"The ledger does not hold micro-batch {self.identity.batch_id - 1} any more",
+                found=f"micro-batch {self.identity.batch_id} of query {self.identity.query_id}, and none before it",
+                expected="the one before, which this query has committed: its rows are gone with it",
+                cure="Nothing of this micro-batch was written. Was the database restored, or did a standby take over "
+                "that was behind? If its rows are really gone, move the checkpoint away and start once with "
+                "--resume-from-ledger (operator: resume='from_ledger')",
+            )
 
     @property
     def right(self) -> tuple[str, str, str]:

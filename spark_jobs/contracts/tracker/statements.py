@@ -50,14 +50,18 @@ def application_name(pipeline_id: str, epoch: int, schema: str = "etl") -> str:
 
 
 def begin_settings() -> str:
-    """Tag the transaction and bound how long a frozen client can hold its locks. No session state: pooler-safe.
+    """Tag the transaction, bound how long a frozen client can hold its locks, and wait for the disk at COMMIT.
+
+    No session state: pooler-safe. A commit that the server may forget is none: the checkpoint would be ahead of it.
 
     Parameters: application name (:func:`application_name`), ``lock_timeout``,
     ``idle_in_transaction_session_timeout``, the last two with their unit (``30s``).
     """
     return (
         "SELECT set_config('application_name', $1::text, true), set_config('lock_timeout', $2::text, true), "
-        "set_config('idle_in_transaction_session_timeout', $3::text, true)"
+        "set_config('idle_in_transaction_session_timeout', $3::text, true), "
+        "set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
+        "ELSE current_setting('synchronous_commit') END, true)"
     )
 
 
@@ -127,6 +131,14 @@ def find_batch(schema: str) -> str:
         "SELECT jsonb_build_object('start_offsets', record->'start_offsets', 'end_offsets', record->'end_offsets', "
         "'source_digest', record->'source_digest', 'run_id', run_id, 'epoch', epoch, 'status', 'decided')::text "
         f"FROM {schema}.batch_decision {where}"
+    )
+
+
+def has_previous(schema: str) -> str:
+    """Ask whether the ledger holds the batch before: one boolean. Parameters: :attr:`BatchIdentity.key`."""
+    return (
+        f"SELECT EXISTS (SELECT FROM {schema}.batch_tracker "  # noqa: S608
+        "WHERE pipeline_id = $1::text AND query_id = $2::text AND batch_id = $3::bigint - 1)"
     )
 
 
