@@ -13,7 +13,9 @@ _BARS = {
     "append": "bench-append",
     "upsert, half of the keys new": "bench-upsert",
     "Kafka, JSON, ten columns": "bench-kafka",
+    "small micro-batches (1,000 rows)": "bench-small",
 }
+_UNITS = {"krows/s": "thousand rows per second", "ms": "milliseconds for each micro-batch"}
 _OURS, _OTHERS = "#2f6fb0", "#b9c2cc"
 
 
@@ -26,9 +28,10 @@ def draw(figures: Sequence[Figure], folder: Path) -> list[str]:
     matplotlib.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 9})
     names = []
     for group, name in _BARS.items():
-        rates = {f.name.removeprefix(f"{group}: "): f.value for f in figures if f.name.startswith(f"{group}: ")}
-        if rates:
-            _bars(group, rates, folder / f"{name}.svg")
+        found = [figure for figure in figures if figure.name.startswith(f"{group}: ")]
+        if found:
+            rates = {figure.name.removeprefix(f"{group}: "): figure.value for figure in found}
+            _bars(group, rates, folder / f"{name}.svg", _UNITS[found[0].unit])
             names.append(name)
     if series := {figure.name: figure.series for figure in figures if figure.series}:
         _lines(series, folder / "bench-memory.svg")
@@ -36,13 +39,13 @@ def draw(figures: Sequence[Figure], folder: Path) -> list[str]:
     return names
 
 
-def _bars(title: str, rates: dict[str, float], path: Path) -> None:
+def _bars(title: str, rates: dict[str, float], path: Path, unit: str) -> None:
     figure, axes = _new(height=0.8 + 0.3 * len(rates))
     names = sorted(rates, key=lambda name: rates[name])
     colours = [_OURS if name.startswith("exactly once") else _OTHERS for name in names]
     bars = axes.barh(names, [rates[name] for name in names], color=colours)
     axes.bar_label(bars, fmt="%.0f", padding=3)
-    axes.set_xlabel("thousand rows per second")
+    axes.set_xlabel(unit)
     axes.set_title(title, loc="left")
     axes.margins(x=0.12)
     _save(figure, path)

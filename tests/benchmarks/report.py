@@ -59,7 +59,12 @@ def write_report(figures: Sequence[Figure], rows: int, rounds: int, *, page: boo
     """Print, and write ``build/bench/results.json`` and, for a whole run, the docs page and its plots."""
     results = _REPOSITORY / "build" / "bench" / "results.json"
     results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps([figure.to_json() for figure in figures], indent=2) + "\n")
+    found = [figure.to_json() for figure in figures]
+    if not page and results.exists():
+        # Of the parts that did not run the older figures stay.
+        names = {figure.name for figure in figures}
+        found = [older for older in json.loads(results.read_text()) if older["name"] not in names] + found
+    results.write_text(json.dumps(found, indent=2) + "\n")
     table = Table("what", "value", "against", "ratio", "goal", "met")
     for figure in figures:
         table.add_row(*_cells(figure))
