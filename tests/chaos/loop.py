@@ -28,6 +28,9 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 _START_SECONDS = 8
 _RUN_SECONDS = 240
 _ATTEMPTS = 12
+_LETTERS = (
+    "SELECT stage, (source->>'partition')::int, (source->>'offset')::int FROM etl.dead_letter WHERE pipeline_id = %s"
+)
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Results:
     finished_runs: int = 0
     batches_under_fire: int = 0
     records: int = 0
+    dead_letters: int = 0
     rows_lost: int = 0
     rows_twice: int = 0
     orphans: int = 0
@@ -69,6 +73,9 @@ class Chaos:
             self._folder = Path(enter(tempfile.TemporaryDirectory(prefix="etl-chaos-", ignore_cleanup_errors=True)))
             self._postgres = enter(PostgresServer())
             self._postgres.create_database("chaos")
+            with self._postgres.connect("chaos") as connection:
+                for kind in self._kinds:
+                    connection.execute(kind.table.encode())
             self._proxy = enter(TcpProxy(self._postgres.port))
             self._kafka = enter(KafkaBroker())
             self._kafka.create_topic(TOPIC, partitions=PARTITIONS)
@@ -193,14 +200,21 @@ class Chaos:
         with self._postgres.connect("chaos") as connection:
             for kind in self._kinds:
                 expected, found = kind.expected(records), Counter(connection.execute(kind.query).fetchall())
-                lost, twice = (expected - found).total(), (found - expected).total()
+                wanted = kind.expected_letters(records)
+                letters = Counter(connection.execute(_LETTERS, [kind.name]).fetchall())
+                lost = (expected - found).total() + (wanted - letters).total()
+                twice = (found - expected).total() + (letters - wanted).total()
                 self.results.rows_lost += lost
                 self.results.rows_twice += twice
+                self.results.dead_letters += letters.total()
                 read = "SELECT coalesce(sum(source_rows), 0)::bigint FROM etl.batch_tracker WHERE pipeline_id = %s"
                 [(told,)] = connection.execute(read, [kind.name]).fetchall()
                 if told != len(records):
                     self.results.problems.append(f"{kind.name}: the ledger tells of {told} rows of {len(records)}")
-                self._say(f"{kind.name:18} {expected.total():8} rows expected, {lost} lost, {twice} twice")
+                self._say(
+                    f"{kind.name:18} {expected.total():8} rows and {wanted.total():6} dead letters expected, "
+                    f"{lost} lost, {twice} twice"
+                )
             [(self.results.orphans,)] = connection.execute("SELECT count(*) FROM pg_prepared_xacts").fetchall()
 
     def _batches(self) -> int:

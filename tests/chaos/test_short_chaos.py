@@ -18,4 +18,5 @@ def test_a_minute_of_random_kills_loses_nothing_and_doubles_nothing() -> None:
         results = chaos.run(60)
     assert results.good, results
     assert results.kills, "nothing was killed: the run shows nothing"
+    assert results.batches_under_fire > 0, "nothing was committed under fire: the run shows nothing"
     assert results.records > 0

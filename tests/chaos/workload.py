@@ -1,4 +1,7 @@
-"""What runs under fire: a producer of keyed records, pipelines of every strategy and write mode, and the truth."""
+"""What runs under fire: a producer of keyed records, pipelines of every strategy and write mode, and the truth.
+
+One record in a hundred is no JSON, one in a thousand is refused by the target: both must be dead letters, once.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,20 @@ CREDENTIAL = "warehouse"
 TOPIC = "chaos"
 PARTITIONS = 4
 KEYS = 97
+_REFUSED = -1
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A record of the topic; ``row`` is None where it is no JSON."""
+
+    partition: int
+    offset: int
+    row: dict[str, int] | None
+
+    @property
+    def refused(self) -> bool:
+        return self.row is not None and self.row["amount"] == _REFUSED
 
 
 @dataclass(frozen=True)
@@ -76,8 +93,17 @@ class Kind:
             },
         }
 
-    def expected(self, records: list[dict[str, int]]) -> Counter[tuple[int, ...]]:
+    @property
+    def table(self) -> str:
+        """The target's DDL. Sums are not refused."""
+        if self.mode == "overwrite":
+            return f"CREATE TABLE public.{self.name} (key int, total bigint)"
+        key = ", PRIMARY KEY (key)" if self.mode == "upsert" else ""
+        return f"CREATE TABLE public.{self.name} (id bigint, key int, amount bigint CHECK (amount <> {_REFUSED}){key})"
+
+    def expected(self, sent: list[Sent]) -> Counter[tuple[int, ...]]:
         """Return the rows that the target must hold, with how often."""
+        records = [one.row for one in sent if one.row and not (one.refused and self.mode != "overwrite")]
         if self.mode == "append":
             return Counter((r["id"], r["key"], r["amount"]) for r in records)
         if self.mode == "upsert":
@@ -87,6 +113,13 @@ class Kind:
         for record in records:
             sums[record["key"]] += record["amount"]
         return Counter(sums.items())
+
+    def expected_letters(self, sent: list[Sent]) -> Counter[tuple[str, int, int]]:
+        """Return stage, partition and offset of each dead letter that there must be."""
+        letters = Counter(("parse", one.partition, one.offset) for one in sent if one.row is None)
+        if self.mode != "overwrite":
+            letters.update(("write", one.partition, one.offset) for one in sent if one.refused)
+        return letters
 
     @property
     def query(self) -> str:
@@ -124,7 +157,10 @@ class RecordProducer:
         while not self._end.wait(0.1):
             for _ in range(self._per_tick):
                 row = {"id": self._next, "key": self._random.randrange(KEYS), "amount": self._random.randrange(1000)}
-                self._producer.produce(TOPIC, json.dumps(row), key=str(row["key"]), on_delivery=self._delivered)
+                if self._next % 1000 == 500:
+                    row["amount"] = _REFUSED
+                value = f"no JSON {self._next}" if self._next % 100 == 99 else json.dumps(row)
+                self._producer.produce(TOPIC, value, key=str(row["key"]), on_delivery=self._delivered)
                 self._next += 1
             self._producer.poll(0)
 
@@ -142,17 +178,22 @@ class RecordProducer:
         return self._next
 
 
-def records_in(kafka: KafkaBroker) -> list[dict[str, int]]:
+def records_in(kafka: KafkaBroker) -> list[Sent]:
     """Return what the topic holds, read by Kafka's own client: the truth."""
     ends = kafka.end_offsets(TOPIC)
     consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": "truth"})
     try:
         consumer.assign([TopicPartition(TOPIC, partition, 0) for partition in ends])
-        found: list[dict[str, int]] = []
+        found: list[Sent] = []
         while len(found) < sum(ends.values()):
             messages = consumer.consume(min(10_000, sum(ends.values()) - len(found)), timeout=30)
             assert messages, "the topic's records did not come"
-            found += [json.loads(message.value()) for message in messages]
+            found += [Sent(message.partition(), message.offset(), _row(message.value())) for message in messages]
         return found
     finally:
         consumer.close()
+
+
+def _row(value: bytes) -> dict[str, int] | None:
+    row: dict[str, int] | None = json.loads(value) if value.startswith(b"{") else None
+    return row

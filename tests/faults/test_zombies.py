@@ -8,26 +8,32 @@ from typing import Any
 
 import pytest
 from drivers import Garage
-from pipeline_runs import Pipelines, file_pipeline, write_lines
+from pipeline_runs import Pipelines, aggregation, file_pipeline, write_lines
 
 from spark_jobs.contracts.exit_codes import ExitCode
 
 SLEEPING = [
-    ("single", "batch.after_identity"),
-    ("single", "single.before_ledger"),
-    ("staged", "staged.before_merge"),
-    ("two_phase", "two_phase.after_prepare"),
-    ("two_phase", "two_phase.before_decision"),
+    ("single", "append", "batch.after_identity"),
+    ("single", "append", "single.before_ledger"),
+    # The driver itself writes the result of an aggregation.
+    ("single", "overwrite", "single.before_ledger"),
+    ("staged", "append", "staged.before_merge"),
+    ("staged", "upsert", "staged.before_merge"),
+    ("two_phase", "append", "two_phase.after_prepare"),
+    ("two_phase", "append", "two_phase.before_decision"),
 ]
 
 
-def _config(pipelines: Pipelines, inbox: Path, strategy: str, **load: Any) -> dict[str, Any]:
+def _config(pipelines: Pipelines, inbox: Path, strategy: str, mode: str = "append", **load: Any) -> dict[str, Any]:
+    sums = [aggregation(groupByColumns="id", aggregations="id:count:total")]
     return file_pipeline(
         "zombie",
         inbox,
         pipelines.checkpoints,
         schema="id INT",
-        load={"writeStrategy": strategy, **load},
+        transforms=sums if mode == "overwrite" else [],
+        load={"writeStrategy": strategy, "writeMode": mode, **({"keys": "id"} if mode == "upsert" else {}), **load},
+        streaming={"outputMode": "complete"} if mode == "overwrite" else {},
     )
 
 
@@ -41,12 +47,12 @@ def _ids(pipelines: Pipelines) -> list[int]:
     return [row[0] for row in pipelines.rows("SELECT id FROM result ORDER BY id")]
 
 
-@pytest.mark.parametrize(("strategy", "point"), SLEEPING)
+@pytest.mark.parametrize(("strategy", "mode", "point"), SLEEPING)
 def test_a_driver_that_slept_through_a_newer_run_cannot_commit(
-    pipelines: Pipelines, garage: Garage, strategy: str, point: str
+    pipelines: Pipelines, garage: Garage, strategy: str, mode: str, point: str
 ) -> None:
     inbox = pipelines.folder / "in box"
-    config = _config(pipelines, inbox, strategy)
+    config = _config(pipelines, inbox, strategy, mode)
     _write(inbox, 0)
     zombie = garage.driver()
     zombie.stopped_at(config, point)
