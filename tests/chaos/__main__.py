@@ -59,7 +59,8 @@ def page(results: Results, minutes: float) -> str:
     return f"""# The last long chaos run
 
 Written by `make chaos MINUTES={minutes:g} ARGS="--page --seed {results.seed}"` on {datetime.now(UTC):%Y-%m-%d}, at
-commit {commit.stdout.strip()}, with {os.cpu_count()} cores. What it does is in [Kill it and compare](../guides/chaos.md).
+commit {commit.stdout.strip()}, with {os.cpu_count()} cores. What it does is told in
+[Kill it and compare](../guides/chaos.md).
 
 | | |
 |---|---|

@@ -91,12 +91,12 @@ class Chaos:
         self._stack.close()
 
     def run(self, seconds: float) -> Results:
-        """Kill for so long, at least once, then let every pipeline finish, and compare."""
+        """Kill for so long, at least once and with a batch committed, then let every pipeline finish, and compare."""
         producer = RecordProducer(self._kafka, self.results.seed)
         began, number = time.monotonic(), 0
         try:
             # On a slow machine the first run may not be under way when a short time is over.
-            while time.monotonic() < (end := began + seconds * (1 if self.results.kills else 3)):
+            while time.monotonic() < (end := began + seconds * (1 if self.results.kills and self._batches() else 3)):
                 self._under_fire(self._kinds[number % len(self._kinds)], end)
                 number += 1
         finally:
