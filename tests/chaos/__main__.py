@@ -56,7 +56,7 @@ def page(results: Results, minutes: float) -> str:
         "other problems": "; ".join(results.problems) or "none",
     }
     lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return f"""# The last long chaos run
+    return f"""# The last chaos run
 
 Written by `make chaos MINUTES={minutes:g} ARGS="--page --seed {results.seed}"` on {datetime.now(UTC):%Y-%m-%d}, at
 commit {commit.stdout.strip()}, with {os.cpu_count()} cores. What it does is told in

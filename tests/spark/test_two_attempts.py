@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+import pytest
+from psycopg import sql
 
 from spark_jobs.contracts.credentials import DatabaseConnection
+from spark_jobs.contracts.errors import FencedError
 from spark_jobs.contracts.run_request import RunRequest
+from spark_jobs.contracts.tracker import decisions
 from spark_jobs.contracts.tracker.connect import connect
+from spark_jobs.contracts.tracker.decisions import Right, Winner
 from spark_jobs.contracts.tracker.migrate import migrate
+from spark_jobs.contracts.tracker.part_names import part_names
 from spark_jobs.contracts.tracker.records import BatchIdentity, BatchRecord, Books
 from spark_jobs.contracts.tracker.runs import application_name, claim_epoch, register_run
 from spark_jobs.sinks import parts
@@ -21,6 +28,8 @@ from spark_jobs.sinks.dead_letter_rows import insert_letters_from_json
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.refused import Limit
 from spark_jobs.sinks.single import SinglePlan, write_single
+from spark_jobs.sinks.two_phase import TwoPhasePlan, prepare_part
+from spark_jobs.sinks.unaltered import table_state
 from spark_jobs.sinks.writing import RowsPlan
 
 
@@ -31,6 +40,7 @@ def _plan(database: Any) -> SinglePlan:
         register_run(conn, "etl", RunRequest(run_id="run", pipeline_id="twice", config={}, started_by="test"))
         epoch = claim_epoch(conn, "etl", "twice", "run")
         conn.execute("CREATE TABLE result (id bigint)")
+        state = table_state(conn, sql.Identifier("public", "result"), ["id"])
     record = BatchRecord(
         identity=BatchIdentity(pipeline_id="twice", query_id="q", batch_id=0, end_offsets={"offset": 10}),
         run_id="run",
@@ -45,7 +55,7 @@ def _plan(database: Any) -> SinglePlan:
     return SinglePlan(
         session=Session(connection.uri(application_name=name), name, "30s", "30s"),
         rows=RowsPlan("public", "result", (("id", "bigint"),)),
-        commit=CommitPlan('"etl"', record, {}, insert_letters_from_json('"etl"'), Limit()),
+        commit=CommitPlan('"etl"', state, record, {}, insert_letters_from_json('"etl"'), Limit()),
     )
 
 
@@ -72,3 +82,33 @@ def test_only_one_of_two_attempts_commits(database: Any) -> None:
     with database.connect() as conn:
         assert conn.execute("SELECT count(*), count(DISTINCT id) FROM result").fetchone() == (10, 10)
         assert conn.execute("SELECT written_rows FROM etl.batch_tracker").fetchall() == [(10,)]
+
+
+def _five(first: int) -> Iterator[pa.RecordBatch]:
+    yield pa.RecordBatch.from_pydict({"id": pa.array(range(first, first + 5), pa.int64())})
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_an_attempt_that_prepares_after_the_decision_rolls_itself_back(database: Any, finished: bool) -> None:
+    single = _plan(database)
+    record = replace(single.commit.record, books=Books(source=5, passed=5, sink=5, written=5))
+    names = part_names("twice", "etl", "q", 0, record.epoch, 1)
+    plan = TwoPhasePlan(single.session, single.rows, replace(single.commit, record=record), names)
+    winner = prepare_part(plan, _five(0), part=0, attempt=0)
+    assert winner.state != parts.FAILED, winner.message
+    right = Right("etl", "twice", "run", record.epoch)
+    with database.connect(autocommit=True) as conn:
+        decisions.decide(conn, right, record, "{}", [Winner(winner.name, winner.written)])
+        if finished:
+            [batch] = decisions.decided(conn, "etl", "twice")
+            decisions.commit_parts(conn, batch)
+            decisions.finish(conn, right, batch)
+        # An executor that was taken for lost: its part comes late, under a name of its own.
+        with pytest.raises(FencedError):
+            prepare_part(plan, _five(0), part=0, attempt=1)
+        left = conn.execute("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()").fetchall()
+        assert left == ([] if finished else [(winner.name,)])
+        for batch in decisions.decided(conn, "etl", "twice"):
+            decisions.commit_parts(conn, batch)
+            decisions.finish(conn, right, batch)
+        assert conn.execute("SELECT id FROM result ORDER BY id").fetchall() == [(number,) for number in range(5)]
