@@ -71,6 +71,7 @@ class BatchCommit:
     rolled_back: bool = False
     current_batch: int = 0
     _query: StreamingQuery | None = None
+    _is_own: bool = False
     _attached: threading.Event = field(default_factory=threading.Event)
 
     def attach(self, query: StreamingQuery) -> None:
@@ -82,6 +83,7 @@ class BatchCommit:
         """Forget the query and how it ended, before another one starts."""
         self._attached.clear()
         self._query = None
+        self._is_own = False
         self.failure = None
         self.rolled_back = False
 
@@ -122,6 +124,9 @@ class BatchCommit:
         self.progress.committed(batch.offsets)
 
     def _require_own_query(self) -> None:
+        # Asked once: a running query keeps its id.
+        if self._is_own:
+            return
         found = self._running_query().id
         if found != self.query_id:
             raise CheckpointMismatchError(
@@ -130,6 +135,7 @@ class BatchCommit:
                 expected=f"query {self.query_id}, under which the ledger keeps this run's micro-batches",
                 cure="Does another driver, of another pipeline or ledger, use the same checkpointLocation?",
             )
+        self._is_own = True
 
     def _is_there(self, batch: MicroBatch) -> bool:
         state = self.ledger.state_of(batch.identity)
