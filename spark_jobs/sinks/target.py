@@ -13,9 +13,10 @@ from pyspark.sql.types import DataType, StructType
 from spark_jobs.contracts.config import TableName
 from spark_jobs.contracts.errors import TargetMismatchError
 from spark_jobs.sinks.table_columns import Connection, TargetColumn, qualified, table_columns
+from spark_jobs.sinks.table_state import table_state
 from spark_jobs.sinks.target_checks import problems
 from spark_jobs.sinks.types import column_type, to_sent, travels_as_text
-from spark_jobs.sinks.unaltered import TableState, table_state
+from spark_jobs.sinks.unaltered import TableState
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ from spark_jobs.sinks.dead_letter_rows import insert_letters_from_json
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.refused import Limit
 from spark_jobs.sinks.single import SinglePlan, write_single
+from spark_jobs.sinks.table_state import table_state
 from spark_jobs.sinks.two_phase import TwoPhasePlan, prepare_part
-from spark_jobs.sinks.unaltered import table_state
 from spark_jobs.sinks.writing import RowsPlan
 
 
