@@ -37,6 +37,7 @@ class QueryRunner:
         A batch whose books do not balance ends the query, which starts again from its checkpoint, twice at most.
 
         :raises EtlError: what ended the query; nothing of the micro-batch under way was written.
+        :raises FencedError: a newer run has taken over.
         :raises StopRequestedError: the run was asked to stop.
         """
         for restart in range(_MOST_RESTARTS + 1):
@@ -45,6 +46,8 @@ class QueryRunner:
             except BooksDoNotBalanceError:
                 if restart == _MOST_RESTARTS:
                     raise
+                # The checkpoint is shared with a newer run's query: only the newest run may start one on it.
+                self.commit.ledger.check_fence()
                 log.exception("event=query_restarted reason=books_do_not_balance restart=%d", restart + 1)
                 self.commit.detach()
             else:

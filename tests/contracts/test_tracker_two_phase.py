@@ -14,7 +14,13 @@ from pydantic import SecretStr
 from transaction_pooler import transaction_pooler
 
 from spark_jobs.contracts.credentials import DatabaseConnection
-from spark_jobs.contracts.errors import DecidedPartMissingError, FencedError, TransientError, TwoPhaseUnavailableError
+from spark_jobs.contracts.errors import (
+    BooksDoNotBalanceError,
+    DecidedPartMissingError,
+    FencedError,
+    TransientError,
+    TwoPhaseUnavailableError,
+)
 from spark_jobs.contracts.tracker import decisions, left_behind, runs
 from spark_jobs.contracts.tracker import prepared as prepared_transactions
 from spark_jobs.contracts.tracker import statements as st
@@ -96,6 +102,15 @@ def test_a_driver_that_wakes_up_before_the_rollback_has_lost_its_right(
     # The cluster may start that driver again, and another run may take over.
     assert runs.claim_epoch(tracker.conn, "etl", "orders", "r1") == epoch + 2
     assert tracker.start("r2") == epoch + 3
+
+
+def test_a_driver_whose_parts_a_newer_run_has_rolled_back_is_told_of_the_newer_run(tracker: Any, epoch: int) -> None:
+    gone = Winner(part_names("orders", tracker.schema, "q", 0, epoch, 1).of(0, 0), ROWS)
+    with pytest.raises(BooksDoNotBalanceError):
+        decide(tracker, epoch, gone)
+    tracker.start("r2")
+    with pytest.raises(FencedError):
+        decide(tracker, epoch, gone)
 
 
 @pytest.mark.parametrize("moment", ["prepared_of", "with_fence_row"])

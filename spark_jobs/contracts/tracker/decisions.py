@@ -107,7 +107,8 @@ def decide(conn: Connection, right: Right, record: BatchRecord, event: str, winn
     """Decide that the winners' parts are the batch: the commit point.
 
     :param event: the progress event, as JSON.
-    :raises BooksDoNotBalanceError: a winner is not prepared any more; nothing is decided, the batch is done again.
+    :raises BooksDoNotBalanceError: a winner is not prepared any more, and no newer run is the reason; nothing is
+        decided, the batch is done again.
     :raises FencedError: a newer run has taken over.
     :raises CheckpointMismatchError: the database has forgotten the batch before.
     """
@@ -115,6 +116,8 @@ def decide(conn: Connection, right: Right, record: BatchRecord, event: str, winn
     with short_transaction(conn, "Deciding the micro-batch", lock_timeout_ms=_LOCK_TIMEOUT_MS):
         missing = {winner.name for winner in winners} - prepared_names(conn, right.schema, right.pipeline_id)
         if missing:
+            # A newer run has rolled them back: then it is that, and not a batch to do again.
+            right.check(conn)
             raise BooksDoNotBalanceError(
                 f"Parts of micro-batch {record.identity.batch_id} are not prepared any more",
                 found=f"no prepared transaction {', '.join(sorted(missing))}",
