@@ -48,5 +48,7 @@ echo "setup: $("$python" --version) at $python; $("$uv" --version); the first ti
 export UV_PYTHON_DOWNLOADS=never
 # The environment is .venv here, whatever else is active in the shell.
 unset VIRTUAL_ENV UV_PROJECT_ENVIRONMENT
-"$uv" sync --frozen --python "$python" --quiet "$@"
+# Compiled now: each driver and each Python worker of Spark is a new process, and where PYTHONDONTWRITEBYTECODE is set
+# it would compile pandas, pyarrow and pyspark again.
+"$uv" sync --frozen --compile-bytecode --python "$python" --quiet "$@"
 echo "setup: ready" >&2

@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 _SETTINGS = {
     "spark.driver.host": "127.0.0.1",
@@ -40,8 +43,10 @@ def _session() -> Any:
     return session
 
 
-def _workers_ready(_number: int) -> None:
+def _workers_ready(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     import spark_jobs.sinks.single  # noqa: F401
+
+    return batches
 
 
 def _end_jvm(spark: Any) -> None:
@@ -62,7 +67,8 @@ def main() -> int:
     from spark_jobs.run_pipeline import run_file
     from spark_jobs.runtime.stopping import Stop
 
-    spark.sparkContext.parallelize(range(2), 2).foreach(_workers_ready)
+    # As the sinks do it: an RDD's workers are others.
+    spark.range(0, 2, 1, 2).mapInArrow(_workers_ready, "id long").collect()
     print("READY", flush=True)
     order = json.loads(sys.stdin.readline() or "null")
     if order is None:
