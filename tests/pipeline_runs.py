@@ -97,9 +97,30 @@ class Pipelines:
         with self.database.connect() as conn:
             return list(conn.execute(query, parameters or None).fetchall())
 
+    def execute(self, *statements: str) -> None:
+        """Execute statements, each in a transaction of its own."""
+        with self.database.connect(autocommit=True) as conn:
+            for statement in statements:
+                conn.execute(statement)
+
     def one(self, query: str, *parameters: Any) -> Any:
         """Ask the database for one value."""
         return self.rows(query, *parameters)[0][0]
+
+
+class BeforeBatch(Stop):
+    """Executes statements when the ``nth`` micro-batch of a run begins."""
+
+    def __init__(self, nth: int, pipelines: Pipelines, *statements: str) -> None:
+        super().__init__()
+        self._nth, self._pipelines, self._statements = nth, pipelines, statements
+        self._batches = 0
+
+    def enter_batch(self) -> None:
+        super().enter_batch()
+        self._batches += 1
+        if self._batches == self._nth:
+            self._pipelines.execute(*self._statements)
 
 
 def file_pipeline(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pyspark.errors import AnalysisException
@@ -23,7 +24,7 @@ BOOKS = "etl_books"
 """Name of the observation that counts rows before an aggregation."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Flow:
     """A pipeline's flow, put together once per run.
 
@@ -76,8 +77,12 @@ class Flow:
             return False
         return self.source.makes_dead_letters or any(registry.sorts(transform) for transform in self.stateless)
 
+    @cached_property
     def streaming_frame(self) -> DataFrame:
-        """Return what the query writes: sorted-out rows of a stateless pipeline, results of an aggregation."""
+        """What the query writes: sorted-out rows of a stateless pipeline, results of an aggregation.
+
+        Put together once, some hundred calls to the JVM; any number of queries may be started on it.
+        """
         sorted_out = self.sort_out(self._watermarked(self.source.stream()))
         if self.aggregation is None:
             selected = any(isinstance(transform, SelectTransform) for transform in self.stateless)
@@ -103,7 +108,7 @@ class Flow:
 
     def result_schema(self) -> StructType:
         """Return the schema of the rows that reach the target, without the carried columns."""
-        frame = self.streaming_frame()
+        frame = self.streaming_frame
         return StructType([frame.schema[name] for name in data_columns(frame)])
 
     def _watermarked(self, df: DataFrame) -> DataFrame:

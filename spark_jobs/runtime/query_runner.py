@@ -16,7 +16,7 @@ from spark_jobs.runtime.batch_commit import BatchCommit
 from spark_jobs.runtime.diagnosis import explain, expression_failed
 from spark_jobs.runtime.heartbeat import Heartbeat
 from spark_jobs.runtime.spark_errors import translate
-from spark_jobs.runtime.stopping import StoppedInBatchError, StopRequestedError
+from spark_jobs.runtime.stopping import StoppedInBatchError, stopped_between_batches
 
 log = logging.getLogger("etl.run")
 
@@ -70,7 +70,7 @@ class QueryRunner:
         if self.commit.stop.asked:
             # A batch may have failed so late that Spark has not told us yet.
             self._require_not_rolled_back(self.commit.failure)
-            raise StopRequestedError("The run was asked to stop", cure="The next run goes on from here")
+            raise stopped_between_batches()
 
     def _require_not_rolled_back(self, cause: Exception | None) -> None:
         if self.commit.stop.asked and self.commit.rolled_back:
@@ -84,8 +84,7 @@ class QueryRunner:
         streaming = self.commit.flow.streaming
         trigger = streaming.trigger
         writer = (
-            self.commit.flow.streaming_frame()
-            .writeStream.queryName(streaming.query_name)
+            self.commit.flow.streaming_frame.writeStream.queryName(streaming.query_name)
             .outputMode(streaming.output_mode.value)
             .option("checkpointLocation", streaming.checkpoint_location)
             .foreachBatch(self.commit)

@@ -36,6 +36,11 @@ class StoppedInBatchError(StopRequestedError):
     exit_code = ExitCode.STOPPED_ROLLED_BACK
 
 
+def stopped_between_batches() -> StopRequestedError:
+    """Return the error of a run that was asked to stop and has written every micro-batch that it began."""
+    return StopRequestedError("The run was asked to stop", cure="The next run goes on from here")
+
+
 class Stop:
     """A request to stop, and the word that the run has come to its end."""
 
@@ -73,7 +78,7 @@ class Stop:
             if not self.asked:
                 self._in_batch.set()
                 return
-        raise StopRequestedError("The run was asked to stop", cure="The next run goes on from here")
+        raise stopped_between_batches()
 
     def may_end(self) -> bool:
         """Tell whether somebody asked and no micro-batch is under way; then none will begin any more."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pyspark.sql.types import StructType
 
 from spark_jobs.contracts.config import OutputMode, TableName
-from spark_jobs.contracts.errors import TargetAlteredError
 from spark_jobs.contracts.tracker.connect import classified, set_local_role
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.sinks.evolution import evolve
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.merging import merge_rule
 from spark_jobs.sinks.target import Target, create_if_missing, inspect, resolved
+from spark_jobs.sinks.unaltered import altered
 from spark_jobs.sinks.upsert_checks import written_columns
 
 log = logging.getLogger("etl.run")
@@ -61,12 +61,7 @@ class TargetTable:
             set_local_role(conn, self.flow.config.load.role)
             now = self._inspect(before.table)
         if now != before:
-            raise TargetAlteredError(
-                f"The table {before.table} was altered while the run was writing to it",
-                found="; ".join(_differences(before, now)),
-                expected="the table that the run found at its start",
-                cure="Nothing of the failed micro-batch was written. Run the pipeline again, which looks at it anew",
-            )
+            raise altered(str(before.table), "; ".join(_differences(before, now)))
 
     def _inspect(self, table: TableName) -> Target:
         return inspect(self.ledger.connection(), table, self._schema(), self._keys, deletes=self._deletes)

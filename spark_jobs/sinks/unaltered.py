@@ -31,9 +31,14 @@ def require_unaltered(cursor: Cursor, state: TableState) -> None:
     :raises TargetAlteredError: it was altered, dropped or replaced since; the transaction must not commit.
     """
     if scalar(cursor, state.question) != state.answer:
-        raise TargetAlteredError(
-            f"The table {state.table} was altered while the run was writing to it",
-            found="other columns, triggers or row-level security than at the run's start",
-            expected="the table that the run has looked at: COPY would put its bytes into columns of another type",
-            cure="Nothing of the micro-batch was written. Run the pipeline again, which looks at the table anew",
-        )
+        raise altered(state.table, "other columns, triggers or row-level security than at the run's start")
+
+
+def altered(table: str, found: str) -> TargetAlteredError:
+    """Return the error of a run whose target is not what it was."""
+    return TargetAlteredError(
+        f"The table {table} was altered while the run was writing to it",
+        found=found,
+        expected="the table that the run has looked at: COPY would put its bytes into columns of another type",
+        cure="Nothing of the micro-batch was written. Run the pipeline again, which looks at the table anew",
+    )

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline_runs import Pipelines, aggregation, file_pipeline, select, write_lines
+from pipeline_runs import BeforeBatch, Pipelines, aggregation, file_pipeline, select, write_lines
 
 from spark_jobs.contracts.errors import CheckpointMismatchError, LedgerConflictError
-from spark_jobs.runtime.stopping import Stop
 
 SCHEMA = "id INT, name STRING"
 STRATEGIES = ["single", "staged", "two_phase"]
@@ -29,21 +28,12 @@ def _ids(pipelines: Pipelines) -> list[int]:
     return [row[0] for row in pipelines.rows("SELECT id FROM result ORDER BY id")]
 
 
-class _ForgottenBeforeBatch(Stop):
-    """The database has lost its last micro-batch, as a standby that was behind, when the third one begins."""
-
-    def __init__(self, pipelines: Pipelines) -> None:
-        super().__init__()
-        self._pipelines, self._batches = pipelines, 0
-
-    def enter_batch(self) -> None:
-        super().enter_batch()
-        self._batches += 1
-        if self._batches == 3:
-            with self._pipelines.database.connect(autocommit=True) as conn:
-                file = "SELECT substring(path FROM '([0-9])[.]json')::int FROM etl.batch_file WHERE batch_id = 1"
-                conn.execute(f"DELETE FROM result WHERE id = ({file})")
-                conn.execute("DELETE FROM etl.batch_tracker WHERE batch_id = 1")
+# As a standby that was behind: the database has lost the micro-batch 1.
+_FORGET = (
+    "DELETE FROM result WHERE id = "
+    "(SELECT substring(path FROM '([0-9])[.]json')::int FROM etl.batch_file WHERE batch_id = 1)",
+    "DELETE FROM etl.batch_tracker WHERE batch_id = 1",
+)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -52,7 +42,7 @@ def test_a_database_that_forgot_a_batch_gets_no_further_ones(pipelines: Pipeline
         write_lines(inbox / f"{number}.json", {"id": number})
     load, options = {"writeStrategy": strategy}, {"maxFilesPerTrigger": "1"}
     config = file_pipeline("rows", inbox, pipelines.checkpoints, schema="id INT", load=load, options=options)
-    ended = pipelines.run(config, stop=_ForgottenBeforeBatch(pipelines))
+    ended = pipelines.run(config, stop=BeforeBatch(3, pipelines, *_FORGET))
     assert isinstance(ended.error, CheckpointMismatchError), str(ended.error)
     assert "does not hold micro-batch 1 any more" in str(ended.error)
     shutil.rmtree(pipelines.checkpoints / "rows")

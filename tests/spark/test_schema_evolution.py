@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline_runs import Pipelines, file_pipeline, write_lines
+from pipeline_runs import BeforeBatch, Pipelines, file_pipeline, write_lines
 from pyspark.sql.types import LongType, StringType, StructField, StructType
 
 from spark_jobs.contracts.config import SchemaEvolution, TableName
 from spark_jobs.contracts.errors import TargetAlteredError, TargetMismatchError
-from spark_jobs.runtime.stopping import Stop
 from spark_jobs.sinks.evolution import evolve
 
 SCHEMA = "id BIGINT, price DECIMAL(12,4), score DOUBLE, name STRING"
@@ -26,12 +25,6 @@ def _config(pipelines: Pipelines, inbox: Path, evolution: str | None) -> dict[st
 def _table(pipelines: Pipelines, columns: str) -> None:
     with pipelines.database.connect(autocommit=True) as conn:
         conn.execute(f"CREATE TABLE result ({columns})")
-
-
-def _execute(pipelines: Pipelines, *statements: str) -> None:
-    with pipelines.database.connect(autocommit=True) as conn:
-        for statement in statements:
-            conn.execute(statement)
 
 
 def _types(pipelines: Pipelines) -> dict[str, str]:
@@ -143,20 +136,6 @@ def test_a_role_that_does_not_own_the_table_is_told_so(database: Any) -> None:
             conn.execute("DROP ROLE evolving_guest")
 
 
-class _AlteredBeforeBatch(Stop):
-    """Executes a statement when the second micro-batch has begun."""
-
-    def __init__(self, pipelines: Pipelines, change: str) -> None:
-        super().__init__()
-        self._pipelines, self._change, self._batches = pipelines, change, 0
-
-    def enter_batch(self) -> None:
-        super().enter_batch()
-        self._batches += 1
-        if self._batches == 2:
-            _execute(self._pipelines, self._change)
-
-
 _KEEP_OUT = (
     "CREATE FUNCTION keep_out() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;"
     "CREATE TRIGGER keep_out BEFORE INSERT ON result FOR EACH ROW EXECUTE FUNCTION keep_out()"
@@ -186,14 +165,14 @@ def test_a_target_that_is_altered_between_two_batches_gets_no_rows(
     config = _config(pipelines, inbox, None)
     config["load"] |= {"writeStrategy": strategy, **({"writeMode": "upsert", "keys": "id"} if merged else {})}
     config["extract"]["connectionParams"]["maxFilesPerTrigger"] = "1"
-    ended = pipelines.run(config, stop=_AlteredBeforeBatch(pipelines, change))
+    ended = pipelines.run(config, stop=BeforeBatch(2, pipelines, change))
     assert isinstance(ended.error, TargetMismatchError if change in _MISFITS else TargetAlteredError), ended.error
     assert ended.error.retryable == (change in _OTHER)
     assert "result" in str(ended.error)
     assert pipelines.one("SELECT to_regclass('result') IS NULL") or pipelines.one("SELECT count(*) FROM result") == 1
     assert pipelines.rows("SELECT count(*), sum(written_rows) FROM etl.batch_tracker") == [(1, 1)]
     assert pipelines.one("SELECT count(*) FROM etl.dead_letter") == 0
-    _execute(pipelines, "DROP TABLE IF EXISTS result", "DROP FUNCTION IF EXISTS keep_out")
+    pipelines.execute("DROP TABLE IF EXISTS result", "DROP FUNCTION IF EXISTS keep_out")
     _table(pipelines, made)
     pipelines.finish(config)
     assert pipelines.rows("SELECT sum(written_rows) FROM etl.batch_tracker") == [(3,)]
@@ -204,15 +183,15 @@ def test_a_unique_index_that_is_dropped_between_two_batches_is_named(
     pipelines: Pipelines, inbox: Path, strategy: str
 ) -> None:
     _table(pipelines, "id bigint NOT NULL, price numeric(12,4), score double precision, name text")
-    _execute(pipelines, "CREATE UNIQUE INDEX by_id ON result (id)")
+    pipelines.execute("CREATE UNIQUE INDEX by_id ON result (id)")
     for number in range(3):
         write_lines(inbox / f"{number}.json", {"id": number, "name": "a"})
     config = _config(pipelines, inbox, None)
     config["load"] |= {"writeMode": "upsert", "keys": "id", "writeStrategy": strategy}
     config["extract"]["connectionParams"]["maxFilesPerTrigger"] = "1"
-    ended = pipelines.run(config, stop=_AlteredBeforeBatch(pipelines, "DROP INDEX by_id"))
+    ended = pipelines.run(config, stop=BeforeBatch(2, pipelines, "DROP INDEX by_id"))
     assert isinstance(ended.error, TargetMismatchError), ended.error
     assert "unique index on load.keys is gone" in str(ended.error)
-    _execute(pipelines, "CREATE UNIQUE INDEX by_id ON result (id)")
+    pipelines.execute("CREATE UNIQUE INDEX by_id ON result (id)")
     pipelines.finish(config)
     assert pipelines.rows("SELECT id FROM result ORDER BY id") == [(0,), (1,), (2,)]

@@ -19,15 +19,9 @@ KEEP = (
 )
 
 
-def _execute(pipelines: Pipelines, *statements: str) -> None:
-    with pipelines.database.connect(autocommit=True) as conn:
-        for statement in statements:
-            conn.execute(statement)
-
-
 @pytest.mark.parametrize("strategy", ["single", "staged"])
 def test_rows_that_stay_when_all_are_replaced_end_the_run(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
-    _execute(pipelines, "CREATE TABLE result (id int, name bigint)", "INSERT INTO result VALUES (7)", KEEP)
+    pipelines.execute("CREATE TABLE result (id int, name bigint)", "INSERT INTO result VALUES (7)", KEEP)
     write_lines(inbox / "0.json", {"id": 1, "name": "x"})
     config = file_pipeline(
         "replace",
@@ -63,11 +57,11 @@ def test_a_row_that_a_trigger_keeps_out_of_an_upsert_ends_the_run(
     keep_out = _trigger("keep_out", events, "IF NEW.id = 2 THEN RETURN NULL; END IF;")
     there = [(3, "old")] if load else [(1, "old"), (2, "old")]
     values = ", ".join(f"({number}, '{name}')" for number, name in there)
-    _execute(pipelines, "CREATE TABLE result (id int PRIMARY KEY, name text)", f"INSERT INTO result VALUES {values}")
+    pipelines.execute("CREATE TABLE result (id int PRIMARY KEY, name text)", f"INSERT INTO result VALUES {values}")
     if events == "INSERT" and not load:
-        _execute(pipelines, "DELETE FROM result WHERE id = 2")
+        pipelines.execute("DELETE FROM result WHERE id = 2")
         there = there[:1]
-    _execute(pipelines, keep_out)
+    pipelines.execute(keep_out)
     # The first key comes twice: one of its rows may be left out, which is not the one that must not.
     write_lines(inbox / "0.json", *({"id": number, "name": "new"} for number in (1, 1, 2, 3)))
     ended = pipelines.run(_upsert(pipelines, inbox, strategy, **load))
@@ -80,8 +74,7 @@ def test_a_row_that_a_trigger_keeps_out_of_an_upsert_ends_the_run(
 def test_triggers_that_change_rows_or_spare_equal_ones_are_no_reason_to_end_an_upsert(
     pipelines: Pipelines, inbox: Path, strategy: str
 ) -> None:
-    _execute(
-        pipelines,
+    pipelines.execute(
         "CREATE TABLE result (id int PRIMARY KEY, name text, changed int DEFAULT 0)",
         "CREATE TRIGGER a_spare BEFORE UPDATE ON result "
         "FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
@@ -104,8 +97,7 @@ def test_triggers_that_change_rows_or_spare_equal_ones_are_no_reason_to_end_an_u
 def test_triggers_that_make_keys_or_values_alike_are_no_reason_either(
     pipelines: Pipelines, inbox: Path, strategy: str
 ) -> None:
-    _execute(
-        pipelines,
+    pipelines.execute(
         "CREATE TABLE result (name text PRIMARY KEY, note text)",
         _trigger("a_lower", "INSERT", "NEW.name := lower(NEW.name); NEW.note := btrim(NEW.note);"),
         _trigger("b_trim", "UPDATE", "NEW.note := btrim(NEW.note);"),
@@ -126,8 +118,7 @@ def test_triggers_that_make_keys_or_values_alike_are_no_reason_either(
 
 
 def test_rows_that_the_role_cannot_see_are_not_upserted(pipelines: Pipelines, inbox: Path, role: str) -> None:
-    _execute(
-        pipelines,
+    pipelines.execute(
         "CREATE TABLE result (id int PRIMARY KEY)",
         "ALTER TABLE result ENABLE ROW LEVEL SECURITY",
         f'GRANT ALL ON result TO "{role}"',
@@ -140,7 +131,7 @@ def test_rows_that_the_role_cannot_see_are_not_upserted(pipelines: Pipelines, in
 
 
 def test_a_number_that_the_server_gives_cannot_be_written(pipelines: Pipelines, inbox: Path) -> None:
-    _execute(pipelines, "CREATE TABLE result (id int GENERATED ALWAYS AS IDENTITY)")
+    pipelines.execute("CREATE TABLE result (id int GENERATED ALWAYS AS IDENTITY)")
     write_lines(inbox / "0.json", {"id": 1})
     ended = pipelines.run(file_pipeline("identity", inbox, pipelines.checkpoints, schema="id INT"))
     assert isinstance(ended.error, TargetMismatchError)
@@ -148,7 +139,7 @@ def test_a_number_that_the_server_gives_cannot_be_written(pipelines: Pipelines, 
 
 
 def test_a_domain_is_not_widened_away(pipelines: Pipelines, inbox: Path) -> None:
-    _execute(pipelines, "CREATE DOMAIN positive AS int CHECK (VALUE > 0)", "CREATE TABLE result (id positive)")
+    pipelines.execute("CREATE DOMAIN positive AS int CHECK (VALUE > 0)", "CREATE TABLE result (id positive)")
     write_lines(inbox / "0.json", {"id": 1})
     config = file_pipeline(
         "domain", inbox, pipelines.checkpoints, schema="id BIGINT", load={"schemaEvolution": "widen"}
@@ -165,10 +156,10 @@ def test_the_later_row_is_the_one_that_the_tables_collation_says(
     # In "C", "B" is before "a"; in a language it is behind, where the server was built to know languages.
     later = {"C": "a"}
     with suppress(psycopg.errors.FeatureNotSupported):
-        _execute(pipelines, "CREATE COLLATION english (provider = icu, locale = 'en')")
+        pipelines.execute("CREATE COLLATION english (provider = icu, locale = 'en')")
         later["english"] = "B"
     for collation in later:
-        _execute(pipelines, f'CREATE TABLE by_{collation} (id int PRIMARY KEY, version text COLLATE "{collation}")')
+        pipelines.execute(f'CREATE TABLE by_{collation} (id int PRIMARY KEY, version text COLLATE "{collation}")')
     write_lines(inbox / "0.json", {"id": 1, "version": "a"}, {"id": 1, "version": "B"})
     for collation, version in later.items():
         table = f"by_{collation}".lower()
