@@ -20,8 +20,8 @@ DEFAULTS = {
     # executor writes is put together again (spark_jobs/sinks/gathering.py).
     "spark.sql.execution.arrow.maxRecordsPerBatch": "256",
     "spark.sql.execution.arrow.maxBytesPerBatch": str(2**31 - 1),
-    # Else pyspark looks up its caller with each expression, to name a line of ours in an error: a third of the time that
-    # it takes to put a query together.
+    # Else pyspark looks up its caller with each expression, to name a line of ours in an error: a third of the time it
+    # takes to put a query together.
     "spark.python.sql.dataFrameDebugging.enabled": "false",
     # Values that look like a secret are hidden already; these are our own keys.
     "spark.redaction.regex": "(?i)secret|password|passwd|token|access[.]key|sasl[.]jaas|credential|airflow_conn",
