@@ -4,6 +4,7 @@ SHELL := /bin/sh
 .PHONY: help setup demo demo-kafka test lint bench chaos clean
 
 PYTEST_ARGS ?=
+WORKERS ?= 2
 MINUTES ?= 20
 ARGS ?=
 # Folders may have spaces in their names: recipes run in the repository, and all paths are relative to it.
@@ -31,8 +32,8 @@ lint: setup ## ruff, mypy and the import rules
 	$(PYTHON) -m mypy
 	$(VENV)/bin/lint-imports
 
-test: lint ## lint, then all suites on real servers
-	$(PYTHON) -m pytest $(PYTEST_ARGS)
+test: lint ## lint, then all suites on real servers, by WORKERS (2) processes; PYTEST_ARGS=...
+	$(PYTHON) -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_ARGS)
 
 bench: setup ## This sink beside Spark's JDBC writer and psql's \copy; ARGS=--help
 	@sh sandbox/setup.sh --group bench

@@ -33,7 +33,7 @@ def spark_environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 class SparkCluster:
-    """One master and ``workers`` workers; a context manager.
+    """One master and ``workers`` workers, each a host of its own where the system has the addresses; a context manager.
 
     :param cores: cores of each worker.
     :param memory: memory of each worker, in Spark's spelling.
@@ -89,7 +89,9 @@ class SparkCluster:
         number = len(self.workers) + 1
         size = ["--cores", str(self._cores), "--memory", self._memory]
         places = ["--webui-port", str(free_port()), "--work-dir", str(self._place() / f"worker-{number}")]
-        arguments = ["--host", "127.0.0.1", *size, *places, self.master_url]
+        # Spark starts a speculative copy of a task on another host only; Linux answers on all of 127.0.0.0/8.
+        host = f"127.0.0.{number}" if sys.platform == "linux" else "127.0.0.1"
+        arguments = ["--host", host, *size, *places, self.master_url]
         worker = self._run(f"Spark's worker {number}", "worker.Worker", arguments)
         self.workers.append(worker)
         return worker

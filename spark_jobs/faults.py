@@ -7,7 +7,8 @@ nth time in this process):
 - ``kill``: SIGKILL to this process;
 - ``kill-driver``: SIGKILL to the driver's process group, its JVM among them, and to this process's own (Spark's Python
   workers have one);
-- ``stop-driver``: SIGSTOP to the same;
+- ``stop``: SIGSTOP to this process;
+- ``stop-driver``: SIGSTOP to what ``kill-driver`` kills;
 - ``fail``: raise an :class:`OSError`.
 
 The file is read at each point, so that a process that runs already can be told. A fault fires once: what fired stands
@@ -108,8 +109,8 @@ def _act(action: str, point: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "kill-driver":
         _signal_driver(signal.SIGKILL)
-    elif action == "stop-driver":
-        _signal_driver(signal.SIGSTOP)
+    elif action in ("stop", "stop-driver"):
+        os.kill(os.getpid(), signal.SIGSTOP) if action == "stop" else _signal_driver(signal.SIGSTOP)
         # Another thread may be the one that takes the signal: this one must not run on until it has.
         time.sleep(1)
     elif action == "fail":

@@ -22,6 +22,7 @@ from sandbox.kafka import KafkaBroker
 from sandbox.postgres import PostgresServer
 from sandbox.spark_cluster import SparkCluster, spark_environ
 from tests.chaos.workload import CREDENTIAL, KINDS, PARTITIONS, TOPIC, Kind, RecordProducer, records_in
+from tests.pipeline_runs import QUICK_JAVA
 from tests.tcp_proxy import TcpProxy
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -237,7 +238,8 @@ class Chaos:
             "spark.executor.memory": "512m",
             "spark.ui.enabled": "false",
             "spark.sql.shuffle.partitions": "2",
-            "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+            "spark.driver.extraJavaOptions": QUICK_JAVA,
+            "spark.executor.extraJavaOptions": QUICK_JAVA,
         }
         command = ["spark-submit", "--master", self._cluster.master_url, "--driver-memory", "512m"]
         command += ["--jars", ",".join(jar.as_uri() for jar in jars("spark-kafka"))]

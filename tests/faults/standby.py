@@ -19,8 +19,7 @@ _SETTINGS = {
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.memory": "512m",
-    # A short life: what the optimising compiler would gain, it costs.
-    "spark.driver.extraJavaOptions": f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC {os.environ.get('STANDBY_JAVA', '')}",
+    "spark.driver.extraJavaOptions": os.environ.get("STANDBY_JAVA", ""),
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.shuffle.partitions": "2",
