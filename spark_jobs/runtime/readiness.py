@@ -7,7 +7,7 @@ what the ledger's database does not have. Both stop the run, and say what to do.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -31,10 +31,12 @@ _RESUME = (
 class ReadyQuery:
     """The query that the run is to start.
 
+    :param flow: what it runs, beginning where the ledger says.
     :param first_batch: its first micro-batch with rows; the one before is the seed of a checkpoint that was resumed.
     """
 
     query_id: str
+    flow: Flow
     first_batch: int = 0
 
 
@@ -54,8 +56,8 @@ def ready_query(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, resume: Resu
     _check_configuration(checkpoint, flow, query)
     _check_not_ahead(ledger, checkpoint, query)
     if query.start_offsets is not None and not checkpoint.has_offsets():
-        _start_at(flow, query.start_offsets)
-    return ReadyQuery(query_id, first_batch=1 if _is_seeded(query) else 0)
+        flow = _starting_at(flow, query.start_offsets)
+    return ReadyQuery(query_id, flow, first_batch=1 if _is_seeded(query) else 0)
 
 
 def fingerprint(flow: Flow) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def _new_query(
     if not done:
         ledger.add_query(query_id, checkpoint.location, "fresh", fingerprint(flow))
         checkpoint.write_metadata(query_id)
-        return ReadyQuery(query_id)
+        return ReadyQuery(query_id, flow)
     chain = _since_start(known)
     if resume == "from_ledger":
         return _resumed(ledger, checkpoint, flow, query_id, chain)
@@ -133,7 +135,7 @@ def _nothing_since(chain: list[KnownQuery]) -> str:
 def _started_over(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, last: KnownQuery) -> ReadyQuery:
     ledger.add_query(query_id, checkpoint.location, "accepted", fingerprint(flow), seeded_from=last.query_id)
     checkpoint.write_metadata(query_id)
-    return ReadyQuery(query_id)
+    return ReadyQuery(query_id, flow)
 
 
 def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, chain: list[KnownQuery]) -> ReadyQuery:
@@ -146,7 +148,7 @@ def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, 
     if isinstance(flow.source, KafkaSource):
         offsets = ledger.end_offsets(last.query_id) if last.batches else last.start_offsets
         # Before the new query is recorded: what is refused here may be set right, and resumed again.
-        _start_at(flow, offsets)
+        flow = _starting_at(flow, offsets)
         ledger.add_query(
             query_id,
             checkpoint.location,
@@ -162,8 +164,8 @@ def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, 
         ledger.add_query(query_id, checkpoint.location, "resumed", fingerprint(flow), seeded_from=last.query_id)
         checkpoint.seed_files(query_id, files)
         log.warning("event=resumed_from_ledger query=%s files_already_read=%d", query_id, len(files))
-        return ReadyQuery(query_id, first_batch=1)
-    return ReadyQuery(query_id)
+        return ReadyQuery(query_id, flow, first_batch=1)
+    return ReadyQuery(query_id, flow)
 
 
 def _check_resumable(ledger: Ledger, flow: Flow) -> None:
@@ -199,9 +201,8 @@ def _check_beginning_known(flow: Flow, chain: list[KnownQuery]) -> None:
     )
 
 
-def _start_at(flow: Flow, offsets: Any) -> None:
-    if isinstance(flow.source, KafkaSource):
-        flow.source.start_at(offsets)
+def _starting_at(flow: Flow, offsets: Any) -> Flow:
+    return replace(flow, source=flow.source.starting_at(offsets)) if isinstance(flow.source, KafkaSource) else flow
 
 
 def _refuse_unknown(ledger: Ledger, checkpoint: Checkpoint, query_id: str, known: list[KnownQuery]) -> NoReturn:

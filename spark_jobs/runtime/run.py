@@ -111,10 +111,10 @@ class PipelineRun:
         target = table.open()
         checkpoint = Checkpoint(spark, streaming_of(config).checkpoint_location)
         ready = ready_query(ledger, checkpoint, flow, self.request.resume)
-        with SourceProgress(flow.source, ledger, ready.query_id) as progress:
+        with SourceProgress(ready.flow.source, ledger, ready.query_id) as progress:
             commit = BatchCommit(
                 spark=spark,
-                flow=flow,
+                flow=ready.flow,
                 checkpoint=checkpoint,
                 query_id=ready.query_id,
                 first_batch=ready.first_batch,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -112,15 +113,19 @@ class KafkaSource(Source):
         """The options of the Kafka client itself; they may hold secrets."""
         return {name[6:]: value for name, value in self._options.items() if name.startswith("kafka.")}
 
-    def start_at(self, offsets: Offsets) -> None:
-        """Let a query without checkpointed offsets start at these; a partition without one starts at its beginning.
+    def starting_at(self, offsets: Offsets) -> Self:
+        """Return the source for a query without checkpointed offsets, which starts at these.
+
+        A partition without one starts at its beginning.
 
         :raises CheckpointMismatchError: a partition is not there any more, and the source fails on data loss.
         """
         there = subscribed_partitions(self._spark, self.client_options, self._subscription)
         start = resumed_offsets(offsets, there, may_lose=not self.fails_on_data_loss)
-        self._options = {name: v for name, v in self._options.items() if not name.lower().startswith("starting")}
-        self._options["startingOffsets"] = json.dumps(start)
+        other = copy(self)
+        other._options = {name: v for name, v in self._options.items() if not name.lower().startswith("starting")}
+        other._options["startingOffsets"] = json.dumps(start)
+        return other
 
     @override
     def stream(self) -> DataFrame:

@@ -319,12 +319,12 @@ class Protocol:
         return self._with(replace(state, again=0), number, replace(me, step="look"))
 
     def _decide(self, state: State, number: int, me: Driver) -> Iterator[tuple[str, State]]:
-        if self.has("winners are prepared") and not set(me.winners) <= state.prepared:
-            yield "misses a winner", self._again(state, number, me)
-            return
         fenced = state.newest != number or state.epoch != me.epoch
+        missing = self.has("winners are prepared") and not set(me.winners) <= state.prepared
         if fenced and self.has("fence in the decision"):
             yield "is fenced at its decision", self._with(state, number, Driver("done"))
+        elif missing:
+            yield "misses a winner", self._again(state, number, me)
         elif not self.has("decision before commits"):
             yield "decides nothing and commits", self._with(state, number, replace(me, step="commit parts"))
         elif state.decision is None and not state.committed:
