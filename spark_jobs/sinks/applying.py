@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import adbc_driver_postgresql.dbapi as adbc
-
-from spark_jobs.sinks.copying import Cursor, run, scalar
+from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.refused import Refusal, RefusedRows, refusal
 
 _SAVEPOINT = "etl_merge"
@@ -51,8 +49,8 @@ class Merger:
     def begin(self) -> int:
         """Take the lock; return how many keys are there already, where that will be asked."""
         if self.merge.lock:
-            run(self.cursor, self.merge.lock)
-        return int(scalar(self.cursor, self.merge.present)) if self.merge.present else 0
+            self.cursor.run(self.merge.lock)
+        return int(self.cursor.scalar(self.merge.present)) if self.merge.present else 0
 
     def apply(self) -> int:
         """Return how many rows were written."""
@@ -62,8 +60,8 @@ class Merger:
         if said is None:
             return written
         for statement in self.merge.order:
-            run(self.cursor, statement)
-        count = int(scalar(self.cursor, self.merge.count))
+            self.cursor.run(statement)
+        count = int(self.cursor.scalar(self.merge.count))
         self.refused.see(count)
         return self._halves(1, count) if count else 0
 
@@ -76,7 +74,7 @@ class Merger:
             return left
         if not self.merge.audit:
             return 0
-        return max(int(scalar(self.cursor, self.merge.audit.format(written=written, present=present))) - refused, 0)
+        return max(int(self.cursor.scalar(self.merge.audit.format(written=written, present=present))) - refused, 0)
 
     def _span(self, first: int, last: int) -> int:
         said, written = self._try(self.merge.part.format(first=first, last=last))
@@ -95,23 +93,24 @@ class Merger:
         return self._span(first, middle) + self._span(middle + 1, last)
 
     def _try(self, statement: str) -> tuple[Refusal | None, int]:
-        run(self.cursor, f"SAVEPOINT {_SAVEPOINT}")
+        self.cursor.run(f"SAVEPOINT {_SAVEPOINT}")
         try:
             written = self._answer(statement)
-        except adbc.Error as error:
+        except Error as error:
             said = refusal(error)
             if said is None:
                 raise
-            run(self.cursor, f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+            self.cursor.run(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
             return said, 0
-        run(self.cursor, f"RELEASE SAVEPOINT {_SAVEPOINT}")
+        self.cursor.run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
         return None, written
 
     def _answer(self, statement: str) -> int:
-        return int(scalar(self.cursor, statement)) if self.merge.answers else run(self.cursor, statement)
+        return int(self.cursor.scalar(statement)) if self.merge.answers else self.cursor.run(statement)
 
     def _refuse(self, ordinal: int, said: Refusal) -> None:
-        self.cursor.execute(self.merge.row.format(first=ordinal))
-        row, source = self.cursor.fetchone()
+        found = self.cursor.execute(self.merge.row.format(first=ordinal))
+        assert found is not None  # noqa: S101 - it is in the staging table
+        row, source = found
         if self.refused is not None:
             self.refused.add(said, str(row), source)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 
 from spark_jobs.faults import reach
 from spark_jobs.sinks.arrow_values import value_of
-from spark_jobs.sinks.copying import Cursor, chunks, copy_rows, run
+from spark_jobs.sinks.copying import chunks, copy_rows
+from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.refused import Refusal, RefusedRows, has_odd_document, refusal, row_text
 from spark_jobs.sinks.sorting import EVENT_TIME, SOURCE
 
@@ -73,16 +73,16 @@ class CarefulCopy:
         return landed
 
     def _try(self, rows: pa.Table) -> Refusal | None:
-        run(self.cursor, f"SAVEPOINT {_SAVEPOINT}")
+        self.cursor.run(f"SAVEPOINT {_SAVEPOINT}")
         try:
             copy_rows(self.cursor, self.schema, self.table, self._sent(rows).to_batches())
-        except adbc.Error as error:
+        except Error as error:
             said = refusal(error)
             if said is None:
                 raise
-            run(self.cursor, f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+            self.cursor.run(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
             return said
-        run(self.cursor, f"RELEASE SAVEPOINT {_SAVEPOINT}")
+        self.cursor.run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
         return None
 
     def _sent(self, rows: pa.Table) -> pa.Table:

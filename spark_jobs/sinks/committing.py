@@ -16,7 +16,7 @@ from spark_jobs.contracts.tracker import statements
 from spark_jobs.contracts.tracker.records import BatchRecord, Books, StoredBatch, settle
 from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
-from spark_jobs.sinks.copying import Cursor, run, scalar
+from spark_jobs.sinks.cursor import Cursor
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.refused import Limit
 from spark_jobs.sinks.sorting import LetterSpool, moment
@@ -70,7 +70,7 @@ def is_committed(cursor: Cursor, plan: CommitPlan) -> bool:
 
     :raises EtlError: it was decided and not finished: what comes first is not this transaction's to do.
     """
-    stored = scalar(cursor, statements.find_batch(plan.tracker), plan.record.identity.key)
+    stored = cursor.scalar(statements.find_batch(plan.tracker), plan.record.identity.key)
     state = settle(StoredBatch.from_json(stored) if stored else None, plan.record.identity)
     if state == "decided":
         raise EtlError(
@@ -85,7 +85,7 @@ def require_newest(cursor: Cursor, plan: CommitPlan) -> None:
     :raises FencedError: a newer run has taken over.
     """
     record = plan.record
-    if scalar(cursor, statements.read_epoch(plan.tracker), record.right) is not True:
+    if cursor.scalar(statements.read_epoch(plan.tracker), record.right) is not True:
         raise fenced(record.identity.pipeline_id, record.run_id, record.epoch)
 
 
@@ -106,7 +106,7 @@ def commit(
     _write_ledger(cursor, plan, books, report, started)
     reach(f"{plan.where}.before_commit")
     report.state = parts.UNKNOWN
-    run(cursor, "COMMIT")
+    cursor.run("COMMIT")
     report.state = parts.COMMITTED
     reach(f"{plan.where}.after_commit")
 
@@ -122,7 +122,7 @@ def write_letters(cursor: Cursor, plan: CommitPlan, letters: LetterSpool) -> Non
     for chunk in letters.batches():
         cursor.execute(plan.letters, (*plan.record.identity.key, json.dumps(chunk)))
     for statement, expected in plan.letters_from:
-        require_letters(int(scalar(cursor, statement)), expected)
+        require_letters(int(cursor.scalar(statement)), expected)
 
 
 def require_letters(found: int, expected: int) -> None:
@@ -150,14 +150,14 @@ def completed(record: BatchRecord, books: Books, report: PartReport, started: fl
 def _write_ledger(cursor: Cursor, plan: CommitPlan, books: Books, report: PartReport, started: float) -> None:
     record = completed(plan.record, books, report, started)
     key = record.identity.key
-    record.require_previous(not record.follows or scalar(cursor, statements.has_previous(plan.tracker), key) is True)
+    record.require_previous(not record.follows or cursor.scalar(statements.has_previous(plan.tracker), key) is True)
     cursor.execute(statements.insert_batch(plan.tracker), (record.row_json(),))
     if record.files:
         cursor.execute(statements.insert_files(plan.tracker), (record.files_json(),))
     if record.gaps:
         cursor.execute(statements.insert_gaps(plan.tracker), (record.gaps_json(),))
     cursor.execute(statements.notify(), (event_text(plan.event, books),))
-    if scalar(cursor, statements.lock_epoch(plan.tracker), record.right) is not True:
+    if cursor.scalar(statements.lock_epoch(plan.tracker), record.right) is not True:
         raise fenced(record.identity.pipeline_id, record.run_id, record.epoch)
 
 

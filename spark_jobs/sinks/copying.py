@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
-from typing import Any
 
 import adbc_driver_postgresql as driver
-import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 from adbc_driver_manager import AdbcConnection, AdbcDatabase
 
 from spark_jobs.contracts.tracker import statements
 from spark_jobs.faults import reach
+from spark_jobs.sinks.cursor import Cursor, Error
 
 CHUNK_BYTES = 32 << 20
 """About as much as one COPY sends, and a part may hold in memory."""
-
-Cursor = Any
-"""An ADBC cursor; the library ships no types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +38,22 @@ class Session:
 @contextmanager
 def transaction(session: Session) -> Iterator[Cursor]:
     """Open a transaction and roll it back when the block fails. The caller commits with ``COMMIT``."""
-    # Autocommit, and BEGIN sent as SQL: with ADBC's own transactions a failed COPY leaves no savepoint to go back to.
-    with _connected(session.uri) as conn, conn.cursor() as cursor:
-        run(cursor, "BEGIN ISOLATION LEVEL READ COMMITTED")
+    # BEGIN sent as SQL: with ADBC's own transactions a failed COPY leaves no savepoint to go back to.
+    with AdbcConnection(_database(session.uri)) as connection:
+        cursor = Cursor(connection)
+        cursor.run("BEGIN ISOLATION LEVEL READ COMMITTED")
         try:
             cursor.execute(
                 statements.begin_settings(), (session.application_name, session.lock_timeout, session.idle_timeout)
             )
             if session.role:
-                cursor.execute(f"SET LOCAL ROLE {statements.quote_identifier(session.role)}")
+                cursor.run(f"SET LOCAL ROLE {statements.quote_identifier(session.role)}")
             # A deferred constraint would fail at the end, where no row could be blamed any more.
-            run(cursor, "SET CONSTRAINTS ALL IMMEDIATE")
+            cursor.run("SET CONSTRAINTS ALL IMMEDIATE")
             yield cursor
         except BaseException:
             _roll_back(cursor)
             raise
-
-
-def _connected(uri: str) -> Any:
-    database = _database(uri)
-    return adbc.Connection(_Kept(), AdbcConnection(database), autocommit=True)
 
 
 @lru_cache(maxsize=1)
@@ -72,17 +64,10 @@ def _database(uri: str) -> AdbcDatabase:
     return database
 
 
-class _Kept:
-    """In the place of the database handle that a connection would close with itself."""
-
-    def close(self) -> None:
-        """Keep it."""
-
-
 def _roll_back(cursor: Cursor) -> None:
     try:
-        cursor.execute("ROLLBACK")
-    except adbc.Error:
+        cursor.run("ROLLBACK")
+    except Error:
         # The connection is gone, and the server has rolled back by itself; the first error is the one to tell.
         return
 
@@ -113,7 +98,7 @@ def _copy(cursor: Cursor, schema: str, table: str, batches: Iterator[pa.RecordBa
             yield batch
 
     reader = pa.RecordBatchReader.from_batches(first.schema, counted())
-    cursor.adbc_ingest(table, reader, mode="append", db_schema_name=schema)
+    cursor.ingest(schema, table, reader)
     return copied
 
 
@@ -134,20 +119,6 @@ def _chunk(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa
     while size < CHUNK_BYTES and (batch := next(rest, None)) is not None:
         size += batch.get_total_buffer_size()
         yield batch
-
-
-def run(cursor: Cursor, statement: str) -> int:
-    """Run a statement without parameters; return how many rows it wrote, -1 for one that writes none."""
-    # `execute` would prepare first and execute then: behind a pooler, outside a transaction, on two servers.
-    cursor.adbc_statement.set_sql_query(statement)
-    return int(cursor.adbc_statement.execute_update())
-
-
-def scalar(cursor: Cursor, statement: str, parameters: Sequence[str] = ()) -> Any:
-    """Run a statement and return the first column of its first row, None without a row."""
-    cursor.execute(statement, tuple(parameters)) if parameters else cursor.execute(statement)
-    row = cursor.fetchone()
-    return None if row is None else row[0]
 
 
 def sqlstate(error: BaseException) -> str:

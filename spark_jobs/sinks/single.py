@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import monotonic
 
-import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 
 from spark_jobs.contracts.errors import RowsSuppressedError
@@ -18,7 +17,8 @@ from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.applying import Merger, MergeText
 from spark_jobs.sinks.committing import BooksOf, CommitPlan, commit, is_committed, require_newest, stateless_books
-from spark_jobs.sinks.copying import Cursor, Session, run, scalar, sqlstate, transaction
+from spark_jobs.sinks.copying import Session, sqlstate, transaction
+from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.parts import PartReport, in_task
 from spark_jobs.sinks.refused import RefusedRows, is_about_data
 from spark_jobs.sinks.sorting import LetterSpool
@@ -56,7 +56,7 @@ def write_single(
     try:
         with transaction(plan.session) as cursor:
             _write(plan, cursor, rows, books_of, report, letters, started)
-    except adbc.Error as error:
+    except Error as error:
         # Once COMMIT was sent, an error without the server's word leaves it open whether it happened.
         open_question = report.state == parts.UNKNOWN and not sqlstate(error)
         report.fail(sqlstate(error), str(error))
@@ -85,7 +85,7 @@ def _write(
 ) -> None:
     require_newest(cursor, plan.commit)
     if is_committed(cursor, plan.commit):
-        run(cursor, "ROLLBACK")
+        cursor.run("ROLLBACK")
         report.state = parts.ALREADY_THERE
         return
     reach("single.before_copy")
@@ -94,7 +94,7 @@ def _write(
     if plan.before:
         empty(cursor, *plan.before)
     for statement in plan.create_staging:
-        run(cursor, statement)
+        cursor.run(statement)
     report.written = write_rows(plan.rows, cursor, batches, report, letters, refused, numbered if plan.merge else None)
     if plan.merge:
         _merge(plan, cursor, report, refused)
@@ -136,8 +136,8 @@ def merge_rows(merger: Merger, staged: int, refused_before: int = 0) -> tuple[in
 
 def empty(cursor: Cursor, delete: str, any_left: str) -> None:
     """Delete all rows, or raise :class:`RowsSuppressedError` when one stays: the new rows would stand beside it."""
-    run(cursor, delete)
-    if scalar(cursor, any_left):
+    cursor.run(delete)
+    if cursor.scalar(any_left):
         raise RowsSuppressedError(
             "The target table did not give up every row",
             found="rows that are still there after DELETE, which said nothing",

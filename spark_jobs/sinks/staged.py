@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 
 from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
-from spark_jobs.sinks.copying import Cursor, Session, copy_rows, run, sqlstate, transaction
+from spark_jobs.sinks.copying import Session, copy_rows, sqlstate, transaction
+from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.parts import PartReport, in_task
 from spark_jobs.sinks.refused import Limit, RefusedRows
 from spark_jobs.sinks.sorting import LetterSpool, passed_rows
@@ -49,9 +49,9 @@ def stage_part(plan: StagedPlan, batches: Iterable[pa.RecordBatch], part: int, a
         with transaction(plan.session) as cursor:
             _stage(plan, cursor, _chain(first, iterator), report, letters)
             reach("staged.before_part_commit")
-            run(cursor, "COMMIT")
+            cursor.run("COMMIT")
             reach("staged.after_part_commit")
-    except adbc.Error as error:
+    except Error as error:
         report.fail(sqlstate(error), str(error))
     finally:
         letters.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
-import adbc_driver_postgresql.dbapi as adbc
 from pyspark.sql import DataFrame
 
 from spark_jobs.contracts.config import WriteMode
@@ -15,7 +14,8 @@ from spark_jobs.sinks import parts
 from spark_jobs.sinks.applying import Merger
 from spark_jobs.sinks.batch_result import Looked
 from spark_jobs.sinks.committing import commit, is_committed
-from spark_jobs.sinks.copying import Cursor, run, scalar, sqlstate, transaction
+from spark_jobs.sinks.copying import sqlstate, transaction
+from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.plans import Plans
 from spark_jobs.sinks.refused import RefusedRows
@@ -61,7 +61,7 @@ def merge_staged(plans: Plans, staged: Staged, looked: Looked, event: dict[str, 
         with transaction(plans.session) as cursor:
             plan = plans.commit(looked.record, event, "staged", staged, looked.letters)
             if is_committed(cursor, plan):
-                run(cursor, "ROLLBACK")
+                cursor.run("ROLLBACK")
                 total.state = parts.ALREADY_THERE
                 return total
             reach("staged.before_merge")
@@ -70,7 +70,7 @@ def merge_staged(plans: Plans, staged: Staged, looked: Looked, event: dict[str, 
             if staged.reports:
                 _merge_rows(cursor, plans, staged, total, RefusedRows(letters, plan.limit) if careful else None)
             commit(cursor, plan, total, letters, looked.books_of(total), started)
-    except adbc.Error as error:
+    except Error as error:
         open_question = total.state == parts.UNKNOWN and not sqlstate(error)
         total.fail(sqlstate(error), str(error))
         total.state = parts.UNKNOWN if open_question else total.state
@@ -80,7 +80,7 @@ def merge_staged(plans: Plans, staged: Staged, looked: Looked, event: dict[str, 
 
 
 def _merge_rows(cursor: Cursor, plans: Plans, staged: Staged, total: PartReport, refused: RefusedRows | None) -> None:
-    found = int(scalar(cursor, plans.count_staged(staged.staging, staged.reports)))
+    found = int(cursor.scalar(plans.count_staged(staged.staging, staged.reports)))
     if found != staged.written:
         # An unlogged table is empty after a crash of the server: then the batch is done again, not the merge.
         raise BooksDoNotBalanceError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 
 from spark_jobs.contracts.tracker import statements
@@ -18,7 +17,8 @@ from spark_jobs.contracts.tracker.part_names import PartNames
 from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.committing import CommitPlan, fenced, require_newest, write_letters
-from spark_jobs.sinks.copying import Cursor, Session, run, scalar, sqlstate, transaction
+from spark_jobs.sinks.copying import Session, sqlstate, transaction
+from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.parts import PartReport, in_task
 from spark_jobs.sinks.refused import RefusedRows
 from spark_jobs.sinks.sorting import LetterSpool
@@ -51,7 +51,7 @@ def prepare_part(plan: TwoPhasePlan, batches: Iterable[pa.RecordBatch], part: in
     try:
         with transaction(plan.session) as cursor:
             _prepare(plan, cursor, rows, report, letters)
-    except adbc.Error as error:
+    except Error as error:
         report.fail(sqlstate(error), str(error))
     finally:
         letters.close()
@@ -69,7 +69,7 @@ def _prepare(
     report.doing = ""
     report.refused = refused.count if refused else 0
     if not report.written and not letters.count:
-        run(cursor, "ROLLBACK")
+        cursor.run("ROLLBACK")
         return
     require_unaltered(cursor, plan.commit.target)
     write_letters(cursor, plan.commit, letters)
@@ -78,7 +78,7 @@ def _prepare(
     cursor.execute(statements.insert_part(plan.commit.tracker), (name, *key, str(report.written)))
     reach("two_phase.before_prepare")
     report.doing = parts.PREPARE
-    run(cursor, f"PREPARE TRANSACTION {_literal(name)}")
+    cursor.run(f"PREPARE TRANSACTION {_literal(name)}")
     report.name = name
     reach("two_phase.after_prepare")
     report.doing = ""
@@ -90,9 +90,9 @@ def _prepare(
 def _has_lost(cursor: Cursor, question: str, parameters: tuple[str, ...]) -> bool:
     # In a transaction: a question with parameters is prepared first and asked then, which a pooler would give to two
     # sessions.
-    run(cursor, "BEGIN")
-    lost = bool(scalar(cursor, question, parameters))
-    run(cursor, "COMMIT")
+    cursor.run("BEGIN")
+    lost = bool(cursor.scalar(question, parameters))
+    cursor.run("COMMIT")
     return lost
 
 
@@ -104,10 +104,10 @@ def _literal(name: str) -> str:
 def _roll_back(cursor: Cursor, name: str, role: str | None) -> None:
     if role:
         # Who prepared it must roll it back, and the transaction's role ended with it. The session ends soon as well.
-        run(cursor, f"SET ROLE {statements.quote_identifier(role)}")
+        cursor.run(f"SET ROLE {statements.quote_identifier(role)}")
     try:
-        run(cursor, f"ROLLBACK PREPARED {_literal(name)}")
-    except adbc.Error as error:
+        cursor.run(f"ROLLBACK PREPARED {_literal(name)}")
+    except Error as error:
         # Whoever decided without this part may have been quicker.
         if sqlstate(error) != "42704":
             raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spark_jobs.contracts.errors import TargetAlteredError
-from spark_jobs.sinks.copying import Cursor, scalar
+from spark_jobs.sinks.cursor import Cursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ def require_unaltered(cursor: Cursor, state: TableState) -> None:
 
     :raises TargetAlteredError: it was altered, dropped or replaced since; the transaction must not commit.
     """
-    if scalar(cursor, state.question) != state.answer:
+    if cursor.scalar(state.question) != state.answer:
         raise altered(state.table, "other columns, triggers or row-level security than at the run's start")
 
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spark_jobs.sinks.careful import CarefulCopy
-from spark_jobs.sinks.copying import Cursor, copy_rows
+from spark_jobs.sinks.copying import copy_rows
+from spark_jobs.sinks.cursor import Cursor
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.refused import RefusedRows
 from spark_jobs.sinks.sorting import EVENT_TIME, SOURCE, LetterSpool, passed_rows

@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame
 from report import Figure
 from rows import SCHEMA, TABLE, csv_files, parquet
 
-from spark_jobs.sinks.copying import Session, copy_rows, run, transaction
+from spark_jobs.sinks.copying import Session, copy_rows, transaction
 from spark_jobs.sinks.writing import begun
 
 OURS = ("auto", "single", "two_phase", "staged")
@@ -74,7 +74,7 @@ def _copy_task(uri: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
     session = Session(uri=uri, application_name="bare", lock_timeout="60s", idle_timeout="300s")
     with transaction(session) as cursor:
         rows = copy_rows(cursor, "public", "peer", begun(batches))
-        run(cursor, "COMMIT")
+        cursor.run("COMMIT")
     yield pa.RecordBatch.from_pydict({"rows": [rows]})
 
 

@@ -7,16 +7,15 @@ from contextlib import closing, contextmanager
 from math import log2
 from typing import Any
 
-import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 import pytest
 from pyspark.sql.types import LongType, StructField, StructType
 
 from spark_jobs.contracts.config import TableName, WriteMode
-from spark_jobs.sinks import applying, careful
 from spark_jobs.sinks.applying import Merger
 from spark_jobs.sinks.careful import CarefulCopy
-from spark_jobs.sinks.copying import Cursor, copy_rows, run
+from spark_jobs.sinks.copying import Session, copy_rows, transaction
+from spark_jobs.sinks.cursor import Cursor
 from spark_jobs.sinks.merging import MergeRule, merge
 from spark_jobs.sinks.refused import Limit, RefusedRows
 from spark_jobs.sinks.sorting import LetterSpool
@@ -31,14 +30,14 @@ DEMANDS = {"check": "CHECK (id >= 0)", "foreign key": "REFERENCES known"}
 def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The savepoints that were set: one for each attempt to write a range of rows."""
     found: list[str] = []
+    run = Cursor.run
 
     def counted(cursor: Cursor, statement: str) -> int:
         if statement.startswith("SAVEPOINT"):
             found.append(statement)
         return run(cursor, statement)
 
-    for module in (careful, applying):
-        monkeypatch.setattr(module, "run", counted)
+    monkeypatch.setattr(Cursor, "run", counted)
     return found
 
 
@@ -58,10 +57,9 @@ def _table(database: Any, demand: str) -> Iterator[Cursor]:
         conn.execute("CREATE TABLE known (id bigint PRIMARY KEY)")
         conn.execute("INSERT INTO known SELECT generate_series(0, %s)", [ROWS])
         conn.execute(f"CREATE TABLE result (id bigint PRIMARY KEY {DEMANDS[demand]})".encode())
-    with adbc.connect(database.uri, autocommit=True) as session, session.cursor() as cursor:
-        run(cursor, "BEGIN")
+    with transaction(Session(database.uri, "test", "30s", "30s")) as cursor:
         yield cursor
-        run(cursor, "COMMIT")
+        cursor.run("COMMIT")
 
 
 def _check(database: Any, bad: int, written: int, refused: RefusedRows, attempts: list[str]) -> None:
@@ -91,7 +89,7 @@ def test_a_merge_finds_its_refused_rows(database: Any, attempts: list[str], bad:
             schema = StructType([StructField("id", LongType())])
             target = inspect(conn, TableName("public", "result"), schema, ("id",))
             statements = merge(target, "staged", MergeRule(WriteMode.UPSERT, ("id",)), conn)
-        run(cursor, "CREATE TEMP TABLE staged (id bigint, _seq bigint GENERATED ALWAYS AS IDENTITY, _source text)")
+        cursor.run("CREATE TEMP TABLE staged (id bigint, _seq bigint GENERATED ALWAYS AS IDENTITY, _source text)")
         copy_rows(cursor, "pg_temp", "staged", _batches(bad))
         written = Merger(cursor, statements, refused).apply()
     _check(database, bad, written, refused, attempts)
