@@ -90,7 +90,6 @@ _SPARK_SETTINGS = {
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.memory": "1g",
-    "spark.driver.extraJavaOptions": QUICK_JAVA,
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.shuffle.partitions": "2",
@@ -119,6 +118,12 @@ def retail_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data in {folder}")
     return folder
+
+
+def pytest_configure() -> None:
+    """Start all drivers, those of an Airflow among them, on a Java for short lives."""
+    os.environ.setdefault("SPARK_SUBMIT_OPTS", QUICK_JAVA)
+    os.environ.setdefault("SPARK_DAEMON_JAVA_OPTS", QUICK_JAVA)
 
 
 def pytest_report_header() -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from drivers import Garage
-from pipeline_runs import QUICK_JAVA, Pipelines, file_pipeline, write_lines
+from pipeline_runs import Pipelines, file_pipeline, write_lines
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,7 @@ def class_archive(postgres_server: Any, tmp_path_factory: pytest.TempPathFactory
     pipelines = Pipelines(database, folder)
     write_lines(folder / "in" / "0.json", {"id": 1})
     config = file_pipeline("classes", folder / "in", pipelines.checkpoints, schema="id INT")
-    with Garage(pipelines, java=f"{QUICK_JAVA} -XX:ArchiveClassesAtExit={archive}") as garage:
+    with Garage(pipelines, java=f"-XX:ArchiveClassesAtExit={archive}") as garage:
         driver = garage.driver()
         assert driver.run(config, stop_jvm=True).exit_code == 0
     postgres_server.drop_database("classes")
@@ -36,5 +36,5 @@ def pipelines(database: Any, tmp_path: Path) -> Pipelines:
 
 @pytest.fixture
 def garage(pipelines: Pipelines, class_archive: Path) -> Iterator[Garage]:
-    with Garage(pipelines, java=f"{QUICK_JAVA} -XX:SharedArchiveFile={class_archive}") as garage:
+    with Garage(pipelines, java=f"-XX:SharedArchiveFile={class_archive}") as garage:
         yield garage

@@ -9,15 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic, sleep
 
-from pipeline_runs import QUICK_JAVA
-
 from sandbox.spark_cluster import spark_environ
 
 _SECONDS = 120
-QUICK = (
-    *("--conf", "spark.ui.enabled=false", "--conf", f"spark.driver.extraJavaOptions={QUICK_JAVA}"),
-    *("--master", "local[2]"),
-)
+QUICK = ("--conf", "spark.ui.enabled=false", "--master", "local[2]")
 
 
 def java_environ() -> dict[str, str]:

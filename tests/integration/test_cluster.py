@@ -70,7 +70,6 @@ class Submit:
             "spark-submit", "--master", self.cluster.master_url, "--py-files", str(self.package),
             "--conf", "spark.driver.host=127.0.0.1", "--conf", f"spark.pyspark.driver.python={sys.executable}",
             "--conf", "spark.executor.memory=1g", "--conf", "spark.ui.enabled=false",
-            "--conf", f"spark.driver.extraJavaOptions={QUICK_JAVA}",
             "--conf", f"spark.executor.extraJavaOptions={QUICK_JAVA}",
             *options, str(REPOSITORY / "spark_jobs" / "run_pipeline.py"), str(pipeline),
         ]  # fmt: skip

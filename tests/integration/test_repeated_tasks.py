@@ -53,7 +53,6 @@ def run(spark_cluster: SparkCluster, database: Any, tmp_path: Path) -> Run:
         command = ["spark-submit", "--master", spark_cluster.master_url, "--driver-memory", "512m"]
         for name, value in {
             "spark.driver.host": "127.0.0.1",
-            "spark.driver.extraJavaOptions": QUICK_JAVA,
             "spark.executor.extraJavaOptions": QUICK_JAVA,
             "spark.executor.memory": "512m",
             "spark.ui.enabled": "false",
