@@ -17,6 +17,9 @@ from sandbox.errors import SandboxError
 from sandbox.places import cache_dir, only_one
 
 OLDEST = 17
+QUICK_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+"""For JVMs that live for a minute: what the optimising compiler would gain, it costs (a third of the suites' time)."""
+
 _VECTOR_MODULE = "jdk.incubator.vector"
 
 

@@ -14,9 +14,9 @@ import psycopg
 import pytest
 from _pytest.runner import runtestprotocol
 from hypothesis import settings
-from pipeline_runs import QUICK_JAVA
 
 from sandbox.jars import jars
+from sandbox.java import QUICK_JAVA
 from sandbox.kafka import KafkaBroker
 from sandbox.postgres import PostgresServer
 from sandbox.spark_cluster import SparkCluster, spark_environ

@@ -20,8 +20,6 @@ from spark_jobs.runtime.stopping import Stop
 
 CREDENTIAL = "warehouse"
 VARIABLE = "AIRFLOW_CONN_WAREHOUSE"
-QUICK_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-"""For JVMs that live for a minute: what the optimising compiler would gain, it costs (a third of the suites' time)."""
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,6 @@ class PipelineRun:
                 spark.streams.resetTerminated()
         recovery.sweep_own(ledger.connection(), ledger.right, role=config.load.role)
         reach("run.before_end")
-        # The tracker has ended a run that was taken over as fenced: its driver says the same.
-        ledger.check_fence()
 
     def _recover(self, ledger: Ledger, config: PipelineConfig) -> None:
         recovered = recovery.recover(ledger.connection(), ledger.right, role=config.load.role)

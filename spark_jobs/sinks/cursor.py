@@ -1,7 +1,6 @@
 """Statements over ADBC, on the driver manager's own handles.
 
-Its DB-API layer brings ``pyarrow.dataset``, which brings pandas where it is installed: 0.7 seconds and 60 MB for each
-Python worker of Spark, of which nothing is needed here.
+Its DB-API layer brings ``pyarrow.dataset``, and that brings pandas; see :mod:`spark_jobs.sinks.plain_arrow`.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from adbc_driver_manager import (
 )
 from adbc_driver_postgresql import StatementOptions as PostgresOptions
 
+from spark_jobs.sinks.plain_arrow import texts
+
 __all__ = ["Cursor", "Error"]
 
 # A query's result would come by COPY, and its error with the first row instead of now, without its SQLSTATE.
@@ -29,7 +30,11 @@ _AT_ONCE = {PostgresOptions.USE_COPY.value: "false"}
 
 
 class Cursor:
-    """Runs statements in one session, one after the other. Whatever goes wrong is an :class:`Error` with a SQLSTATE."""
+    """Runs statements in one session, one after the other.
+
+    What the server refuses is an :class:`Error` with its SQLSTATE; a lost connection, and an error in the rows that are
+    sent, is one without.
+    """
 
     def __init__(self, connection: AdbcConnection) -> None:
         self._connection = connection
@@ -48,9 +53,8 @@ class Cursor:
             handle.set_sql_query(statement)
             if parameters:
                 handle.prepare()
-                handle.bind(
-                    pa.record_batch([[value] for value in parameters], [str(n) for n in range(len(parameters))])
-                )
+                names = [str(number) for number in range(len(parameters))]
+                handle.bind(pa.RecordBatch.from_arrays([texts([value]) for value in parameters], names))
             stream, _ = handle.execute_query()
             with pa.RecordBatchReader.from_stream(stream) as reader:
                 return next(_rows(reader), None)

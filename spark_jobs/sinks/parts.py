@@ -12,6 +12,7 @@ from pyspark.sql.types import LongType, StringType, StructField, StructType
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.sinks.acknowledging import acknowledged
 from spark_jobs.sinks.gathering import gathered
+from spark_jobs.sinks.plain_arrow import longs, texts
 from spark_jobs.sinks.reading_ahead import read_ahead
 from spark_jobs.sinks.sorting import TALLY_FIELDS, Tally
 from spark_jobs.sinks.whole_input import whole, worker_input
@@ -65,9 +66,9 @@ class PartReport:
 
     def to_batch(self) -> pa.RecordBatch:
         """Return the report as one Arrow row of :data:`REPORT_SCHEMA`."""
-        values = {name: getattr(self, name) for name in _OWN}
-        values |= {name: getattr(self.tally, name) for name in TALLY_FIELDS}
-        return pa.RecordBatch.from_pylist([values], schema=_ARROW_SCHEMA)
+        own = [(texts if name in _TEXT else longs)([getattr(self, name)]) for name in _OWN]
+        counts = [longs([getattr(self.tally, name)]) for name in TALLY_FIELDS]
+        return pa.RecordBatch.from_arrays([*own, *counts], schema=_ARROW_SCHEMA)
 
     @classmethod
     def read(cls, rows: Iterable[dict[str, object]]) -> list[PartReport]:

@@ -13,9 +13,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-import pyarrow as pa
-
 from spark_jobs.contracts.errors import TooManyDeadLettersError
+from spark_jobs.sinks.plain_arrow import texts
 from spark_jobs.sinks.sorting import LetterSpool
 from spark_jobs.sinks.strict_json import DEEPEST, is_jsonb
 
@@ -143,7 +142,7 @@ class RefusedRows:
         """Keep a row, as JSON, with what the server said about it; see :func:`envelope`."""
         self.count += 1
         self.last = f"{said.sqlstate} {said.message}"
-        self.letters.add(pa.array([envelope(said, row, source, event_time, keep_raw=keep_raw)]))
+        self.letters.add(texts([envelope(said, row, source, event_time, keep_raw=keep_raw)]))
         if self.count >= _PATIENCE:
             self.limit.check(self.count, self._seen, f"so far were refused by the target, the last with {self.last}")
 

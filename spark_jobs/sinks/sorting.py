@@ -12,6 +12,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute
 
+from spark_jobs.sinks.plain_arrow import tiny
+
 # pyarrow makes these functions when it is imported; no stub knows them.
 pc: Any = pyarrow.compute
 
@@ -122,13 +124,13 @@ def _sorted_out(batch: pa.RecordBatch, tally: Tally, letters: LetterSpool) -> pa
     outcomes = batch.column(OUTCOME)
     if pc.max(outcomes).as_py() in (None, _PASSED):
         return batch
-    dead = pc.equal(outcomes, _DEAD)
+    dead = pc.equal(outcomes, tiny(_DEAD))
     letters.add(batch.column(LETTER).filter(dead))
     counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(outcomes).to_pylist()}
     tally.dead_lettered += counts.get(_DEAD, 0)
     tally.filtered += counts.get(_FILTERED, 0)
     tally.late += counts.get(_LATE, 0)
-    return batch.filter(pc.equal(outcomes, _PASSED))
+    return batch.filter(pc.equal(outcomes, tiny(_PASSED)))
 
 
 def _see_event_times(rows: pa.RecordBatch, tally: Tally) -> None:

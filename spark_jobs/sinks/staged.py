@@ -17,6 +17,7 @@ from spark_jobs.sinks import parts
 from spark_jobs.sinks.copying import Session, copy_rows, sqlstate, transaction
 from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.parts import PartReport, in_task
+from spark_jobs.sinks.plain_arrow import longs, texts
 from spark_jobs.sinks.refused import Limit, RefusedRows
 from spark_jobs.sinks.sorting import LetterSpool, passed_rows
 from spark_jobs.sinks.writing import RowsPlan, marked, write_rows
@@ -88,12 +89,8 @@ def _letter_batches(letters: LetterSpool, report: PartReport) -> Iterator[pa.Rec
 
 def _letters(envelopes: Sequence[str | None], attempt: int, rows: int | None) -> pa.RecordBatch:
     size = len(envelopes)
-    columns = {
-        "envelope": pa.array(envelopes, pa.string()),
-        "_attempt": pa.array([attempt] * size, pa.int64()),
-        "_rows": pa.array([rows] * size, pa.int64()),
-    }
-    return pa.RecordBatch.from_pydict(columns)
+    columns = [texts(envelopes), longs([attempt] * size), longs([rows] * size)]
+    return pa.RecordBatch.from_arrays(columns, ["envelope", "_attempt", "_rows"])
 
 
 def staged_task(plan: StagedPlan) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:

@@ -17,6 +17,7 @@ from spark_jobs.sinks.careful import CarefulCopy
 from spark_jobs.sinks.copying import copy_rows
 from spark_jobs.sinks.cursor import Cursor
 from spark_jobs.sinks.parts import PartReport
+from spark_jobs.sinks.plain_arrow import long
 from spark_jobs.sinks.refused import RefusedRows
 from spark_jobs.sinks.sorting import EVENT_TIME, SOURCE, LetterSpool, passed_rows
 
@@ -78,7 +79,7 @@ def begun(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def marked(rows: Iterable[pa.RecordBatch], part: int, attempt: int) -> Iterator[pa.RecordBatch]:
     """Add to each row its number and its attempt."""
     for batch in numbered(rows, part):
-        attempts = pa.repeat(pa.scalar(attempt, pa.int64()), batch.num_rows)
+        attempts = pa.repeat(long(attempt), batch.num_rows)
         yield pa.RecordBatch.from_arrays([*batch.columns, attempts], names=[*batch.schema.names, "_attempt"])
 
 
@@ -86,7 +87,7 @@ def numbered(rows: Iterable[pa.RecordBatch], part: int = 0) -> Iterator[pa.Recor
     """Add to each row a number that no other row of the micro-batch has: its part's first, then one more for each."""
     number = part << _NUMBER_BITS
     for batch in rows:
-        ones = pa.repeat(pa.scalar(1, pa.int64()), batch.num_rows)
-        numbers = pc.cumulative_sum(ones, start=number - 1)  # type: ignore[attr-defined]  # made when it is imported
+        counted = pc.cumulative_sum(pa.repeat(long(1), batch.num_rows))  # type: ignore[attr-defined]  # made on import
+        numbers = pc.add(counted, long(number - 1))  # type: ignore[attr-defined]
         number += batch.num_rows
         yield pa.RecordBatch.from_arrays([*batch.columns, numbers], names=[*batch.schema.names, "_seq"])

@@ -18,11 +18,11 @@ from pathlib import Path
 import psutil
 
 from sandbox.jars import jars
+from sandbox.java import QUICK_JAVA
 from sandbox.kafka import KafkaBroker
 from sandbox.postgres import PostgresServer
 from sandbox.spark_cluster import SparkCluster, spark_environ
 from tests.chaos.workload import CREDENTIAL, KINDS, PARTITIONS, TOPIC, Kind, RecordProducer, records_in
-from tests.pipeline_runs import QUICK_JAVA
 from tests.tcp_proxy import TcpProxy
 
 _ROOT = Path(__file__).resolve().parent.parent.parent

@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 
 import adbc_driver_manager
-import adbc_driver_postgresql.dbapi as adbc
 import psycopg
 import pytest
 from hypothesis import given
@@ -22,6 +21,7 @@ from spark_jobs.contracts.tracker import statements as st
 from spark_jobs.contracts.tracker.connect import classify, raw
 from spark_jobs.contracts.tracker.queries import pipeline_status, summarise_run
 from spark_jobs.contracts.tracker.records import BOOK_NAMES, BatchIdentity, Books, StoredBatch, settle
+from spark_jobs.sinks.copying import Session, transaction
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "002_json_config_and_exactly_once.txt"
 LEDGER_PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "ledger.md"
@@ -41,15 +41,14 @@ def through_psycopg(tracker):
 
 
 def through_adbc(tracker):
-    with adbc.connect(tracker.connection.uri(), autocommit=True) as conn, conn.cursor() as cursor:
+    with transaction(Session(tracker.connection.uri(), "test", "30s", "30s")) as cursor:
 
         def run(statement, *parameters):
-            cursor.execute(statement, parameters)
-            return cursor.fetchall()
+            row = cursor.execute(statement, parameters)
+            return [] if row is None else [row]
 
-        cursor.execute("BEGIN")
         yield run
-        cursor.execute("COMMIT")
+        cursor.run("COMMIT")
 
 
 DRIVERS = pytest.mark.parametrize(

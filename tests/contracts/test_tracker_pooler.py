@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from contextlib import closing
 
-import adbc_driver_postgresql.dbapi as adbc
 import psycopg
 import pytest
 from transaction_pooler import transaction_pooler
@@ -17,6 +16,7 @@ from spark_jobs.contracts.tracker import statements as st
 from spark_jobs.contracts.tracker.connect import connect, raw
 from spark_jobs.contracts.tracker.migrate import migrate, require_version
 from spark_jobs.contracts.tracker.queries import pipeline_status, summarise_run
+from spark_jobs.sinks.copying import Session, transaction
 
 
 @pytest.fixture
@@ -75,17 +75,11 @@ def test_a_commit_by_adbc(pooled, tracker):
     _, connection = pooled
     epoch = tracker.start("r1")
     record = tracker.record(epoch=epoch)
-    with adbc.connect(connection.uri(), autocommit=True) as conn, conn.cursor() as cursor:
-        # Not cursor.execute: it prepares and executes in two round trips, on two servers outside a transaction.
-        cursor.adbc_statement.set_sql_query("BEGIN")
-        cursor.adbc_statement.execute_update()
-        cursor.execute(st.begin_settings(), (runs.application_name("orders", epoch), "5s", "30s"))
+    with transaction(Session(connection.uri(), runs.application_name("orders", epoch), "5s", "30s")) as cursor:
         cursor.execute(st.insert_batch(tracker.ident), (record.row_json(),))
         cursor.execute(st.insert_files(tracker.ident), (record.files_json(),))
-        cursor.execute(st.lock_epoch(tracker.ident), ("orders", str(epoch), "r1"))
-        assert cursor.fetchall() == [(True,)]
-        cursor.adbc_statement.set_sql_query("COMMIT")
-        cursor.adbc_statement.execute_update()
+        assert cursor.scalar(st.lock_epoch(tracker.ident), ("orders", str(epoch), "r1")) is True
+        cursor.run("COMMIT")
     assert tracker.one("SELECT count(*) FROM etl.batch_tracker") == 1
 
 

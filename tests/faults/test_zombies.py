@@ -21,7 +21,6 @@ SLEEPING = [
     ("staged", "upsert", "staged.before_merge"),
     ("two_phase", "append", "two_phase.after_prepare"),
     ("two_phase", "append", "two_phase.before_decision"),
-    ("single", "append", "run.before_end"),
 ]
 
 

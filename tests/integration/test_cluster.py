@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline_runs import QUICK_JAVA, VARIABLE, Pipelines, aggregation, file_pipeline, write_lines
+from pipeline_runs import VARIABLE, Pipelines, aggregation, file_pipeline, write_lines
 
+from sandbox.java import QUICK_JAVA
 from sandbox.spark_cluster import SparkCluster, spark_environ
 from spark_jobs.contracts.exit_codes import ExitCode
 

@@ -6,14 +6,16 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import adbc_driver_postgresql.dbapi as adbc
+import adbc_driver_postgresql
 import pyarrow as pa
 import pytest
+from adbc_driver_manager import AdbcConnection
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
 
 from spark_jobs.contracts.tracker.migrate import migrate
 from spark_jobs.sinks.arrow_values import value_of
+from spark_jobs.sinks.cursor import Cursor
 from spark_jobs.sinks.dead_letter_rows import insert_letters_from_json
 from spark_jobs.sinks.refused import Limit, Refusal, RefusedRows, has_odd_document, row_text
 from spark_jobs.sinks.sorting import LetterSpool
@@ -42,8 +44,11 @@ def cursor(postgres_server: Any) -> Iterator[Any]:
     postgres_server.create_database("letters")
     with postgres_server.connect("letters", autocommit=True) as conn:
         migrate(conn, "etl")
-    with adbc.connect(postgres_server.uri("letters"), autocommit=True) as conn, conn.cursor() as cursor:
-        yield cursor
+    with (
+        adbc_driver_postgresql.connect(postgres_server.uri("letters")) as letters,
+        AdbcConnection(letters) as connection,
+    ):
+        yield Cursor(connection)
     postgres_server.drop_database("letters")
 
 
@@ -57,15 +62,14 @@ def _letter(cursor: Any, row: str, **more: Any) -> tuple[Any, bytes | None, Any]
     spool = LetterSpool()
     try:
         RefusedRows(spool, Limit()).add(SAID, row, more.pop("source", None), **more)
-        cursor.execute("TRUNCATE etl.dead_letter")
+        cursor.run("TRUNCATE etl.dead_letter")
         for chunk in spool.batches():
             cursor.execute(insert_letters_from_json("etl"), ("p", "q", "0", json.dumps(chunk)))
     finally:
         spool.close()
-    cursor.execute(
+    parsed, raw, event_time = cursor.execute(
         "SELECT parsed_row->>'doc', raw_value, (extract(epoch FROM event_time) * 1000000)::bigint FROM etl.dead_letter"
     )
-    [(parsed, raw, event_time)] = cursor.fetchall()
     return parsed, raw, event_time
 
 
@@ -79,8 +83,8 @@ def test_any_text_on_its_way_into_jsonb_is_kept(cursor: Any, text: str) -> None:
     parsed, raw, _ = _stored(cursor, b"\x01" + value, "jsonb")
     if is_jsonb(value.decode()):
         assert raw is None
-        cursor.execute("SELECT jsonb_build_object('doc', $1::text::jsonb)->>'doc'", (value.decode(),))
-        assert cursor.fetchall() == [(parsed,)]
+        question = "SELECT jsonb_build_object('doc', $1::text::jsonb)->>'doc'"
+        assert cursor.scalar(question, (value.decode(),)) == parsed
     else:
         assert raw is not None
         assert json.loads(raw)["doc"].encode() == value
@@ -104,8 +108,7 @@ def test_any_bytes_in_a_text_are_kept(cursor: Any, value: bytes) -> None:
 def test_what_is_embedded_is_what_postgresql_takes(cursor: Any, text: str) -> None:
     if not is_jsonb(text):
         return
-    cursor.execute("SELECT ($1::text)::jsonb IS NULL", (text,))
-    assert cursor.fetchall() == [(False,)]
+    assert cursor.scalar("SELECT ($1::text)::jsonb IS NULL", (text,)) is False
 
 
 @pytest.mark.parametrize("text", [text for text in ODD if text != '{"a": 1, "a": 2}'])

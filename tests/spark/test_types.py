@@ -219,6 +219,53 @@ def test_types_that_json_and_parquet_do_not_have(pipelines: Pipelines, inbox: Pa
     assert pipelines.one("SELECT document::text FROM result WHERE n = 0") == "null"
 
 
+def test_what_json_has_no_word_for_is_text_inside_a_document(pipelines: Pipelines, inbox: Path) -> None:
+    write_lines(inbox / "0.json", {"n": 1})
+    inside = {
+        "nan": "double('NaN')",
+        "ends": "array(double('-Infinity'), double('5e-324'), double('1.7976931348623157e308'))",
+        "tenth": "float('0.1')",
+        "bytes": "X'00FF'",
+        "money": "CAST('-12345678901234567890.123456789012345678' AS DECIMAL(38,18))",
+        "least": "CAST('0.000000000000000001' AS DECIMAL(38,18))",
+        "big": "9223372036854775807L",
+        "keys": "map(1, 'a', -2, null)",
+        "days": "map(DATE'0001-01-01', 1)",
+        "moment": "TIMESTAMP'9999-12-31 23:59:59.999999'",
+        "local": "TIMESTAMP_NTZ'2026-03-29 02:30:00.000001'",
+        "span": "INTERVAL '-1 00:00:00.000001' DAY TO SECOND",
+        "smile": "array('😀', '')",
+        "nothing": "named_struct('a', CAST(null AS INT), 'b', array(CAST(null AS STRING)))",
+    }
+    struct = ", ".join(f"'{name}', {value}" for name, value in inside.items())
+    config = file_pipeline(
+        "inside",
+        inbox,
+        pipelines.checkpoints,
+        schema="n INT",
+        transforms=[select(n="n", document=f"named_struct({struct})")],
+    )
+    pipelines.finish(config)
+    found = {name: pipelines.one("SELECT (document->%s)::text FROM result", name) for name in inside}
+    assert json.loads(found.pop("ends"), parse_int=float) == ["-Infinity", 5e-324, 1.7976931348623157e308]
+    assert found == {
+        "nan": '"NaN"',
+        "tenth": "0.1",
+        "bytes": '"AP8="',
+        "money": "-12345678901234567890.123456789012345678",
+        "least": "0.000000000000000001",
+        "big": "9223372036854775807",
+        "keys": '{"1": "a", "-2": null}',
+        # Spark writes a key as the number by which it holds it.
+        "days": '{"-719162": 1}',
+        "moment": '"9999-12-31T23:59:59.999999Z"',
+        "local": '"2026-03-29T02:30:00.000001"',
+        "span": "\"INTERVAL '-1 00:00:00.000001' DAY TO SECOND\"",
+        "smile": '["😀", ""]',
+        "nothing": '{"a": null, "b": [null]}',
+    }
+
+
 def test_text_goes_into_typed_columns_and_what_is_no_such_value_is_a_dead_letter(
     pipelines: Pipelines, inbox: Path
 ) -> None:
