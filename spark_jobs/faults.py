@@ -65,6 +65,7 @@ POINTS: Final[Mapping[str, str]] = {
 }
 """Every point, and what is true when it is reached."""
 
+_SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 _reached: Counter[str] = Counter()
 
 
@@ -105,18 +106,17 @@ def _first(file: Path, line: str) -> bool:
 
 
 def _act(action: str, point: str) -> None:
-    if action == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif action == "kill-driver":
-        _signal_driver(signal.SIGKILL)
-    elif action in ("stop", "stop-driver"):
-        os.kill(os.getpid(), signal.SIGSTOP) if action == "stop" else _signal_driver(signal.SIGSTOP)
-        # Another thread may be the one that takes the signal: this one must not run on until it has.
-        time.sleep(1)
-    elif action == "fail":
+    if action == "fail":
         raise OSError(f"fault at {point}")
-    else:
+    number = _SIGNALS.get(action.removesuffix("-driver"))
+    if number is None:
         raise ValueError(f"no such fault: {action!r}")
+    if action.endswith("-driver"):
+        _signal_driver(number)
+    else:
+        os.kill(os.getpid(), number)
+    # Another thread may be the one that takes the signal: this one must not run on until it has.
+    time.sleep(1)
 
 
 def _signal_driver(number: signal.Signals) -> None:

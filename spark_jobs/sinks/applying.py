@@ -109,8 +109,6 @@ class Merger:
         return int(self.cursor.scalar(statement)) if self.merge.answers else self.cursor.run(statement)
 
     def _refuse(self, ordinal: int, said: Refusal) -> None:
-        found = self.cursor.execute(self.merge.row.format(first=ordinal))
-        assert found is not None  # noqa: S101 - it is in the staging table
-        row, source = found
+        [(row, source)] = self.cursor.execute(self.merge.row.format(first=ordinal))
         if self.refused is not None:
             self.refused.add(said, str(row), source)

@@ -46,8 +46,8 @@ class Cursor:
             handle.set_sql_query(statement)
             return int(handle.execute_update())
 
-    def execute(self, statement: str, parameters: Sequence[str] = ()) -> tuple[Any, ...] | None:
-        """Run a statement with text parameters; return its first row, None without a row."""
+    def execute(self, statement: str, parameters: Sequence[str] = ()) -> list[tuple[Any, ...]]:
+        """Run a statement with text parameters; return its rows, which must be few."""
         with self._statement() as handle:
             handle.set_options(**_AT_ONCE)
             handle.set_sql_query(statement)
@@ -57,12 +57,13 @@ class Cursor:
                 handle.bind(pa.RecordBatch.from_arrays([texts([value]) for value in parameters], names))
             stream, _ = handle.execute_query()
             with pa.RecordBatchReader.from_stream(stream) as reader:
-                return next(_rows(reader), None)
+                columns = [column.to_pylist() for column in reader.read_all().columns]
+        return list(zip(*columns, strict=True))
 
     def scalar(self, statement: str, parameters: Sequence[str] = ()) -> Any:
         """Run a statement with text parameters; return the first column of its first row, None without a row."""
-        row = self.execute(statement, parameters)
-        return None if row is None else row[0]
+        rows = self.execute(statement, parameters)
+        return rows[0][0] if rows else None
 
     def ingest(self, schema: str, table: str, rows: pa.RecordBatchReader) -> None:
         """COPY rows into a table, whose columns of the same names have their types exactly."""
@@ -83,9 +84,3 @@ class Cursor:
             yield handle
         finally:
             handle.close()
-
-
-def _rows(reader: pa.RecordBatchReader) -> Iterator[tuple[Any, ...]]:
-    for batch in reader:
-        for index in range(batch.num_rows):
-            yield tuple(column[index].as_py() for column in batch.columns)

@@ -78,7 +78,7 @@ def test_a_commit_by_adbc(pooled, tracker):
     with transaction(Session(connection.uri(), runs.application_name("orders", epoch), "5s", "30s")) as cursor:
         cursor.execute(st.insert_batch(tracker.ident), (record.row_json(),))
         cursor.execute(st.insert_files(tracker.ident), (record.files_json(),))
-        assert cursor.scalar(st.lock_epoch(tracker.ident), ("orders", str(epoch), "r1")) is True
+        assert cursor.execute(st.lock_epoch(tracker.ident), ("orders", str(epoch), "r1")) == [(True,)]
         cursor.run("COMMIT")
     assert tracker.one("SELECT count(*) FROM etl.batch_tracker") == 1
 

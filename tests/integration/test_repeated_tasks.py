@@ -16,9 +16,9 @@ from sandbox.spark_cluster import SparkCluster, spark_environ
 from spark_jobs import faults
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+# Of two files each: a task for each file.
 BATCHES = 2
 ROWS = 40
-# Two files in each micro-batch: a task each.
 _SPECULATION = {
     "spark.speculation": "true",
     "spark.speculation.interval": "100ms",

@@ -26,7 +26,6 @@ from spark_jobs.sinks.writing import RowsPlan, marked, write_rows
 
 uri, rows = sys.argv[1:]
 report, letters = PartReport(0, 7), LetterSpool()
-plan = RowsPlan("public", "result", (("id", "bigint"), ("name", "text"), ("_seq", "bigint"), ("_attempt", "bigint")))
 with transaction(Session(uri, "test", "30s", "30s")) as cursor:
     with pa.ipc.open_file(rows) as file:
         batches = [file.get_batch(number) for number in range(file.num_record_batches)]

@@ -67,7 +67,7 @@ def _letter(cursor: Any, row: str, **more: Any) -> tuple[Any, bytes | None, Any]
             cursor.execute(insert_letters_from_json("etl"), ("p", "q", "0", json.dumps(chunk)))
     finally:
         spool.close()
-    parsed, raw, event_time = cursor.execute(
+    [(parsed, raw, event_time)] = cursor.execute(
         "SELECT parsed_row->>'doc', raw_value, (extract(epoch FROM event_time) * 1000000)::bigint FROM etl.dead_letter"
     )
     return parsed, raw, event_time
@@ -84,7 +84,7 @@ def test_any_text_on_its_way_into_jsonb_is_kept(cursor: Any, text: str) -> None:
     if is_jsonb(value.decode()):
         assert raw is None
         question = "SELECT jsonb_build_object('doc', $1::text::jsonb)->>'doc'"
-        assert cursor.scalar(question, (value.decode(),)) == parsed
+        assert cursor.execute(question, (value.decode(),)) == [(parsed,)]
     else:
         assert raw is not None
         assert json.loads(raw)["doc"].encode() == value
@@ -108,7 +108,7 @@ def test_any_bytes_in_a_text_are_kept(cursor: Any, value: bytes) -> None:
 def test_what_is_embedded_is_what_postgresql_takes(cursor: Any, text: str) -> None:
     if not is_jsonb(text):
         return
-    assert cursor.scalar("SELECT ($1::text)::jsonb IS NULL", (text,)) is False
+    assert cursor.execute("SELECT ($1::text)::jsonb IS NULL", (text,)) == [(False,)]
 
 
 @pytest.mark.parametrize("text", [text for text in ODD if text != '{"a": 1, "a": 2}'])

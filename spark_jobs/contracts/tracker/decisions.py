@@ -116,7 +116,7 @@ def decide(conn: Connection, right: Right, record: BatchRecord, event: str, winn
     with short_transaction(conn, "Deciding the micro-batch", lock_timeout_ms=_LOCK_TIMEOUT_MS):
         missing = {winner.name for winner in winners} - prepared_names(conn, right.schema, right.pipeline_id)
         if missing:
-            # A newer run has rolled them back: then it is that, and not a batch to do again.
+            # If a newer run has rolled them back, that is the error, and there is no batch to do again.
             right.check(conn)
             raise BooksDoNotBalanceError(
                 f"Parts of micro-batch {record.identity.batch_id} are not prepared any more",
