@@ -33,6 +33,7 @@ lint: setup ## ruff, mypy and the import rules
 	$(VENV)/bin/lint-imports
 
 test: lint ## lint, then all suites on real servers, by WORKERS (2) processes; PYTEST_ARGS=...
+	@$(PYTHON) -m sandbox.class_archive
 	$(PYTHON) -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_ARGS)
 
 bench: setup ## This sink beside Spark's JDBC writer and psql's \copy; ARGS=--help

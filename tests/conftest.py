@@ -15,8 +15,8 @@ import pytest
 from _pytest.runner import runtestprotocol
 from hypothesis import settings
 
+from sandbox.class_archive import quick_java
 from sandbox.jars import jars
-from sandbox.java import QUICK_JAVA
 from sandbox.kafka import KafkaBroker
 from sandbox.postgres import PostgresServer
 from sandbox.spark_cluster import SparkCluster, spark_environ
@@ -122,8 +122,8 @@ def retail_dir() -> Path:
 
 def pytest_configure() -> None:
     """Start all drivers, those of an Airflow among them, on a Java for short lives."""
-    os.environ.setdefault("SPARK_SUBMIT_OPTS", QUICK_JAVA)
-    os.environ.setdefault("SPARK_DAEMON_JAVA_OPTS", QUICK_JAVA)
+    for name in {"SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"} - os.environ.keys():
+        os.environ[name] = quick_java()
 
 
 def pytest_report_header() -> list[str]:

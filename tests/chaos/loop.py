@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from sandbox.class_archive import quick_java
 from sandbox.jars import jars
-from sandbox.java import QUICK_JAVA
 from sandbox.kafka import KafkaBroker
 from sandbox.postgres import PostgresServer
 from sandbox.spark_cluster import SparkCluster, spark_environ
@@ -238,8 +238,8 @@ class Chaos:
             "spark.executor.memory": "512m",
             "spark.ui.enabled": "false",
             "spark.sql.shuffle.partitions": "2",
-            "spark.driver.extraJavaOptions": QUICK_JAVA,
-            "spark.executor.extraJavaOptions": QUICK_JAVA,
+            "spark.driver.extraJavaOptions": quick_java(),
+            "spark.executor.extraJavaOptions": quick_java(),
         }
         command = ["spark-submit", "--master", self._cluster.master_url, "--driver-memory", "512m"]
         command += ["--jars", ",".join(jar.as_uri() for jar in jars("spark-kafka"))]

@@ -133,7 +133,6 @@ class Garage:
     """Keeps one driver ready while another one runs."""
 
     pipelines: Pipelines
-    java: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
     _drivers: list[Driver] = field(default_factory=list)
     _next: Driver | None = None
@@ -152,7 +151,6 @@ class Garage:
             **os.environ,
             **spark_environ(),
             "PYTHONPATH": str(_ROOT),
-            "STANDBY_JAVA": self.java,
             VARIABLE: self.pipelines.database.airflow_uri,
             faults.VARIABLE: str(faults_file),
             **self.environ,

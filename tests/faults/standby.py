@@ -19,7 +19,6 @@ _SETTINGS = {
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.memory": "512m",
-    "spark.driver.extraJavaOptions": os.environ.get("STANDBY_JAVA", ""),
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.shuffle.partitions": "2",
@@ -48,15 +47,6 @@ def _workers_ready(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch
     return batches
 
 
-def _end_jvm(spark: Any) -> None:
-    """Let the JVM end by itself: only then does it write its archive of classes."""
-    gateway = spark.sparkContext._gateway
-    process = gateway.proc
-    gateway.shutdown()
-    process.stdin.close()
-    process.wait(60)
-
-
 def main() -> int:
     """Wait for the order and carry it out."""
     from spark_jobs.faults import DRIVER_VARIABLE, VARIABLE
@@ -77,9 +67,6 @@ def main() -> int:
     ended = run_file(
         Path(order["pipeline"]), {}, resume="none", tracker_schema="etl", stop=Stop(), session=lambda: spark
     )
-    if order.get("stop_jvm"):
-        spark.stop()
-        _end_jvm(spark)
     print(json.dumps({"exit_code": int(ended.exit_code), "error": str(ended.error or "")}), flush=True)
     return int(ended.exit_code)
 

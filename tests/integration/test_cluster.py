@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pipeline_runs import VARIABLE, Pipelines, aggregation, file_pipeline, write_lines
 
-from sandbox.java import QUICK_JAVA
+from sandbox.class_archive import quick_java
 from sandbox.spark_cluster import SparkCluster, spark_environ
 from spark_jobs.contracts.exit_codes import ExitCode
 
@@ -71,7 +71,7 @@ class Submit:
             "spark-submit", "--master", self.cluster.master_url, "--py-files", str(self.package),
             "--conf", "spark.driver.host=127.0.0.1", "--conf", f"spark.pyspark.driver.python={sys.executable}",
             "--conf", "spark.executor.memory=1g", "--conf", "spark.ui.enabled=false",
-            "--conf", f"spark.executor.extraJavaOptions={QUICK_JAVA}",
+            "--conf", f"spark.executor.extraJavaOptions={quick_java()}",
             *options, str(REPOSITORY / "spark_jobs" / "run_pipeline.py"), str(pipeline),
         ]  # fmt: skip
         return subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=300, check=False)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pipeline_runs import VARIABLE, Pipelines, file_pipeline, write_lines
 
-from sandbox.java import QUICK_JAVA
+from sandbox.class_archive import quick_java
 from sandbox.spark_cluster import SparkCluster, spark_environ
 from spark_jobs import faults
 
@@ -54,7 +54,7 @@ def run(spark_cluster: SparkCluster, database: Any, tmp_path: Path) -> Run:
         command = ["spark-submit", "--master", spark_cluster.master_url, "--driver-memory", "512m"]
         for name, value in {
             "spark.driver.host": "127.0.0.1",
-            "spark.executor.extraJavaOptions": QUICK_JAVA,
+            "spark.executor.extraJavaOptions": quick_java(),
             "spark.executor.memory": "512m",
             "spark.ui.enabled": "false",
             # Two files of a few bytes would be one task.
