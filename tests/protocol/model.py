@@ -30,8 +30,12 @@ SAFEGUARDS = {
     "no lock in the task": "liveness",
     "no unique keys": "liveness",
     "older sessions are ended": "liveness",
+    "finished from decided only": "liveness",
 }
 """Each safeguard, and what goes wrong without it."""
+
+COURTESIES = {"fence at the end"}
+"""Steps without which nothing goes wrong: this one lets an older run say that it was taken over."""
 
 Name = tuple[int, int, int, int]
 """Of a prepared transaction: epoch, the driver's attempt, part, the task's attempt."""
@@ -88,6 +92,8 @@ class State(NamedTuple):
     restarts: int = 0
     by_hand: int = 0
     rolled_back_by_hand: bool = False
+    resolves: int = 0
+    resolving: tuple[Part, ...] | None = None
     died_prepared: bool = False
     stopped: bool = False
 
@@ -98,6 +104,7 @@ SCENARIOS = {
     "a batch may be done again": State(again=1),
     "the cluster may start the driver again": State(restarts=1),
     "somebody may roll back a part by hand": State(by_hand=1),
+    "somebody may finish the batch by command": State(resolves=1),
 }
 """What may happen once beside everything that may happen always; explored one after the other, to keep each small."""
 
@@ -120,7 +127,7 @@ class Protocol:
     without: frozenset[str] = field(default_factory=frozenset)
 
     def has(self, safeguard: str) -> bool:
-        assert safeguard in SAFEGUARDS, safeguard
+        assert safeguard in SAFEGUARDS.keys() | COURTESIES, safeguard
         return safeguard not in self.without
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
@@ -157,6 +164,21 @@ class Protocol:
                 decided = any(part in winners for winners in (state.decision or (), *self._deciding(state)))
                 gone = replace(state, prepared=state.prepared - {part}, by_hand=0, rolled_back_by_hand=decided)
                 yield f"somebody rolls back part {part.part}, {'decided' if decided else 'undecided'}", gone
+        for step, after in self._resolve(state):
+            yield f"the command {step}", after
+
+    def _resolve(self, state: State) -> Iterator[tuple[str, State]]:
+        """Finish a decided batch as `etl-pipeline prepared resolve` does it: without the fence, which it needs not."""
+        if state.resolving is None:
+            if state.resolves and state.decision is not None:
+                yield "finds the batch decided", replace(state, resolves=0, resolving=state.decision)
+            return
+        waiting = [part for part in state.resolving if part in state.prepared]
+        if waiting:
+            yield f"commits part {waiting[0].part}", self._commit_part(state, waiting[0])
+        else:
+            step, after = self._finished(state, state.resolving)
+            yield step, replace(after, resolving=None)
 
     @staticmethod
     def _deciding(state: State) -> list[tuple[Part, ...]]:
@@ -334,31 +356,38 @@ class Protocol:
         winners = state.decision if state.decision is not None else me.winners
         for part in winners:
             if part in state.prepared:
-                yield (
-                    f"commits part {part.part}",
-                    replace(
-                        state,
-                        prepared=state.prepared - {part},
-                        target=tuple(sorted((*state.target, row_of(part.part, part.number)))),
-                        part_rows=state.part_rows | {part.name},
-                    ),
-                )
+                yield f"commits part {part.part}", self._commit_part(state, part)
                 return
         yield "has committed the parts", self._with(state, number, replace(me, step="finish"))
 
     def _finish(self, state: State, number: int, me: Driver) -> Iterator[tuple[str, State]]:
-        winners = state.decision if state.decision is not None else me.winners
-        if state.decision is None and self.has("decision before commits"):
-            yield "finds it finished", self._with(state, number, replace(me, step="look"))
-        elif state.newest != number or state.epoch != me.epoch:
+        fenced = state.newest != number or state.epoch != me.epoch
+        step, after = self._finished(state, me.winners)
+        if fenced and step == "finishes the batch" and self.has("fence at the end"):
             yield "is fenced at the end", self._with(state, number, Driver("done"))
-        elif self.has("part rows before committed") and not {p.name for p in winners} <= state.part_rows:
-            yield "stops: a part is gone", replace(state, stopped=True)
         else:
-            finished = replace(state, committed=True, decision=None, part_rows=frozenset())
-            yield "finishes the batch", self._with(finished, number, replace(me, step="look"))
+            yield step, self._with(after, number, replace(me, step="look"))
+
+    def _finished(self, state: State, known: tuple[Part, ...]) -> tuple[str, State]:
+        """Clause 4: what its one transaction does, whoever runs it."""
+        winners = state.decision if state.decision is not None else known
+        only_decided = self.has("decision before commits") and self.has("finished from decided only")
+        if state.decision is None and only_decided:
+            return "finds it finished", state
+        if self.has("part rows before committed") and not {part.name for part in winners} <= state.part_rows:
+            return "stops: a part is gone", replace(state, stopped=True)
+        return "finishes the batch", replace(state, committed=True, decision=None, part_rows=frozenset())
 
     # -- small things --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _commit_part(state: State, part: Part) -> State:
+        return replace(
+            state,
+            prepared=state.prepared - {part},
+            target=tuple(sorted((*state.target, row_of(part.part, part.number)))),
+            part_rows=state.part_rows | {part.name},
+        )
 
     @staticmethod
     def _with(state: State, number: int, driver: Driver) -> State:

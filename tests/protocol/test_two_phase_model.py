@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from checker import Explored, explore, well, wrong_rows
-from model import SAFEGUARDS, SCENARIOS, Protocol, State
+from model import COURTESIES, SAFEGUARDS, SCENARIOS, Protocol, State
 
 SAFETY = [name for name, kind in SAFEGUARDS.items() if kind == "safety"]
 LIVENESS = [name for name, kind in SAFEGUARDS.items() if kind == "liveness"]
@@ -46,6 +46,14 @@ def test_without_it_something_is_stuck_or_orphaned(safeguard: str) -> None:
         return explored, explored.stuck(well)
 
     _shown(safeguard, stuck_in)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("courtesy", sorted(COURTESIES))
+def test_without_a_courtesy_nothing_goes_wrong(courtesy: str, scenario: str) -> None:
+    explored = explore(Protocol(frozenset({courtesy})), SCENARIOS[scenario])
+    assert explored.first(wrong_rows) is None
+    assert explored.stuck(well) is None
 
 
 def _shown(safeguard: str, look: Callable[[State], tuple[Explored, State | None]]) -> None:
