@@ -30,11 +30,13 @@ DRIVER_VARIABLE: Final = "ETL_FAULTS_DRIVER"
 """The driver's process group, for faults in the processes that it starts."""
 
 POINTS: Final[Mapping[str, str]] = {
+    "run.before_claim": "the driver has started, and has asked nobody for the right to commit",
     "run.after_claim": "the driver has its epoch, and has not looked for what older drivers left",
     "run.after_recovery": "what older drivers left is finished or undone, Spark is not asked yet",
     "run.before_end": "all batches are committed, the run's end is not recorded",
     "batch.before_fence": "foreachBatch was called, nothing was asked",
     "batch.after_identity": "the batch is known and not in the ledger, nothing was written",
+    "batch.before_second_look": "the server refused rows and all was rolled back; the batch is not begun again",
     "batch.after_commit": "the database has committed, Spark's checkpoint does not know it",
     "single.before_copy": "the transaction is open and empty",
     "single.in_copy": "rows were copied, nothing was committed",

@@ -70,6 +70,7 @@ class PipelineRun:
     def execute(self, session: SessionFactory) -> Ended:
         """Claim the epoch, run the query, and record the end in the tracker. Raises nothing that a run can meet."""
         request = self.request
+        reach("run.before_claim")
         try:
             epoch = self._claim()
         except EtlError as refused:

@@ -29,7 +29,8 @@ def gathered(
             continue
         waiting.append(batch)
         rows += batch.num_rows
-        size += batch.nbytes
+        # What its buffers hold: what of it is used (nbytes) takes longer to ask than the batch to read.
+        size += batch.get_total_buffer_size()
         if rows >= most_rows or size >= most_bytes:
             yield from _together(waiting)
             waiting, rows, size = [], 0, 0

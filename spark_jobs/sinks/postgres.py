@@ -91,6 +91,7 @@ class PostgresSink:
                 log.warning(
                     "event=rows_refused batch=%d going=row_by_row first=%r", record.identity.batch_id, error.found
                 )
+                reach("batch.before_second_look")
         report = write(True)
         # Where there was one bad row the next batch may have some: the quick way would only be in vain.
         self._careful = report.refused > 0

@@ -21,7 +21,7 @@ from spark_jobs.faults import POINTS
 WHOLE = bool(os.environ.get("WHOLE_MATRIX"))
 """With it every point is combined with every mode, also those that have nothing to do with writing."""
 REFUSED = 1_000_000
-_BEFORE = ("run.after_claim", "run.after_recovery", "batch.before_fence", "batch.after_identity")
+_BEFORE = ("run.before_claim", "run.after_claim", "run.after_recovery", "batch.before_fence", "batch.after_identity")
 _AFTER = ("batch.after_commit", "run.before_end")
 _OF_STRATEGY = {
     name: tuple(point for point in POINTS if point.startswith(f"{name}.")) for name in ("single", "staged", "two_phase")
@@ -41,6 +41,9 @@ class Combination:
     @property
     def points(self) -> list[str]:
         own = [then for point in _OF_STRATEGY[self.strategy] for then in (point, _THEN.get(point, "")) if then]
+        if self.refuses:
+            # Not the first: only the second batch has rows that are refused.
+            own.insert(1, "batch.before_second_look")
         # What comes before and after the writing is the same for every write mode.
         return [*_BEFORE, *own, *_AFTER] if self.mode == "append" or WHOLE else own
 
