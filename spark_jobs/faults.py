@@ -55,6 +55,8 @@ POINTS: Final[Mapping[str, str]] = {
     "two_phase.in_copy": "rows were copied into the target, the part is not prepared",
     "two_phase.before_prepare": "the part is complete and not prepared",
     "two_phase.after_prepare": "the part is prepared, its task has not asked whether it lost",
+    "two_phase.before_letters_prepare": "the dead letters of an aggregation's batch are written, not prepared",
+    "two_phase.after_letters_prepare": "they are prepared as well, and nothing is decided",
     "two_phase.before_decision": "all parts are prepared, nothing is decided",
     "two_phase.before_decision_commit": "the decision is written and the fence's row is locked, COMMIT was not sent",
     "two_phase.after_decision": "the batch is decided, no part is committed",

@@ -129,8 +129,10 @@ class PipelineRun:
                 QueryRunner(commit, spark.sparkContext.applicationId).run()
             except Exception:
                 # Prepared parts hold locks and slots until somebody sweeps them: better now than with the next run.
+                # Where the JVM has died, a thread of ours may still be deciding: then the next run's recovery does it.
                 with suppress(EtlError):
-                    recovery.sweep_own(ledger.connection(), ledger.right, role=config.load.role)
+                    if not self.stop.in_batch:
+                        recovery.sweep_own(ledger.connection(), ledger.right, role=config.load.role)
                 raise
             finally:
                 spark.streams.resetTerminated()

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from spark_jobs.contracts.config import LateDataStrategy
-from spark_jobs.contracts.errors import BooksDoNotBalanceError
+from spark_jobs.contracts.errors import BooksDoNotBalanceError, EtlError
 from spark_jobs.contracts.tracker.records import BatchRecord, Books
 from spark_jobs.rows import OUTCOME, TO_WRITERS, Outcome, outcome
 from spark_jobs.runtime.batch import MicroBatch
@@ -89,6 +89,13 @@ class AggregateBooks:
         if trusted and not counts.dead_lettered and not late_suspected:
             return self._looked(counts, late=0, letters=None)
         again = self._look_again(everything=not trusted, late=late_suspected)
+        try:
+            return self._seen(again, counts, trusted=trusted, late_suspected=late_suspected)
+        except EtlError:
+            self.sink.discard(again)
+            raise
+
+    def _seen(self, again: Staged, counts: Observed, *, trusted: bool, late_suspected: bool) -> Looked:
         seen = again.tally
         if not trusted:
             log.warning("event=batch_recounted batch=%d reason=stage_ran_again", self.batch.identity.batch_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spark_jobs.contracts.errors import TwoPhaseUnavailableError
 from spark_jobs.contracts.tracker.connect import Connection, classified
@@ -34,12 +34,23 @@ class TwoPhase:
     :param slots: prepared transactions that the server had room for. :param limit: ``max_prepared_transactions``.
     :param obstacle: why the table or the server does not allow it at all; empty where it does.
     :param doubt: why it is not chosen unless asked for; empty where it may be chosen.
+    :param set_aside: slots that the parts must leave.
     """
 
     slots: int
     limit: int
     obstacle: str = ""
     doubt: str = ""
+    set_aside: int = 0
+
+    def with_letters(self) -> TwoPhase:
+        """Return the same for a batch whose dead letters the driver prepares beside the parts."""
+        return replace(self, set_aside=1)
+
+    @property
+    def room(self) -> int:
+        """How many parts there may be."""
+        return max(self.slots - self.set_aside, 0)
 
     def require(self, parts: int | None) -> None:
         """Raise :class:`TwoPhaseUnavailableError` unless ``two_phase`` can be carried out as it was asked for.
@@ -55,11 +66,12 @@ class TwoPhase:
                 cure="Use auto, single or staged, which are exactly once as well",
             )
         wanted = parts or 1
-        if wanted > self.slots:
+        if wanted > self.room:
             raise TwoPhaseUnavailableError(
                 "load.writeStrategy two_phase cannot be carried out: the server has no room for the parts",
                 found=f"max_prepared_transactions = {self.limit}, of which {self.slots} are free",
-                expected=f"room for {wanted} prepared transactions",
+                expected=f"room for {wanted} prepared transactions"
+                + (", and one for the dead letters" if self.set_aside else ""),
                 cure="Raise max_prepared_transactions (the server must be restarted), lower load.writeParallelism, or "
                 "look at `etl-pipeline prepared list`",
             )

@@ -26,7 +26,7 @@ _BATCHES = 40
 
 
 def acknowledged(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Return the batches as they are; what has come is acknowledged before more is waited for, as long as they are few."""
+    """Return the batches as they are; what has come is acknowledged before more is waited for, while they are few."""
     descriptors = _tcp_sockets(os.getpid())
     _acknowledge(descriptors)
     iterator = iter(batches)

@@ -157,6 +157,7 @@ def _write_ledger(cursor: Cursor, plan: CommitPlan, books: Books, report: PartRe
     if record.gaps:
         cursor.execute(statements.insert_gaps(plan.tracker), (record.gaps_json(),))
     cursor.execute(statements.notify(), (event_text(plan.event, books),))
+    cursor.run(statements.bound_the_commit())
     if cursor.scalar(statements.lock_epoch(plan.tracker), record.right) is not True:
         raise fenced(record.identity.pipeline_id, record.run_id, record.epoch)
 

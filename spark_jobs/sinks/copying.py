@@ -90,15 +90,26 @@ def copy_rows(cursor: Cursor, schema: str, table: str, batches: Iterable[pa.Reco
 def _copy(cursor: Cursor, schema: str, table: str, batches: Iterator[pa.RecordBatch]) -> int:
     first = next(batches)
     copied = 0
+    failed: list[Exception] = []
 
     def counted() -> Iterator[pa.RecordBatch]:
         nonlocal copied
-        for batch in chain([first], batches):
-            copied += batch.num_rows
-            yield batch
+        try:
+            for batch in chain([first], batches):
+                copied += batch.num_rows
+                yield batch
+        except Exception as error:
+            failed.append(error)
+            raise
 
     reader = pa.RecordBatchReader.from_batches(first.schema, counted())
-    cursor.ingest(schema, table, reader)
+    try:
+        cursor.ingest(schema, table, reader)
+    except Exception:
+        if failed:
+            # On its way through ADBC an error of the rows' source becomes a text, and looks like a lost connection.
+            raise failed[0] from None
+        raise
     return copied
 
 

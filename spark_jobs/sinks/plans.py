@@ -33,8 +33,9 @@ from spark_jobs.sinks.two_phase import TwoPhasePlan
 from spark_jobs.sinks.writing import RowsPlan
 
 _LOCK_TIMEOUT = "60s"
-# Between two COPYs a task waits for Spark, which may take its time.
-_IDLE_TIMEOUT = "300s"
+# Between two COPYs a task waits for Spark, which may take its time: a day of rows that are all filtered, say. From the
+# ledger row on it waits for nothing, and is bounded (statements.bound_the_commit).
+_IDLE_TIMEOUT = "0"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ row with balanced books and the notification, and that locked the fence's row la
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -79,8 +79,10 @@ class PostgresSink:
             plan = self._plans.single(looked.record, event, careful=careful, letters=looked.letters)
             return self._settled(write_single(plan, table.to_batches(), looked.books_of), record)
 
-        report = self._quick_then_careful(write, record)
-        self._drop(looked.letters)
+        try:
+            report = self._quick_then_careful(write, record)
+        finally:
+            self.discard(looked.letters)
         return Written(report.state, looked.books_of(report))
 
     def _quick_then_careful(self, write: Callable[[bool], PartReport], record: BatchRecord) -> PartReport:
@@ -136,18 +138,25 @@ class PostgresSink:
             name = f"{record.identity.query_id}:{record.identity.batch_id}"
             prepared = self._plans.prepare(df, careful=careful)
             staged = self.stage(prepared, name, rows=True, careful=careful)
-            last.append(second_look(staged.tally))
             try:
+                last.append(second_look(staged.tally))
                 return self._settled(merge_staged(self._plans, staged, last[-1], event, careful=careful), record)
             finally:
-                self._drop(staged)
+                self.discard(staged)
 
-        report = self._quick_then_careful(write, record) if again else write(True)
-        self._drop(last[-1].letters)
+        try:
+            report = self._quick_then_careful(write, record) if again else write(True)
+        finally:
+            self._drop_letters(last)
         reach("staged.after_drop")
         return Written(report.state, last[-1].books_of(report))
 
-    def _drop(self, staged: Staged | None) -> None:
+    def _drop_letters(self, looks: Sequence[Looked]) -> None:
+        for looked in looks:
+            self.discard(looked.letters)
+
+    def discard(self, staged: Staged | None) -> None:
+        """Drop the tables of a staging, if there is one."""
         if staged is not None:
             drop(self._ledger, staged.staging, self.role)
 
@@ -182,6 +191,8 @@ class PostgresSink:
                 two_phase.commit(last[-1], reports, total, event, stateless=again)
             return total
 
-        report = self._quick_then_careful(write, record) if again else write(True)
-        self._drop(last[-1].letters)
+        try:
+            report = self._quick_then_careful(write, record) if again else write(True)
+        finally:
+            self._drop_letters(last)
         return Written(report.state, last[-1].books_of(report))

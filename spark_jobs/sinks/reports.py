@@ -11,6 +11,7 @@ from spark_jobs.contracts.errors import (
     CheckpointMismatchError,
     DataError,
     EtlError,
+    ExecutorsNotReadyError,
     FencedError,
     LedgerConflictError,
     RowsSuppressedError,
@@ -29,11 +30,13 @@ _FROM_TASKS: tuple[type[EtlError], ...] = (
     BooksDoNotBalanceError,
     CheckpointMismatchError,
     EtlError,
+    ExecutorsNotReadyError,
     FencedError,
     LedgerConflictError,
     RowsSuppressedError,
     TargetAlteredError,
     TooManyDeadLettersError,
+    TransientError,
 )
 _BY_NAME = {kind.__name__: kind for kind in _FROM_TASKS}
 _CANNOT_PREPARE = ("0A000", "55000")
@@ -61,24 +64,31 @@ def raise_for(report: PartReport) -> None:
             f"The target refused a row of part {report.part} of the micro-batch", found=report.message
         )
     if report.doing == parts.PREPARE:
-        _raise_for_prepare(report)
+        refused = cannot_prepare(report.sqlstate, f"Part {report.part} of the micro-batch", report.message)
+        if refused is not None:
+            raise refused
     raise classify_state(report.sqlstate, f"Writing part {report.part} of the micro-batch", report.message)
 
 
-def _raise_for_prepare(report: PartReport) -> None:
-    if report.sqlstate in _CANNOT_PREPARE:
-        raise TwoPhaseUnavailableError(
-            f"Part {report.part} of the micro-batch could not be prepared",
-            found=report.message,
+def cannot_prepare(state: str, what: str, found: str) -> EtlError | None:
+    """Return the error of a transaction that the server would not prepare; None where the SQLSTATE says another thing.
+
+    :param what: what was to be prepared.
+    """
+    if state in _CANNOT_PREPARE:
+        return TwoPhaseUnavailableError(
+            f"{what} could not be prepared",
+            found=found,
             expected="a transaction that can be prepared: max_prepared_transactions above 0, and no trigger of the "
             "target that notifies, listens or uses temporary tables",
             cure="Use auto, single or staged as load.writeStrategy, which are exactly once as well",
         )
-    if report.sqlstate == _NO_SLOT:
-        raise TransientError(
-            f"Part {report.part} of the micro-batch could not be prepared: no free slot",
-            found=report.message,
+    if state == _NO_SLOT:
+        return TransientError(
+            f"{what} could not be prepared: no free slot",
+            found=found,
             expected="max_prepared_transactions with room for each part of each batch under way",
             cure="Raise max_prepared_transactions, lower load.writeParallelism, or look at "
             "`etl-pipeline prepared list`",
         )
+    return None

@@ -90,11 +90,11 @@ def _write(
         return
     reach("single.before_copy")
     refused = RefusedRows(letters, plan.commit.limit) if plan.rows.careful else None
-    report.doing = parts.ROWS
     if plan.before:
         empty(cursor, *plan.before)
     for statement in plan.create_staging:
         cursor.run(statement)
+    report.doing = parts.ROWS
     report.written = write_rows(plan.rows, cursor, batches, report, letters, refused, numbered if plan.merge else None)
     if plan.merge:
         _merge(plan, cursor, report, refused)

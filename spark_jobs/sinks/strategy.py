@@ -67,6 +67,8 @@ def choose(
     """
     if result is None and size.partitions is not None:
         means = replace(means, parallelism=min(means.parallelism, size.partitions))
+    if result is not None:
+        means = replace(means, two_phase=means.two_phase.with_letters())
     if forced is WriteStrategy.TWO_PHASE:
         return _forced_two_phase(means)
     small, reason = _stateless(size, means) if result is None else _stateful(forced, size, result)
@@ -103,21 +105,21 @@ def _large(reason: str, means: Means) -> Choice:
     why_not = ability.obstacle or ability.doubt
     if means.write_mode is not WriteMode.APPEND:
         why_not = f"writeMode {means.write_mode.value}"
-    elif not why_not and _parts(means) < min(2, means.parallelism):
-        why_not = f"room for {ability.slots} prepared transactions only"
+    elif not why_not and ability.room < min(2, means.parallelism):
+        why_not = f"room for {ability.room} prepared transactions only"
     if why_not:
         return Choice(WriteStrategy.STAGED, f"{reason}; not two_phase: {why_not}")
     return Choice(WriteStrategy.TWO_PHASE, f"{reason}, in {_parts_text(means)}", _parts(means))
 
 
 def _parts(means: Means) -> int:
-    return max(min(means.parallelism, means.two_phase.slots), 1)
+    return max(min(means.parallelism, means.two_phase.room), 1)
 
 
 def _parts_text(means: Means) -> str:
-    parts, slots = _parts(means), means.two_phase.slots
+    parts, room = _parts(means), means.two_phase.room
     text = "one part" if parts == 1 else f"at most {parts} parts"
-    return f"{text}: no more prepared transactions are free" if slots < means.parallelism else text
+    return f"{text}: no more prepared transactions are free" if room < means.parallelism else text
 
 
 def _stateless(size: BatchSize, means: Means) -> tuple[bool, str]:

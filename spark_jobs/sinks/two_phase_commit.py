@@ -24,7 +24,7 @@ from spark_jobs.sinks.batch_result import Looked
 from spark_jobs.sinks.committing import check_limits, completed, event_text, require_letters, stateless_books
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.plans import Plans
-from spark_jobs.sinks.reports import raise_for, read_reports
+from spark_jobs.sinks.reports import cannot_prepare, raise_for, read_reports
 from spark_jobs.sinks.staging import Staged
 from spark_jobs.sinks.two_phase import two_phase_task
 
@@ -135,13 +135,13 @@ class TwoPhaseCommit:
                     statements.begin_settings(),
                     session.application_name,
                     session.lock_timeout,
-                    session.idle_timeout,
+                    "30s",
                 )
                 set_local_role(conn, session.role)
                 found = raw(conn, statement)[0][0]
                 require_letters(int(found), letters.letters)
                 raw(conn, statements.insert_part(ledger.ident), name, *key.key, "0")
-                conn.execute(sql.SQL("PREPARE TRANSACTION {}").format(sql.Literal(name)))
+                _prepare(conn, name)
             except BaseException:
                 with suppress(errors.Error):
                     conn.execute("ROLLBACK")
@@ -151,6 +151,18 @@ class TwoPhaseCommit:
 
     def _conn(self) -> Any:
         return self.plans.ledger.connection()
+
+
+def _prepare(conn: Any, name: str) -> None:
+    reach("two_phase.before_letters_prepare")
+    try:
+        conn.execute(sql.SQL("PREPARE TRANSACTION {}").format(sql.Literal(name)))
+    except errors.Error as error:
+        refused = cannot_prepare(error.sqlstate or "", "The transaction of the dead letters", str(error))
+        if refused is None:
+            raise
+        raise refused from error
+    reach("two_phase.after_letters_prepare")
 
 
 def _results(report: PartReport) -> Books:

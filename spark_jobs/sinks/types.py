@@ -90,6 +90,15 @@ _READ_BY_SERVER = ("json", "jsonb", "uuid", "enum", "citext", "character", "inet
 _STAGED_AS_TEXT = ("inet", "cidr", "macaddr", "macaddr8")
 _UUID_BYTES = 16
 
+# What lies below these lands beside them, on days and instants that the server refuses: ADBC subtracts the 30 years
+# between both epochs, and of what does not fit into 64 bits it says nothing that names the row; the smallest numbers
+# that do fit are PostgreSQL's infinities.
+_EARLIEST: dict[type[DataType], str] = {
+    DateType: "date_from_unix_date(-2147472690)",
+    TimestampType: "timestamp_micros(-9222425352054775807)",
+    TimestampNTZType: "CAST(timestamp_micros(-9222425000000000000) AS TIMESTAMP_NTZ)",
+}
+
 _INTEGERS = (ByteType, ShortType, IntegerType, LongType)
 _DIGITS: dict[type[DataType], int] = {ByteType: 3, ShortType: 5, IntegerType: 10, LongType: 19}
 
@@ -181,6 +190,9 @@ def to_sent(column: Column, source: DataType, target: PostgresType) -> Column:
     sent = _SENT_AS.get(target.base, source)
     if target.base == "numeric" and isinstance(source, _INTEGERS):
         sent = DecimalType(_DIGITS[type(source)], 0)
+    if type(source) in _EARLIEST:
+        earliest = F.expr(_EARLIEST[type(source)])
+        return F.when(column < earliest, earliest).otherwise(column)
     return column if sent == source else column.cast(sent)
 
 

@@ -37,10 +37,11 @@ class Tracker:
     def connect(self, application_name: str = "test") -> psycopg.Connection[Any]:
         return connect(self.connection, application_name=application_name)
 
-    def register(self, run_id: str, pipeline_id: str = "orders", **options: Any) -> None:
-        request = RunRequest(
-            run_id=run_id, pipeline_id=pipeline_id, config={"pipelineId": pipeline_id}, started_by="me"
-        )
+    def register(
+        self, run_id: str, pipeline_id: str = "orders", load: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        config = {"pipelineId": pipeline_id, **({"load": load} if load else {})}
+        request = RunRequest(run_id=run_id, pipeline_id=pipeline_id, config=config, started_by="me")
         runs.register_run(self.conn, SCHEMA, request, **options)
 
     def start(self, run_id: str, pipeline_id: str = "orders") -> int:

@@ -21,7 +21,7 @@ from spark_jobs.contracts.errors import (
     TargetMismatchError,
     TransientError,
 )
-from spark_jobs.contracts.tracker.connect import classify, connect, short_transaction
+from spark_jobs.contracts.tracker.connect import classify, classify_state, connect, short_transaction
 
 
 def connection_to(there, **changes):
@@ -130,3 +130,11 @@ def test_a_privilege_that_is_missing(database):
 def test_an_error_of_the_project_stays_as_it_is():
     error = EtlError("x")
     assert classify(error) is error
+
+
+def test_a_tasks_refused_login_is_told_from_a_lost_connection():
+    refused = 'connection to server at "10.0.0.1" failed: FATAL:  no pg_hba.conf entry for host "10.0.0.7", user "etl"'
+    assert type(classify_state("", "Writing part 0", refused)) is LoginRefusedError
+    assert type(classify_state("", "Writing part 0", "server closed the connection")) is DatabaseUnreachableError
+    full = "FATAL:  sorry, too many clients already"
+    assert type(classify_state("", "Writing part 0", full)) is TransientError

@@ -23,8 +23,10 @@ WHOLE = bool(os.environ.get("WHOLE_MATRIX"))
 REFUSED = 1_000_000
 _BEFORE = ("run.before_claim", "run.after_claim", "run.after_recovery", "batch.before_fence", "batch.after_identity")
 _AFTER = ("batch.after_commit", "run.before_end")
+_LETTERS = ("two_phase.before_letters_prepare", "two_phase.after_letters_prepare")
 _OF_STRATEGY = {
-    name: tuple(point for point in POINTS if point.startswith(f"{name}.")) for name in ("single", "staged", "two_phase")
+    name: tuple(point for point in POINTS if point.startswith(f"{name}.") and point not in _LETTERS)
+    for name in ("single", "staged", "two_phase")
 }
 # A recovery's own points lie behind the crash that makes it recover.
 _THEN = {
@@ -40,6 +42,8 @@ class Combination:
 
     @property
     def points(self) -> list[str]:
+        if self.mode == "windows":
+            return [*_LETTERS, "two_phase.after_decision", "recovery.before_finish", "two_phase.between_commits"]
         own = [then for point in _OF_STRATEGY[self.strategy] for then in (point, _THEN.get(point, "")) if then]
         if self.refuses:
             # Not the first: only the second batch has rows that are refused.
@@ -87,8 +91,12 @@ COMBINATIONS = [
 ]
 
 
+WINDOWS = Combination("two_phase", "windows")
+"""Results of an aggregation in two phases: the driver prepares the dead letters beside the parts."""
+
+
 def test_every_point_is_in_the_matrix() -> None:
-    assert {point for combination in COMBINATIONS for point in combination.points} == set(POINTS)
+    assert {point for combination in (*COMBINATIONS, WINDOWS) for point in combination.points} == set(POINTS)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: f"{c.strategy}-{c.mode}")
@@ -108,6 +116,41 @@ def test_a_kill_at_every_point_loses_nothing_and_doubles_nothing(
     assert (answer.exit_code, answer.error) == (0, "")
     assert _committed(pipelines) == len(combination.points) + 1
     _check_books(pipelines, combination, inbox, "the end")
+    _check_nothing_is_left(pipelines)
+
+
+def test_a_kill_between_results_and_dead_letters_parts_them_never(pipelines: Pipelines, garage: Garage) -> None:
+    inbox = pipelines.folder / "in box"
+    config = file_pipeline(
+        "windows",
+        inbox,
+        pipelines.checkpoints,
+        schema="id INT, at TIMESTAMP",
+        transforms=[aggregation(windowDuration="1 hour", aggregations="id:sum:total")],
+        load={"writeStrategy": "two_phase"},
+        streaming={"outputMode": "append", "watermark": {"eventTimeColumn": "at", "delayThreshold": "1 second"}},
+        options={"maxFilesPerTrigger": "1"},
+    )
+    hours = len(WINDOWS.points) + 1
+    for hour in range(hours):
+        rows = [{"id": hour * 10 + number, "at": f"2026-01-01T{hour:02}:00:00Z"} for number in range(5)]
+        write_lines(inbox / f"{hour:03}.json", *rows, f"not json {hour}")
+        if hour < len(WINDOWS.points):
+            garage.driver().killed_at(config, WINDOWS.points[hour])
+    answer = garage.driver(another=False).run(config)
+    assert (answer.exit_code, answer.error) == (0, "")
+    # The last hour's window is open: it waits in Spark's state.
+    assert pipelines.rows("SELECT total FROM result ORDER BY window_start") == [
+        (sum(range(hour * 10, hour * 10 + 5)),) for hour in range(hours - 1)
+    ]
+    letters = pipelines.rows("SELECT convert_from(raw_value, 'UTF8') FROM etl.dead_letter ORDER BY 1")
+    assert [text for (text,) in letters] == [f"not json {hour}" for hour in range(hours)]
+    books = "SELECT sum(source_rows), sum(dead_lettered_rows), sum(written_rows) FROM etl.batch_tracker"
+    assert pipelines.rows(books) == [(6 * hours, hours, hours - 1)]
+    _check_nothing_is_left(pipelines)
+
+
+def _check_nothing_is_left(pipelines: Pipelines) -> None:
     assert pipelines.rows("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()") == []
     assert pipelines.rows("SELECT relname FROM pg_class WHERE relname LIKE 'stage\\_%' AND relkind = 'r'") == []
     leftover = "SELECT count(*) FROM etl.batch_decision UNION ALL SELECT count(*) FROM etl.batch_part"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from test_crash_matrix import COMBINATIONS
+from test_crash_matrix import COMBINATIONS, WINDOWS
 
 from spark_jobs.faults import POINTS
 
@@ -23,10 +23,11 @@ same for every write mode and are tried with `append`; `WHOLE_MATRIX=1` tries th
 
 def page() -> str:
     """Return the page as it must be."""
-    heads = [f"{c.strategy} {c.mode}" for c in COMBINATIONS]
+    combinations = [*COMBINATIONS, WINDOWS]
+    heads = [f"{c.strategy} {c.mode}" for c in combinations]
     lines = ["| Point | What is true there | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
     for point, meaning in POINTS.items():
-        marks = ["×" if point in combination.points else "" for combination in COMBINATIONS]
+        marks = ["×" if point in combination.points else "" for combination in combinations]
         lines.append(f"| `{point}` | {meaning} | " + " | ".join(marks) + " |")
     return _INTRODUCTION + "\n" + "\n".join(lines) + "\n"
 

@@ -91,7 +91,8 @@ def test_a_driver_that_sleeps_in_its_commit_blocks_the_newer_run_no_longer_than_
     began = time.monotonic()
     driver.order(config)
     while pipelines.one("SELECT max(epoch) FROM etl.pipeline") < 2:
-        # A bound that only a blocked run would reach: takeoverTimeout is 1 second, the server's own limit 300.
+        # A bound that only a blocked run would reach: takeoverTimeout is 1 second, the server's own limit 300 (the
+        # driver's transactions: 30).
         assert time.monotonic() - began < 60
         time.sleep(0.05)
     newer = driver.answer()

@@ -42,7 +42,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def _bad(count: int) -> set[int]:
-    return {ROWS // count * number + 7 for number in range(count)}
+    return {ROWS // count * number + 7 for number in range(count)} if count else set()
 
 
 def _batches(count: int) -> list[pa.RecordBatch]:
@@ -85,11 +85,22 @@ def test_a_merge_finds_its_refused_rows(database: Any, attempts: list[str], bad:
     letters = LetterSpool()
     refused = RefusedRows(letters, Limit())
     with closing(letters), _table(database, "foreign key") as cursor:
-        with closing(database.connect(autocommit=True)) as conn:
-            schema = StructType([StructField("id", LongType())])
-            target = inspect(conn, TableName("public", "result"), schema, ("id",))
-            statements = merge(target, "staged", MergeRule(WriteMode.UPSERT, ("id",)), conn)
-        cursor.run("CREATE TEMP TABLE staged (id bigint, _seq bigint GENERATED ALWAYS AS IDENTITY, _source text)")
-        copy_rows(cursor, "pg_temp", "staged", _batches(bad))
-        written = Merger(cursor, statements, refused).apply()
+        written = _merger(database, cursor, bad, refused).apply()
     _check(database, bad, written, refused, attempts)
+
+
+def _merger(database: Any, cursor: Cursor, bad: int, refused: RefusedRows) -> Merger:
+    with closing(database.connect(autocommit=True)) as conn:
+        schema = StructType([StructField("id", LongType())])
+        target = inspect(conn, TableName("public", "result"), schema, ("id",))
+        statements = merge(target, "staged", MergeRule(WriteMode.UPSERT, ("id",)), conn)
+    cursor.run("CREATE TEMP TABLE staged (id bigint, _seq bigint GENERATED ALWAYS AS IDENTITY, _source text)")
+    copy_rows(cursor, "pg_temp", "staged", _batches(bad))
+    return Merger(cursor, statements, refused)
+
+
+def test_a_healthy_batch_is_merged_by_one_statement(database: Any, attempts: list[str]) -> None:
+    letters = LetterSpool()
+    with closing(letters), _table(database, "foreign key") as cursor:
+        written = _merger(database, cursor, 0, RefusedRows(letters, Limit())).apply()
+    assert (written, len(attempts)) == (ROWS, 1)

@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from spark_jobs.contracts.errors import ExecutorsNotReadyError, TransientError
+from spark_jobs.contracts.errors import EtlError, ExecutorsNotReadyError, TransientError
+from spark_jobs.sinks.parts import PartReport, in_task
+from spark_jobs.sinks.reports import raise_for
 from spark_jobs.sinks.whole_input import whole, worker_input
 
 BATCH = pa.RecordBatch.from_pydict({"id": [1, 2, 3]})
@@ -51,3 +53,14 @@ def test_the_stream_is_found_below_the_workers_main() -> None:
 def test_without_a_worker_there_is_no_stream() -> None:
     with pytest.raises(ExecutorsNotReadyError, match="does not show the stream"):
         worker_input()
+
+
+@pytest.mark.parametrize("kind", [ExecutorsNotReadyError, TransientError])
+def test_a_tasks_own_error_comes_to_the_driver_as_what_it_is(kind: type[EtlError]) -> None:
+    def write(_batches: Any, _part: int, _attempt: int) -> PartReport:
+        raise kind("It failed", found="this", expected="that", cure="Do something")
+
+    [report] = in_task(write)(iter([]))
+    with pytest.raises(kind, match="Do something") as caught:
+        raise_for(PartReport.read(report.to_pylist())[0])
+    assert caught.value.found == "this"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -207,6 +208,47 @@ def test_a_replayed_batch_of_totals_keeps_its_state(pipelines: Pipelines, inbox:
     ended = pipelines.finish(config)
     assert ended.result.duplicates == 1
     assert pipelines.rows("SELECT n FROM result") == [(3,)]
+
+
+@pytest.mark.parametrize("strategy", ["single", "staged"])
+def test_whoever_reads_while_rows_are_replaced_never_sees_an_empty_table(
+    pipelines: Pipelines, inbox: Path, strategy: str
+) -> None:
+    config = _pipeline(
+        pipelines,
+        inbox,
+        "complete",
+        "overwrite",
+        watermark=False,
+        strategy=strategy,
+        groupByColumns="shop",
+        aggregations="n:count",
+    )
+    config["extract"]["connectionParams"]["maxFilesPerTrigger"] = "1"
+    write_lines(inbox / "0.json", _row(0), _row(1, shop="b"))
+    pipelines.finish({**config, "load": {**config["load"], "writeStrategy": "auto"}})
+    for number in range(1, 6):
+        write_lines(inbox / f"{number}.json", _row(number))
+    seen: list[tuple[Any, Any]] = []
+    done = threading.Event()
+
+    def read() -> None:
+        with pipelines.database.connect(autocommit=True) as reader:
+            while not done.is_set():
+                seen.extend(reader.execute("SELECT count(*), sum(n) FROM result").fetchall())
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    try:
+        pipelines.finish(config)
+    finally:
+        done.set()
+        reading.join()
+    # Each of the batches adds one row of the shop "a": whole results only, and all of them in their order.
+    assert {count for count, _ in seen} == {2}
+    sums = [int(total) for _, total in seen]
+    assert sums == sorted(sums)
+    assert len(set(sums)) > 3
 
 
 def test_overwrite_shows_readers_the_old_rows_until_the_commit(pipelines: Pipelines, inbox: Path) -> None:

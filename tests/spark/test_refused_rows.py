@@ -40,6 +40,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str, str | None]] = {
     "NUL in a text": ({"name": "a\0b"}, "22021", "CharacterNotInRepertoire", "name"),
     "too long": ({"name": "x" * 30}, "22001", "StringDataRightTruncation", "name"),
     "foreign key": ({"shop": 77}, "23503", "ForeignKeyViolation", None),
+    "overflow": ({"id": 2**62}, "22003", "NumericValueOutOfRange", None),
 }
 
 
@@ -48,16 +49,17 @@ BAD: dict[str, tuple[dict[str, Any], str, str, str | None]] = {
 def test_each_refused_row_is_a_dead_letter_with_its_reason(
     pipelines: Pipelines, inbox: Path, strategy: str, deferred: str
 ) -> None:
-    _table(pipelines, f"FOREIGN KEY (shop) REFERENCES shop{deferred}")
+    overflowing = "four_times bigint GENERATED ALWAYS AS (id * 4) STORED"
+    _table(pipelines, f"FOREIGN KEY (shop) REFERENCES shop{deferred}", overflowing)
     rows = [_good(number) for number in range(ROWS)]
-    for place, (change, *_) in zip((0, 50, 51, 120, ROWS - 1), BAD.values(), strict=True):
+    places = (0, 50, 51, 120, 121, ROWS - 1)
+    for place, (change, *_) in zip(places, BAD.values(), strict=True):
         rows[place].update(change)
     write_lines(inbox / "0.json", *rows[: ROWS // 2])
     write_lines(inbox / "1.json", *rows[ROWS // 2 :])
     finished = pipelines.finish(_pipeline(pipelines, inbox, writeStrategy=strategy))
     assert finished.result.rows["write_dead_lettered"] == len(BAD)
-    bad = {0, 50, 51, 120, ROWS - 1}
-    assert [row[0] for row in pipelines.rows("SELECT id FROM result ORDER BY id")] == sorted(set(range(ROWS)) - bad)
+    assert pipelines.rows("SELECT id FROM result ORDER BY id") == [(id,) for id in range(ROWS) if id not in places]
     letters = pipelines.rows(
         "SELECT error_class, sqlstate, column_name, stage, parsed_row, source, message FROM etl.dead_letter"
     )
@@ -75,7 +77,7 @@ def test_each_refused_row_is_a_dead_letter_with_its_reason(
     assert by_state["22021"]["name"] == "a\ufffdb"
     assert b"a\\u0000b" in pipelines.one("SELECT raw_value FROM etl.dead_letter WHERE sqlstate = '22021'")
     books = "SELECT source_rows, sink_rows, written_rows, write_dead_lettered_rows, strategy FROM etl.batch_tracker"
-    assert pipelines.rows(books) == [(ROWS, ROWS, ROWS - 5, 5, strategy)]
+    assert pipelines.rows(books) == [(ROWS, ROWS, ROWS - len(BAD), len(BAD), strategy)]
     assert pipelines.rows("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()") == []
 
 
@@ -103,9 +105,11 @@ def test_an_upsert_leaves_the_key_of_a_refused_row_as_it_was(pipelines: Pipeline
         {**_good(13), "amount": 2000},
     )
     pipelines.finish(config)
-    assert pipelines.rows("SELECT id, amount FROM result WHERE id IN (11, 12, 29) ORDER BY id") == [
+    assert pipelines.rows("SELECT id, amount FROM result WHERE id IN (11, 12, 13, 29) ORDER BY id") == [
         (11, 900),
         (12, 12),
+        # A check is the staging table's as well: another row of the key wins. A foreign key is asked by the merge.
+        (13, 900),
         (29, 900),
     ]
     letters = pipelines.rows("SELECT sqlstate, parsed_row->>'id' FROM etl.dead_letter ORDER BY 1")
@@ -218,3 +222,52 @@ def test_event_times_beyond_what_postgresql_or_python_hold_stop_nothing(
         ("12000-01-01 00:00:00+00", "write", "12000-01-01 00:00:00.000000+00:00"),
         (None, "write", "5001-01-01 00:00:00.000000+00:00 BC"),
     ]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_earliest_times_that_spark_knows_are_dead_letters(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
+    pipelines.execute("CREATE TABLE result (id int, day date, at timestamptz, local timestamp)")
+    at = "timestamp_micros({})"
+    days, instants = [-(2**31) + 10957, -(2**31) + 10956, -(2**31)], [-(2**63), -(2**63) + 946684800000000]
+    changes = [
+        *({"day": f"date_from_unix_date({day})"} for day in days),
+        *({"at": at.format(f"{instant + 1} - 1L")} for instant in instants),
+        *({"local": f"CAST({at.format(f'{instant + 1} - 1L')} AS TIMESTAMP_NTZ)"} for instant in instants),
+    ]
+    fine = {"day": "DATE'2026-01-01'", "at": at.format(1), "local": f"CAST({at.format(1)} AS TIMESTAMP_NTZ)"}
+    columns = {
+        name: " ".join(
+            [
+                "CASE",
+                *(f"WHEN id = {id} THEN {change[name]}" for id, change in enumerate(changes) if name in change),
+                f"WHEN id < 20 THEN {fine[name]} END",
+            ]
+        )
+        for name in fine
+    }
+    write_lines(inbox / "0.json", *({"id": id} for id in range(25)))
+    load = {"autoCreateTable": False, "writeStrategy": strategy}
+    transforms = [select(id="id", **columns)]
+    config = file_pipeline("times", inbox, pipelines.checkpoints, schema="id INT", transforms=transforms, load=load)
+    pipelines.finish(config)
+    assert pipelines.rows("SELECT id FROM result ORDER BY id") == [(id,) for id in range(len(changes), 25)]
+    assert pipelines.one("SELECT count(*) FROM result WHERE day IS NULL AND at IS NULL AND local IS NULL") == 5
+    letters = pipelines.rows("SELECT (parsed_row->>'id')::int, sqlstate FROM etl.dead_letter ORDER BY 1")
+    assert letters == [(id, "22008") for id in range(len(changes))]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_statement_timeout_that_is_meant_for_others_does_not_cut_a_batch_short(
+    pipelines: Pipelines, inbox: Path, strategy: str
+) -> None:
+    _table(pipelines, "CHECK (shop >= 0)")
+    pipelines.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(0.6); RETURN NULL; END $$",
+        "CREATE TRIGGER slow AFTER INSERT ON result FOR EACH STATEMENT EXECUTE FUNCTION slow()",
+        f'ALTER DATABASE "{pipelines.one("SELECT current_database()")}" SET statement_timeout = 500',
+    )
+    write_lines(inbox / "0.json", _good(1), {**_good(2), "amount": 5000})
+    pipelines.finish(_pipeline(pipelines, inbox, writeStrategy=strategy))
+    assert pipelines.rows("SELECT id FROM result") == [(1,)]
+    assert pipelines.one("SELECT count(*) FROM etl.dead_letter") == 1

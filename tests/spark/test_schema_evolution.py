@@ -195,3 +195,26 @@ def test_a_unique_index_that_is_dropped_between_two_batches_is_named(
     pipelines.execute("CREATE UNIQUE INDEX by_id ON result (id)")
     pipelines.finish(config)
     assert pipelines.rows("SELECT id FROM result ORDER BY id") == [(0,), (1,), (2,)]
+
+
+@pytest.mark.parametrize("strategy", ["single", "staged"])
+def test_a_unique_key_that_compares_nulls_otherwise_stops_an_upsert(
+    pipelines: Pipelines, inbox: Path, strategy: str
+) -> None:
+    _table(pipelines, "id bigint, price numeric(12,4), score double precision, name text")
+    pipelines.execute("CREATE UNIQUE INDEX by_id ON result (id) NULLS NOT DISTINCT")
+    for number in range(3):
+        write_lines(inbox / f"{number}.json", {"id": None, "name": f"n{number}"})
+    config = _config(pipelines, inbox, None)
+    config["load"] |= {"writeMode": "upsert", "keys": "id", "writeStrategy": strategy}
+    config["extract"]["connectionParams"]["maxFilesPerTrigger"] = "1"
+    swap = ("DROP INDEX by_id", "CREATE UNIQUE INDEX by_id ON result (id)")
+    ended = pipelines.run(config, stop=BeforeBatch(2, pipelines, *swap))
+    assert isinstance(ended.error, TargetMismatchError), ended.error
+    assert "key column id may be NULL, and NULLs would be inserted again each time" in str(ended.error)
+    assert pipelines.rows("SELECT id FROM result") == [(None,)]
+    pipelines.execute("DROP INDEX by_id", "CREATE UNIQUE INDEX by_id ON result (id) NULLS NOT DISTINCT")
+    # Rebuilt, it is the same.
+    pipelines.finish(config, stop=BeforeBatch(2, pipelines, "REINDEX INDEX CONCURRENTLY by_id"))
+    assert pipelines.rows("SELECT id FROM result") == [(None,)]
+    assert pipelines.rows("SELECT sum(written_rows) FROM etl.batch_tracker") == [(3,)]

@@ -13,10 +13,12 @@ import psycopg
 import pytest
 from pipeline_runs import CREDENTIAL, VARIABLE, Pipelines, aggregation, file_pipeline, write_lines
 
+from sandbox.postgres import PostgresServer
 from spark_jobs.cli import main
-from spark_jobs.contracts.errors import DecidedPartMissingError, TwoPhaseUnavailableError
+from spark_jobs.contracts.errors import DecidedPartMissingError, TransientError, TwoPhaseUnavailableError
 from spark_jobs.contracts.tracker import decisions
 from spark_jobs.sinks import two_phase_commit
+from spark_jobs.sinks.postgres import PostgresSink
 
 SCHEMA = "id INT, name STRING"
 MISSING = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY gid"
@@ -260,3 +262,72 @@ def test_the_results_of_an_aggregation_and_its_dead_letters_are_prepared_togethe
     assert pipelines.one("SELECT count(*) FROM etl.dead_letter") == 1
     assert pipelines.rows("SELECT DISTINCT strategy FROM etl.batch_tracker") == [("two_phase",)]
     assert pipelines.rows("SELECT * FROM etl.batch_part") == pipelines.rows(MISSING) == []
+
+
+@contextmanager
+def _server(slots: int, database: Any, spark: Any, folder: Path) -> Iterator[Pipelines]:
+    with PostgresServer(settings={"max_prepared_transactions": str(slots)}) as server:
+        server.create_database("small")
+        yield Pipelines(type(database)(server, "small"), folder, spark)
+
+
+def test_the_dead_letters_of_an_aggregation_have_a_slot_of_their_own(
+    database: Any, spark: Any, tmp_path: Path, inbox: Path
+) -> None:
+    with _server(2, database, spark, tmp_path) as pipelines:
+        config = file_pipeline(
+            "sums",
+            inbox,
+            pipelines.checkpoints,
+            schema="id INT, at TIMESTAMP",
+            transforms=[aggregation(windowDuration="1 hour", aggregations="id:sum")],
+            load={"writeStrategy": "two_phase"},
+            streaming={"outputMode": "append", "watermark": {"eventTimeColumn": "at", "delayThreshold": "1 minute"}},
+            options={"maxFilesPerTrigger": "1"},
+        )
+        for day in range(1, 4):
+            rows = [{"id": hour, "at": f"2026-01-0{day}T{hour:02}:00:00Z"} for hour in range(24)]
+            write_lines(inbox / f"{day}.json", *rows, "not json at all")
+        pipelines.finish(config)
+        # The watermark is 22:59 of the last day.
+        assert pipelines.one("SELECT count(*) FROM result") == 3 * 24 - 2
+        assert pipelines.one("SELECT count(*) FROM etl.dead_letter") == 3
+        reasons = pipelines.rows("SELECT DISTINCT strategy, strategy_reason FROM etl.batch_tracker")
+        assert reasons == [
+            ("two_phase", "forced by writeStrategy, in one part: no more prepared transactions are free")
+        ]
+        config["load"]["writeParallelism"] = 2
+        write_lines(inbox / "4.json", {"id": 1, "at": "2026-01-05T00:00:00Z"})
+        ended = pipelines.run(config)
+        assert isinstance(ended.error, TwoPhaseUnavailableError), ended.error
+        assert "room for 2 prepared transactions, and one for the dead letters" in str(ended.error)
+
+
+def test_a_slot_that_somebody_takes_before_a_part_is_prepared_is_a_passing_fault(
+    database: Any, spark: Any, tmp_path: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _server(2, database, spark, tmp_path) as pipelines, monkeypatch.context() as patched:
+        means = PostgresSink.means
+
+        def taken(sink: PostgresSink) -> Any:
+            found = means(sink)
+            for number in range(2):
+                with pipelines.database.connect(autocommit=True) as conn:
+                    conn.execute("BEGIN")
+                    conn.execute(f"CREATE TABLE taken_{number} ()")
+                    conn.execute(f"PREPARE TRANSACTION 'taken {number}'")
+            return found
+
+        patched.setattr(PostgresSink, "means", taken)
+        _write(inbox, 0)
+        config = _config(pipelines, inbox)
+        ended = pipelines.run(config)
+        assert isinstance(ended.error, TransientError), ended.error
+        assert ended.error.retryable
+        assert "no free slot" in str(ended.error)
+        assert "Raise max_prepared_transactions" in str(ended.error)
+        assert _ids(pipelines) == []
+        patched.undo()
+        pipelines.execute("ROLLBACK PREPARED 'taken 0'", "ROLLBACK PREPARED 'taken 1'")
+        pipelines.finish(config)
+        assert _ids(pipelines) == list(range(10))

@@ -37,6 +37,35 @@ def test_rows_that_stay_when_all_are_replaced_end_the_run(pipelines: Pipelines, 
     assert pipelines.rows("SELECT id FROM result") == [(7,)]
 
 
+@pytest.mark.parametrize("strategy", ["single", "staged"])
+def test_rows_that_others_refer_to_are_not_taken_for_refused_rows_of_the_batch(
+    pipelines: Pipelines, inbox: Path, strategy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipelines.execute(
+        "CREATE TABLE result (id int PRIMARY KEY, name bigint)",
+        "CREATE TABLE child (parent int REFERENCES result)",
+        "INSERT INTO result VALUES (7)",
+        "INSERT INTO child VALUES (7)",
+    )
+    write_lines(inbox / "0.json", {"id": 1, "name": "x"})
+    config = file_pipeline(
+        "replace",
+        inbox,
+        pipelines.checkpoints,
+        schema="id INT, name STRING",
+        load={"writeMode": "overwrite", "writeStrategy": strategy},
+        transforms=[aggregation(groupByColumns="id", aggregations="name:count")],
+        streaming={"outputMode": "complete"},
+    )
+    ended = pipelines.run(config)
+    assert ended.error is not None
+    assert 'violates foreign key constraint "child_parent_fkey"' in str(ended.error)
+    assert "refused a row" not in str(ended.error)
+    assert "event=rows_refused" not in caplog.text
+    assert pipelines.rows("SELECT id FROM result") == [(7,)]
+    assert pipelines.one("SELECT count(*) FROM etl.dead_letter") == 0
+
+
 def _trigger(name: str, events: str, body: str) -> str:
     return (
         f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} RETURN NEW; END $$;"

@@ -177,3 +177,21 @@ def test_a_missing_unique_key_is_said_before_data_moves_and_when_it_is_dropped_b
     assert isinstance(ended.error, TargetMismatchError)
     assert "unique key over exactly (id, region)" in str(ended.error)
     assert _names(pipelines) == {1: "a"}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_without_an_order_column_the_last_row_wins_also_across_tasks(
+    pipelines: Pipelines, inbox: Path, spark: Any, strategy: str
+) -> None:
+    _table(pipelines)
+    config = _pipeline(pipelines, inbox, writeStrategy=strategy)
+    # A task for each file, the larger one first; the rows' numbers within each would make the first file's win.
+    spark.conf.set("spark.sql.files.openCostInBytes", "128m")
+    try:
+        write_lines(inbox / "0.json", *(_row(id, f"first {id} {'x' * 100}") for id in range(50)))
+        write_lines(inbox / "1.json", *(_row(id, f"second {id}") for id in range(0, 50, 2)))
+        pipelines.finish(config)
+    finally:
+        spark.conf.unset("spark.sql.files.openCostInBytes")
+    assert _names(pipelines) == {id: f"second {id}" if id % 2 == 0 else f"first {id} {'x' * 100}" for id in range(50)}
+    assert _books(pipelines) == [(75, 50, 25)]

@@ -39,6 +39,7 @@ _STATE_CURES: Final = {
     "42804": "a column has another type than the query: change the table, or the select before the load",
     "42846": "a column has another type than the query: change the table, or the select before the load",
     "25006": "the server takes no writes (a standby, or default_transaction_read_only): connect to the primary",
+    "57014": "somebody cancelled the statement (pg_cancel_backend): run the pipeline again",
     "53100": "the server's disk is full: make room there, and run the pipeline again",
     "53300": "a limit of connections (role, database, max_connections) is reached: close some or raise it, run again",
     "53400": "raise the server's limit that the message names, or make the micro-batches smaller; run again",
@@ -88,8 +89,11 @@ def classify(error: BaseException, what: str = "A statement in PostgreSQL") -> E
 
 
 def classify_state(state: str, what: str, found: str) -> EtlError:
-    """Return the project's error for a SQLSTATE that came without its exception; empty: the connection was lost."""
-    return _by_state(state, what, f"{found} (SQLSTATE {state})") if state else _unreachable(what, found)
+    """Return the project's error for a SQLSTATE that came without its exception.
+
+    Empty: the connection could not be opened, or was lost; the server's words tell which.
+    """
+    return _by_state(state, what, f"{found} (SQLSTATE {state})") if state else _without_answer(what, found)
 
 
 @contextmanager
@@ -175,11 +179,15 @@ def _by_state(state: str, what: str, found: str) -> EtlError:
 
 def _without_state(error: BaseException, what: str, found: str) -> EtlError:
     if isinstance(error, psycopg.OperationalError) or type(error).__name__ == "OperationalError":
-        refused = "no password supplied" in found or (
-            "FATAL" in found and any(word in found for word in _REFUSED_WORDS) and not _too_many(found)
-        )
-        return _login_refused(what, found) if refused else _unreachable(what, found)
+        return _without_answer(what, found)
     return EtlError(f"{what} failed", found=f"{type(error).__name__}: {found}")
+
+
+def _without_answer(what: str, found: str) -> EtlError:
+    refused = "no password supplied" in found or (
+        "FATAL" in found and any(word in found for word in _REFUSED_WORDS) and not _too_many(found)
+    )
+    return _login_refused(what, found) if refused else _unreachable(what, found)
 
 
 def _login_refused(what: str, found: str) -> LoginRefusedError:

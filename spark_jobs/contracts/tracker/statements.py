@@ -53,6 +53,8 @@ def begin_settings() -> str:
     """Tag the transaction, bound how long a frozen client can hold its locks, and wait for the disk at COMMIT.
 
     No session state: pooler-safe. A commit that the server may forget is none: the checkpoint would be ahead of it.
+    What the role or the database says of how long statements and transactions may take is meant for other work: a COPY
+    lasts as long as Spark has rows, and cut short it would be cut short at each repetition.
 
     Parameters: application name (:func:`application_name`), ``lock_timeout``,
     ``idle_in_transaction_session_timeout``, the last two with their unit (``30s``).
@@ -61,8 +63,15 @@ def begin_settings() -> str:
         "SELECT set_config('application_name', $1::text, true), set_config('lock_timeout', $2::text, true), "
         "set_config('idle_in_transaction_session_timeout', $3::text, true), "
         "set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
-        "ELSE current_setting('synchronous_commit') END, true)"
+        "ELSE current_setting('synchronous_commit') END, true), set_config('statement_timeout', '0', true), "
+        "CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL "
+        "THEN set_config('transaction_timeout', '0', true) END"
     )
+
+
+def bound_the_commit() -> str:
+    """Bound how long a client that freezes from here on can hold the fence; to be sent before :func:`lock_epoch`."""
+    return "SET LOCAL idle_in_transaction_session_timeout = '300s'"
 
 
 def lock_epoch(schema: str) -> str:
