@@ -133,7 +133,7 @@ def test_a_kill_between_results_and_dead_letters_parts_them_never(pipelines: Pip
     )
     hours = len(WINDOWS.points) + 1
     for hour in range(hours):
-        rows = [{"id": hour * 10 + number, "at": f"2026-01-01T{hour:02}:00:00Z"} for number in range(5)]
+        rows = [{"id": hour * 10 + number, "at": f"2026-01-01T{hour:02}:30:00Z"} for number in range(5)]
         write_lines(inbox / f"{hour:03}.json", *rows, f"not json {hour}")
         if hour < len(WINDOWS.points):
             garage.driver().killed_at(config, WINDOWS.points[hour])
