@@ -92,15 +92,15 @@ COLUMNS: dict[str, tuple[pa.DataType, str, str, Any, list[Any]]] = {
         pa.map_(pa.string(), pa.int64()),
         "MAP<STRING,BIGINT>",
         "jsonb",
-        st.dictionaries(_TEXT, st.integers(-9, 9), max_size=3),
-        [{}],
+        st.dictionaries(_TEXT, st.none() | st.integers(-9, 9), max_size=3),
+        [{}, {"": None}],
     ),
     "pair": (
         pa.struct([("a", pa.string()), ("b", pa.list_(pa.string()))]),
         "STRUCT<a: STRING, b: ARRAY<STRING>>",
         "jsonb",
-        st.fixed_dictionaries({"a": _TEXT, "b": st.lists(_TEXT, max_size=2)}),
-        [{"a": "", "b": []}],
+        st.fixed_dictionaries({"a": st.none() | _TEXT, "b": st.none() | st.lists(st.none() | _TEXT, max_size=2)}),
+        [{"a": "", "b": []}, {"a": None, "b": None}],
     ),
 }
 
@@ -169,6 +169,62 @@ def test_every_type_there_and_back(pipelines: Pipelines, inbox: Path, strategy: 
     @given(_rows())
     def any_rows(rows: list[dict[str, Any]]) -> None:
         there_and_back(rows)
+
+    any_rows()
+
+
+_MONTHS = 12 * 9999
+READ = {
+    "document": _JSON.map(json.dumps),
+    "id": st.uuids(),
+    "host": st.ip_addresses(),
+    "micros": st.integers(-(2**62), 2**62),
+    "months": st.integers(-_MONTHS, _MONTHS),
+}
+
+
+@pytest.mark.parametrize("strategy", ["single", "staged"])
+def test_what_the_server_or_spark_reads_from_text_is_there_as_it_was(
+    pipelines: Pipelines, inbox: Path, strategy: str
+) -> None:
+    pipelines.execute("CREATE TABLE result (n int, document jsonb, id uuid, host inet, span interval, months interval)")
+    config = file_pipeline(
+        "read",
+        inbox,
+        pipelines.checkpoints,
+        schema="n INT, document STRING, id STRING, host STRING, micros BIGINT, months INT",
+        transforms=[
+            select(
+                n="n",
+                document="parse_json(document)",
+                id="id",
+                host="host",
+                span="timestamp_micros(micros) - timestamp_micros(0)",
+                months="make_ym_interval(0, months)",
+            )
+        ],
+        load={"writeStrategy": strategy, "autoCreateTable": False},
+    )
+    batch = 0
+
+    @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+    @given(st.lists(st.fixed_dictionaries({name: st.none() | values for name, values in READ.items()}), min_size=1))
+    def any_rows(rows: list[dict[str, Any]]) -> None:
+        nonlocal batch
+        lines = ({"n": batch * 1000 + n, **row} for n, row in enumerate(rows))
+        write_lines(inbox / f"{batch}.json", *(json.dumps(line, default=str) for line in lines))
+        pipelines.finish(config)
+        found = pipelines.rows(
+            "SELECT document::text, id, host, (extract(epoch FROM span) * 1000000)::bigint, "
+            "(extract(year FROM months) * 12 + extract(month FROM months))::int "
+            f"FROM result WHERE n / 1000 = {batch} ORDER BY n"
+        )
+        expected = [tuple(row[name] for name in READ) for row in rows]
+        assert [row[1:] for row in found] == [row[1:] for row in expected]
+        for (there, *_), (sent, *_) in zip(found, expected, strict=True):
+            assert (there is None) == (sent is None)
+            assert there is None or json.loads(there) == json.loads(sent)
+        batch += 1
 
     any_rows()
 
