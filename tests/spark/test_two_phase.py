@@ -4,6 +4,7 @@ cannot be."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -239,21 +240,23 @@ def test_more_parts_than_the_server_has_room_for_are_refused(pipelines: Pipeline
     assert "max_prepared_transactions" in str(ended.error)
 
 
-def test_the_results_of_an_aggregation_and_its_dead_letters_are_prepared_together(
-    pipelines: Pipelines, inbox: Path
-) -> None:
-    config = file_pipeline(
+def _sums(pipelines: Pipelines, inbox: Path, **options: str) -> dict[str, Any]:
+    return file_pipeline(
         "sums",
         inbox,
         pipelines.checkpoints,
         schema="id INT, at TIMESTAMP",
         transforms=[aggregation(windowDuration="1 hour", aggregations="id:sum")],
         load={"writeStrategy": "two_phase"},
-        streaming={
-            "outputMode": "append",
-            "watermark": {"eventTimeColumn": "at", "delayThreshold": "1 minute"},
-        },
+        streaming={"outputMode": "append", "watermark": {"eventTimeColumn": "at", "delayThreshold": "1 minute"}},
+        options=options,
     )
+
+
+def test_the_results_of_an_aggregation_and_its_dead_letters_are_prepared_together(
+    pipelines: Pipelines, inbox: Path
+) -> None:
+    config = _sums(pipelines, inbox)
     rows = [{"id": hour, "at": f"2026-01-01T{hour:02}:00:00Z"} for hour in range(10)]
     write_lines(inbox / "0.json", *rows, "not json at all")
     pipelines.finish(config)
@@ -275,19 +278,12 @@ def test_the_dead_letters_of_an_aggregation_have_a_slot_of_their_own(
     database: Any, spark: Any, tmp_path: Path, inbox: Path
 ) -> None:
     with _server(2, database, spark, tmp_path) as pipelines:
-        config = file_pipeline(
-            "sums",
-            inbox,
-            pipelines.checkpoints,
-            schema="id INT, at TIMESTAMP",
-            transforms=[aggregation(windowDuration="1 hour", aggregations="id:sum")],
-            load={"writeStrategy": "two_phase"},
-            streaming={"outputMode": "append", "watermark": {"eventTimeColumn": "at", "delayThreshold": "1 minute"}},
-            options={"maxFilesPerTrigger": "1"},
-        )
+        config = _sums(pipelines, inbox, maxFilesPerTrigger="1")
         for day in range(1, 4):
             rows = [{"id": hour, "at": f"2026-01-0{day}T{hour:02}:00:00Z"} for hour in range(24)]
             write_lines(inbox / f"{day}.json", *rows, "not json at all")
+            # Files of the same instant would come in any order, and an earlier day behind a later one is late.
+            os.utime(inbox / f"{day}.json", (1_767_225_600 + day, 1_767_225_600 + day))
         pipelines.finish(config)
         # The watermark is 22:59 of the last day.
         assert pipelines.one("SELECT count(*) FROM result") == 3 * 24 - 2

@@ -19,11 +19,8 @@ KEEP = (
 )
 
 
-@pytest.mark.parametrize("strategy", ["single", "staged"])
-def test_rows_that_stay_when_all_are_replaced_end_the_run(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
-    pipelines.execute("CREATE TABLE result (id int, name bigint)", "INSERT INTO result VALUES (7)", KEEP)
-    write_lines(inbox / "0.json", {"id": 1, "name": "x"})
-    config = file_pipeline(
+def _replacing(pipelines: Pipelines, inbox: Path, strategy: str) -> dict[str, Any]:
+    return file_pipeline(
         "replace",
         inbox,
         pipelines.checkpoints,
@@ -32,7 +29,13 @@ def test_rows_that_stay_when_all_are_replaced_end_the_run(pipelines: Pipelines, 
         transforms=[aggregation(groupByColumns="id", aggregations="name:count")],
         streaming={"outputMode": "complete"},
     )
-    ended = pipelines.run(config)
+
+
+@pytest.mark.parametrize("strategy", ["single", "staged"])
+def test_rows_that_stay_when_all_are_replaced_end_the_run(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
+    pipelines.execute("CREATE TABLE result (id int, name bigint)", "INSERT INTO result VALUES (7)", KEEP)
+    write_lines(inbox / "0.json", {"id": 1, "name": "x"})
+    ended = pipelines.run(_replacing(pipelines, inbox, strategy))
     assert isinstance(ended.error, RowsSuppressedError), str(ended.error)
     assert pipelines.rows("SELECT id FROM result") == [(7,)]
 
@@ -48,16 +51,7 @@ def test_rows_that_others_refer_to_are_not_taken_for_refused_rows_of_the_batch(
         "INSERT INTO child VALUES (7)",
     )
     write_lines(inbox / "0.json", {"id": 1, "name": "x"})
-    config = file_pipeline(
-        "replace",
-        inbox,
-        pipelines.checkpoints,
-        schema="id INT, name STRING",
-        load={"writeMode": "overwrite", "writeStrategy": strategy},
-        transforms=[aggregation(groupByColumns="id", aggregations="name:count")],
-        streaming={"outputMode": "complete"},
-    )
-    ended = pipelines.run(config)
+    ended = pipelines.run(_replacing(pipelines, inbox, strategy))
     assert ended.error is not None
     assert 'violates foreign key constraint "child_parent_fkey"' in str(ended.error)
     assert "refused a row" not in str(ended.error)
