@@ -7,8 +7,8 @@ fit the Java or the jars at hand is ignored by the JVM, and never asked for here
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import os
 import shlex
 import subprocess
 import sys
@@ -34,12 +34,11 @@ def quick_java() -> str:
     archive = _place()
     if not archive.exists():
         return QUICK_JAVA
-    # A JVM that cannot use it, such as a broker with other jars, need not say so.
-    return f"{QUICK_JAVA} {shlex.quote(f'-XX:SharedArchiveFile={archive}')} -Xlog:cds*=off"
+    return _options(f"-XX:SharedArchiveFile={archive}")
 
 
-def make_class_archive() -> Path:
-    """Make the archive unless it is there (half a minute, once for each Java and pyspark), and return its path.
+def make_class_archive() -> None:
+    """Make the archive unless it is there: half a minute, once for each Java and pyspark.
 
     :raises SandboxError: the job whose classes are kept does not end well.
     """
@@ -48,9 +47,14 @@ def make_class_archive() -> Path:
         if not archive.exists():
             print("Making the archive of Spark's classes (the first time only) …", file=sys.stderr, flush=True)
             _make(archive)
-    return archive
 
 
+def _options(flag: str) -> str:
+    # A JVM that cannot use the archive need not say so.
+    return f"{QUICK_JAVA} {shlex.quote(flag)} -Xlog:cds*=off"
+
+
+@functools.cache
 def _place() -> Path:
     jars = sorted((jar.name, jar.stat().st_size, int(jar.stat().st_mtime)) for jar in pyspark_home().glob("jars/*.jar"))
     made_of = repr((str(java_home()), java_version(), str(pyspark_home()), jars))
@@ -62,13 +66,12 @@ def _make(archive: Path) -> None:
         older.unlink()
     half = archive.with_suffix(".half")
     half.unlink(missing_ok=True)
-    options = f"{QUICK_JAVA} {shlex.quote(f'-XX:ArchiveClassesAtExit={half}')} -Xlog:cds*=off"
     with tempfile.TemporaryDirectory(prefix="etl-classes-") as folder:
         submit = str(pyspark_home() / "bin" / "spark-submit")
         command = [submit, "--master", "local[2]", "--conf", "spark.ui.enabled=false", str(_JOB), folder]
         done = subprocess.run(
             command,
-            env=spark_environ({"SPARK_SUBMIT_OPTS": options}),
+            env=spark_environ({"SPARK_SUBMIT_OPTS": _options(f"-XX:ArchiveClassesAtExit={half}")}),
             cwd=folder,
             capture_output=True,
             text=True,
@@ -79,7 +82,7 @@ def _make(archive: Path) -> None:
         raise SandboxError(
             "The archive of Spark's classes could not be made",
             found="\n".join((done.stdout + done.stderr).splitlines()[-25:]),
-            cure=f"see that {os.fspath(java_home())} runs spark-submit and that {archive.parent} has 200 MB free",
+            cure=f"see that {java_home()} runs spark-submit and that {archive.parent} has 200 MB free",
         )
     half.rename(archive)
 

@@ -122,8 +122,8 @@ def retail_dir() -> Path:
 
 def pytest_configure() -> None:
     """Start all drivers, those of an Airflow among them, on a Java for short lives."""
-    for name in {"SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS"} - os.environ.keys():
-        os.environ[name] = quick_java()
+    os.environ.setdefault("SPARK_SUBMIT_OPTS", quick_java())
+    os.environ.setdefault("SPARK_DAEMON_JAVA_OPTS", quick_java())
 
 
 def pytest_report_header() -> list[str]:

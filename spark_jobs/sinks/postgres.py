@@ -79,11 +79,21 @@ class PostgresSink:
             plan = self._plans.single(looked.record, event, careful=careful, letters=looked.letters)
             return self._settled(write_single(plan, table.to_batches(), looked.books_of), record)
 
-        try:
-            report = self._quick_then_careful(write, record)
-        finally:
-            self.discard(looked.letters)
+        report = self._written(write, record, [looked])
         return Written(report.state, looked.books_of(report))
+
+    def _written(
+        self, write: Callable[[bool], PartReport], record: BatchRecord, looks: Sequence[Looked], *, again: bool = True
+    ) -> PartReport:
+        """Write, and drop what the looks at the batch have staged, however it ends.
+
+        :param again: whether the batch may be evaluated a second time. If not, it is written with care at once.
+        """
+        try:
+            return self._quick_then_careful(write, record) if again else write(True)
+        finally:
+            for looked in looks:
+                self.discard(looked.letters)
 
     def _quick_then_careful(self, write: Callable[[bool], PartReport], record: BatchRecord) -> PartReport:
         if not self._careful:
@@ -144,16 +154,9 @@ class PostgresSink:
             finally:
                 self.discard(staged)
 
-        try:
-            report = self._quick_then_careful(write, record) if again else write(True)
-        finally:
-            self._drop_letters(last)
+        report = self._written(write, record, last, again=again)
         reach("staged.after_drop")
         return Written(report.state, last[-1].books_of(report))
-
-    def _drop_letters(self, looks: Sequence[Looked]) -> None:
-        for looked in looks:
-            self.discard(looked.letters)
 
     def discard(self, staged: Staged | None) -> None:
         """Drop the tables of a staging, if there is one."""
@@ -191,8 +194,5 @@ class PostgresSink:
                 two_phase.commit(last[-1], reports, total, event, stateless=again)
             return total
 
-        try:
-            report = self._quick_then_careful(write, record) if again else write(True)
-        finally:
-            self._drop_letters(last)
+        report = self._written(write, record, last, again=again)
         return Written(report.state, last[-1].books_of(report))

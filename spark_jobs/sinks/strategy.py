@@ -65,10 +65,10 @@ def choose(
         possible.
     :raises TwoPhaseUnavailableError: ``two_phase`` was forced, and server or table do not allow it.
     """
-    if result is None and size.partitions is not None:
-        means = replace(means, parallelism=min(means.parallelism, size.partitions))
     if result is not None:
         means = replace(means, two_phase=means.two_phase.with_letters())
+    elif size.partitions is not None:
+        means = replace(means, parallelism=min(means.parallelism, size.partitions))
     if forced is WriteStrategy.TWO_PHASE:
         return _forced_two_phase(means)
     small, reason = _stateless(size, means) if result is None else _stateful(forced, size, result)

@@ -39,17 +39,17 @@ SELECT encode(sha256(convert_to(coalesce(string_agg(part, '|' ORDER BY part), ''
 
 
 def table_state(
-    conn: psycopg.Connection[Any], table: sql.Identifier, columns: Sequence[str], keys: Sequence[str]
+    conn: psycopg.Connection[Any], table: sql.Identifier, columns: Sequence[str], *, merges: bool
 ) -> TableState:
     """Return what the table is like now.
 
-    :param columns: those that the query fills. :param keys: of an upsert; none for another write.
+    :param columns: those that the query fills. :param merges: whether rows are merged by a unique key.
     """
     name = table.as_string(conn)
     question = sql.SQL(_STATE).format(
         table=sql.Literal(name),
         columns=sql.SQL(", ").join(map(sql.Literal, columns)),
-        merges=sql.Literal(bool(keys)),
+        merges=sql.Literal(merges),
     )
     row = conn.execute(question).fetchone()
     return TableState(name, question.as_string(conn), str(row[0]) if row else "")

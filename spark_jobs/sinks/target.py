@@ -173,7 +173,7 @@ def inspect(
     return Target(
         table,
         columns,
-        table_state(conn, qualified(table), [column.name for column in columns], keys),
+        table_state(conn, qualified(table), [column.name for column in columns], merges=bool(keys)),
         has_insert_triggers=_has_triggers(conn, table, _INSERT),
         has_suppressing_triggers=_has_triggers(conn, table, _INSERT | _UPDATE | _DELETE),
         spares_equal_rows=_has_triggers(conn, table, _UPDATE, "suppress_redundant_updates_trigger"),

@@ -135,7 +135,7 @@ class TwoPhaseCommit:
                     statements.begin_settings(),
                     session.application_name,
                     session.lock_timeout,
-                    "30s",
+                    statements.DRIVER_IDLE_TIMEOUT,
                 )
                 set_local_role(conn, session.role)
                 found = raw(conn, statement)[0][0]

@@ -7,6 +7,7 @@ end target, dead letters and ledger must be what DuckDB finds in the files of th
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,6 @@ class Combination:
 
     @property
     def points(self) -> list[str]:
-        if self.mode == "windows":
-            return [*_LETTERS, "two_phase.after_decision", "recovery.before_finish", "two_phase.between_commits"]
         own = [then for point in _OF_STRATEGY[self.strategy] for then in (point, _THEN.get(point, "")) if then]
         if self.refuses:
             # Not the first: only the second batch has rows that are refused.
@@ -91,12 +90,17 @@ COMBINATIONS = [
 ]
 
 
-WINDOWS = Combination("two_phase", "windows")
-"""Results of an aggregation in two phases: the driver prepares the dead letters beside the parts."""
+# Results of an aggregation in two phases: the driver prepares the dead letters beside the parts.
+_WINDOWS = (*_LETTERS, "two_phase.after_decision", "recovery.before_finish", "two_phase.between_commits")
+MATRIX: dict[str, Sequence[str]] = {
+    **{f"{combination.strategy} {combination.mode}": combination.points for combination in COMBINATIONS},
+    "two_phase windows": _WINDOWS,
+}
+"""The points at which a kill is made, for each strategy with each mode."""
 
 
 def test_every_point_is_in_the_matrix() -> None:
-    assert {point for combination in (*COMBINATIONS, WINDOWS) for point in combination.points} == set(POINTS)
+    assert {point for points in MATRIX.values() for point in points} == set(POINTS)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: f"{c.strategy}-{c.mode}")
@@ -131,12 +135,12 @@ def test_a_kill_between_results_and_dead_letters_parts_them_never(pipelines: Pip
         streaming={"outputMode": "append", "watermark": {"eventTimeColumn": "at", "delayThreshold": "1 second"}},
         options={"maxFilesPerTrigger": "1"},
     )
-    hours = len(WINDOWS.points) + 1
+    hours = len(_WINDOWS) + 1
     for hour in range(hours):
         rows = [{"id": hour * 10 + number, "at": f"2026-01-01T{hour:02}:30:00Z"} for number in range(5)]
         write_lines(inbox / f"{hour:03}.json", *rows, f"not json {hour}")
-        if hour < len(WINDOWS.points):
-            garage.driver().killed_at(config, WINDOWS.points[hour])
+        if hour < len(_WINDOWS):
+            garage.driver().killed_at(config, _WINDOWS[hour])
     answer = garage.driver(another=False).run(config)
     assert (answer.exit_code, answer.error) == (0, "")
     # The last hour's window is open: it waits in Spark's state.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from test_crash_matrix import COMBINATIONS, WINDOWS
+from test_crash_matrix import MATRIX
 
 from spark_jobs.faults import POINTS
 
@@ -23,11 +23,9 @@ same for every write mode and are tried with `append`; `WHOLE_MATRIX=1` tries th
 
 def page() -> str:
     """Return the page as it must be."""
-    combinations = [*COMBINATIONS, WINDOWS]
-    heads = [f"{c.strategy} {c.mode}" for c in combinations]
-    lines = ["| Point | What is true there | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+    lines = ["| Point | What is true there | " + " | ".join(MATRIX) + " |", "|---" * (len(MATRIX) + 2) + "|"]
     for point, meaning in POINTS.items():
-        marks = ["×" if point in combination.points else "" for combination in combinations]
+        marks = ["×" if point in points else "" for points in MATRIX.values()]
         lines.append(f"| `{point}` | {meaning} | " + " | ".join(marks) + " |")
     return _INTRODUCTION + "\n" + "\n".join(lines) + "\n"
 

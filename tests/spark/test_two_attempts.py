@@ -40,7 +40,7 @@ def _plan(database: Any) -> SinglePlan:
         register_run(conn, "etl", RunRequest(run_id="run", pipeline_id="twice", config={}, started_by="test"))
         epoch = claim_epoch(conn, "etl", "twice", "run")
         conn.execute("CREATE TABLE result (id bigint)")
-        state = table_state(conn, sql.Identifier("public", "result"), ["id"])
+        state = table_state(conn, sql.Identifier("public", "result"), ["id"], merges=False)
     record = BatchRecord(
         identity=BatchIdentity(pipeline_id="twice", query_id="q", batch_id=0, end_offsets={"offset": 10}),
         run_id="run",

@@ -308,10 +308,7 @@ def test_a_slot_that_somebody_takes_before_a_part_is_prepared_is_a_passing_fault
         def taken(sink: PostgresSink) -> Any:
             found = means(sink)
             for number in range(2):
-                with pipelines.database.connect(autocommit=True) as conn:
-                    conn.execute("BEGIN")
-                    conn.execute(f"CREATE TABLE taken_{number} ()")
-                    conn.execute(f"PREPARE TRANSACTION 'taken {number}'")
+                pipelines.execute("BEGIN", f"CREATE TABLE taken_{number} ()", f"PREPARE TRANSACTION 'taken {number}'")
             return found
 
         patched.setattr(PostgresSink, "means", taken)

@@ -21,7 +21,7 @@ from spark_jobs.contracts.errors import (
     TargetMismatchError,
     TransientError,
 )
-from spark_jobs.contracts.tracker.statements import begin_settings, quote_identifier
+from spark_jobs.contracts.tracker.statements import DRIVER_IDLE_TIMEOUT, begin_settings, quote_identifier
 
 Connection = psycopg.Connection[Any]
 
@@ -122,7 +122,7 @@ def short_transaction(
         # A client frozen in here holds the fence as well: the server gives up on it.
         timeout = f"{max(lock_timeout_ms, 1)}ms"
         name = name or conn.info.get_parameters().get("application_name", "etl:control")
-        raw(conn, begin_settings(), name, timeout, "30s")
+        raw(conn, begin_settings(), name, timeout, DRIVER_IDLE_TIMEOUT)
         yield
 
 

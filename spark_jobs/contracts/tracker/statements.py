@@ -49,6 +49,10 @@ def application_name(pipeline_id: str, epoch: int, schema: str = "etl") -> str:
     return f"{tag(pipeline_id, schema)}{epoch}"
 
 
+DRIVER_IDLE_TIMEOUT = "30s"
+"""Of the driver's own transactions, which wait for nobody between two statements."""
+
+
 def begin_settings() -> str:
     """Tag the transaction, bound how long a frozen client can hold its locks, and wait for the disk at COMMIT.
 
