@@ -64,6 +64,11 @@ POINTS: Final[Mapping[str, str]] = {
     "two_phase.before_finish": "all parts are committed, the ledger row is not written",
     "two_phase.before_finish_commit": "the ledger row is written and the fence's row is locked, COMMIT was not sent",
     "two_phase.after_finish": "the batch is committed, Spark does not know it",
+    "replay.after_taking": "the replay's letters are its own, none is replayed",
+    "replay.before_batch": "a micro-batch of the replay begins, nothing of it is written",
+    "replay.after_batch": "its rows and its letters are committed, the driver goes on",
+    "redrive.after_mark": "where the topics end is recorded, no record was sent",
+    "redrive.after_send": "the records are sent, their letters do not know it",
     "recovery.before_finish": "the next run has committed a decided batch's parts, the ledger row is not written",
     "recovery.before_rollback": "the next run has found parts that nobody decided on",
 }

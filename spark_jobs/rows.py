@@ -22,6 +22,8 @@ OUTCOME = "__outcome"
 LETTER = "__letter"
 EVENT_TIME = "__event_time"
 SOURCE = "__source"
+LETTER_ID = "__letter_id"
+"""Of a replay: STRING, which dead letter a record is of; rides along until the row's coordinates are put together."""
 CARRIED = (OUTCOME, LETTER, EVENT_TIME, SOURCE)
 TO_WRITERS = (OUTCOME, LETTER, EVENT_TIME)
 

@@ -30,10 +30,13 @@ from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_s
 from spark_jobs.contracts.credentials import DatabaseConnection, HadoopLookup, resolve, resolve_database
 from spark_jobs.contracts.errors import ConfigError, EtlError
 from spark_jobs.contracts.name_values import parse_name_values
+from spark_jobs.contracts.replay import ReplayRequest
 from spark_jobs.contracts.run_request import Resume, RunRequest
 from spark_jobs.contracts.tracker.connect import connect
 from spark_jobs.contracts.tracker.migrate import migrate, require_version
+from spark_jobs.contracts.tracker.replays import replay_request
 from spark_jobs.contracts.tracker.runs import read_request, register_run
+from spark_jobs.runtime.replay import ReplayRun
 from spark_jobs.runtime.run import Ended, PipelineRun, SessionFactory
 from spark_jobs.runtime.session import get_session, hadoop_credentials
 from spark_jobs.runtime.stopping import Stop
@@ -75,6 +78,26 @@ def run_file(
     return carry_out(request, database, stop, session, hadoop_lookup)
 
 
+def run_replay(
+    replay: ReplayRequest,
+    database: DatabaseConnection,
+    *,
+    tracker_schema: str,
+    stop: Stop,
+    session: SessionFactory,
+    hadoop_lookup: HadoopLookup | None = None,
+) -> Ended:
+    """Register and carry out a replay, by the configuration of the pipeline's newest run.
+
+    :raises EtlError: before the replay is registered: the pipeline is unknown, or the database does not answer.
+    """
+    with connect(database, application_name="etl:control") as conn:
+        require_version(conn, tracker_schema)
+        request = replay_request(conn, tracker_schema, replay, started_by=f"{getpass.getuser()}@{socket.gethostname()}")
+        register_run(conn, tracker_schema, request)
+    return carry_out(request, database, stop, session, hadoop_lookup)
+
+
 def run_registered(
     run_id: str,
     database: DatabaseConnection,
@@ -104,7 +127,8 @@ def carry_out(
     if config.extract.credential_id:
         found = resolve(config.extract.credential_id, hadoop_lookup=hadoop_lookup)
         secrets = reader_options(config.extract.source_type, found)
-    return PipelineRun(request, database, secrets, stop).execute(session)
+    kind = ReplayRun if request.replay else PipelineRun
+    return kind(request, database, secrets, stop).execute(session)
 
 
 def _credential_id(config: PipelineConfig) -> str:

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pyspark.sql import SparkSession
 
+from spark_jobs.contracts.credentials import DatabaseConnection
+from spark_jobs.contracts.replay import LetterFilter, ReplayRequest, ReplaySummary
 from spark_jobs.contracts.run_request import Resume, RunResult
-from spark_jobs.run_pipeline import run_file
+from spark_jobs.run_pipeline import run_file, run_replay
 from spark_jobs.runtime.run import Ended
 from spark_jobs.runtime.stopping import Stop
 
@@ -73,6 +76,30 @@ class Pipelines:
         finally:
             stop.ended(0)
             del os.environ[VARIABLE]
+
+    def replay(self, pipeline_id: str, *, stop: Stop | None = None, **request: Any) -> Ended:
+        """Replay dead letters of a pipeline in this process; ``letters`` of the request are the filter's values."""
+        assert self.spark is not None
+        spark, stop = self.spark, stop or Stop()
+        wanted = LetterFilter.of(pipeline_id=pipeline_id, **request.pop("letters", {}))
+        replay = ReplayRequest.of(**{"replay_id": uuid4(), "letters": wanted, **request})
+        try:
+            return run_replay(
+                replay,
+                DatabaseConnection.from_airflow(CREDENTIAL, self.database.airflow_uri),
+                tracker_schema="etl",
+                stop=stop,
+                session=lambda: spark,
+            )
+        finally:
+            stop.ended(0)
+
+    def replayed(self, pipeline_id: str, **request: Any) -> ReplaySummary:
+        """Replay, insist that it finished, and return what came of it."""
+        ended = self.replay(pipeline_id, **{"replay_id": (replay_id := uuid4()), **request})
+        assert ended.error is None, str(ended.error)
+        found = self.one("SELECT summary FROM etl.dead_letter_replay WHERE replay_id = %s", replay_id)
+        return ReplaySummary.model_validate(found)
 
     def finish(self, config: Mapping[str, Any] | Path, **variables: str) -> Finished:
         """Run, and insist that it finished."""

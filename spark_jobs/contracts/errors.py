@@ -129,6 +129,13 @@ class TooManyDeadLettersError(DataError):
     """So many of a batch's rows are bad that the fault is not in the rows. Nothing was committed."""
 
 
+class DeadLettersTakenError(EtlError):
+    """Letters of a replay were taken from it, given back or discarded: its micro-batch commits none of them."""
+
+    exit_code = ExitCode.LEDGER_CONFLICT
+    retryable = True
+
+
 class TwoPhaseUnavailableError(EtlError):
     """``two_phase`` was asked for, and the server or the target table does not allow it."""
 

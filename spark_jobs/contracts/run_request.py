@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spark_jobs.contracts.config.durations import parse_duration
 from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.errors import ContractVersionError
+from spark_jobs.contracts.replay import ReplayRequest
 
-CONTRACT_VERSION: Final = 1
+CONTRACT_VERSION: Final = 2
 """Raised whenever a driver of the version before could misread a request."""
 
 RunState = Literal["registered", "running", "finished", "failed", "stopped", "fenced"]
@@ -30,6 +31,8 @@ class RunRequest(BaseModel):
     """The pipeline's JSON, variables already put in."""
     started_by: str
     resume: Resume = "none"
+    replay: ReplayRequest | None = None
+    """Of a run that replays dead letters of another pipeline, whose configuration is ``config``."""
     tracker_schema: str = "etl"
     contract_version: int = CONTRACT_VERSION
 

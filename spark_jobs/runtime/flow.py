@@ -85,9 +85,13 @@ class Flow:
         """
         sorted_out = self.sort_out(self._watermarked(self.source.stream()))
         if self.aggregation is None:
-            selected = any(isinstance(transform, SelectTransform) for transform in self.stateless)
-            return sorted_out.drop(*(() if selected else self.source.own_columns))
+            return self.without_own_columns(sorted_out)
         return self.aggregation.aggregate(self._observed(sorted_out))
+
+    def without_own_columns(self, sorted_out: DataFrame) -> DataFrame:
+        """Return the sorted-out rows of a stateless pipeline as they reach the sink."""
+        selected = any(isinstance(transform, SelectTransform) for transform in self.stateless)
+        return sorted_out.drop(*(() if selected else self.source.own_columns))
 
     def past_range(self, offsets: OffsetRange) -> DataFrame:
         """Return the sorted-out rows of a past offset range, before any aggregation: the second look."""

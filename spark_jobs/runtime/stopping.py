@@ -85,6 +85,11 @@ class Stop:
         with self._edge:
             return self.asked and not self.in_batch
 
+    def pause(self, seconds: float) -> None:
+        """Wait; ends early when somebody asks to stop."""
+        if seconds > 0:
+            self._asked.wait(seconds)
+
     def leave_batch(self) -> None:
         """Say that a micro-batch has ended, one way or the other."""
         self._in_batch.clear()

@@ -25,10 +25,14 @@ class Looked:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """How a batch's write ended: ``state`` is ``committed`` or ``already_there``."""
+    """How a batch's write ended: ``state`` is ``committed`` or ``already_there``.
+
+    :param outcome: of a replay's batch: what became of its letters, as JSON.
+    """
 
     state: str
     books: Books
+    outcome: str = ""
 
 
 SecondLook = Callable[[Tally | None], Looked]

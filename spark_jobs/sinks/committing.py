@@ -19,6 +19,7 @@ from spark_jobs.sinks import parts
 from spark_jobs.sinks.cursor import Cursor
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.refused import Limit
+from spark_jobs.sinks.settling import Settling, settle_letters, take_letters
 from spark_jobs.sinks.sorting import LetterSpool, moment
 from spark_jobs.sinks.unaltered import TableState, require_unaltered
 
@@ -35,6 +36,7 @@ class CommitPlan:
     :param letters_from: statements that take dead letters from where tasks staged them, and whose answer is their
         number, each with the number that must come out.
     :param where: first part of the names of its fault points.
+    :param settling: of a replay: the letters whose rows the batch's are.
     """
 
     tracker: str
@@ -45,6 +47,7 @@ class CommitPlan:
     limit: Limit
     letters_from: tuple[tuple[str, int], ...] = ()
     where: str = "single"
+    settling: Settling | None = None
 
 
 BooksOf = Callable[[PartReport], Books]
@@ -89,6 +92,19 @@ def require_newest(cursor: Cursor, plan: CommitPlan) -> None:
         raise fenced(record.identity.pipeline_id, record.run_id, record.epoch)
 
 
+def begin_batch(cursor: Cursor, plan: CommitPlan) -> bool:
+    """Ask whether the batch is still to be written by this run, before its transaction takes locks of the target.
+
+    :raises FencedError: a newer run has taken over. :raises EtlError: see :func:`is_committed`.
+    """
+    require_newest(cursor, plan)
+    if is_committed(cursor, plan):
+        return False
+    if plan.settling:
+        take_letters(cursor, plan.settling)
+    return True
+
+
 def commit(
     cursor: Cursor, plan: CommitPlan, report: PartReport, letters: LetterSpool, books: Books, started: float
 ) -> None:
@@ -102,9 +118,20 @@ def commit(
     require_unaltered(cursor, plan.target)
     check_limits(plan.limit, books)
     write_letters(cursor, plan, letters)
+    conclude(cursor, plan, report, books, started)
+
+
+def conclude(cursor: Cursor, plan: CommitPlan, report: PartReport, books: Books, started: float) -> None:
+    """Settle a replay's letters, write the ledger row, and commit; the end of :func:`commit`."""
+    if plan.settling:
+        report.message = settle_letters(cursor, plan.settling, failed=books.dead_lettered + books.write_dead_lettered)
     reach(f"{plan.where}.before_ledger")
     _write_ledger(cursor, plan, books, report, started)
     reach(f"{plan.where}.before_commit")
+    if plan.settling and plan.settling.dry_run:
+        cursor.run("ROLLBACK")
+        report.state = parts.COMMITTED
+        return
     report.state = parts.UNKNOWN
     cursor.run("COMMIT")
     report.state = parts.COMMITTED

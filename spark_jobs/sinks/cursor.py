@@ -65,6 +65,14 @@ class Cursor:
         rows = self.execute(statement, parameters)
         return rows[0][0] if rows else None
 
+    def stream(self, statement: str) -> Iterator[pa.RecordBatch]:
+        """Run a question without parameters; yield its rows as they come, however many there are."""
+        with self._statement() as handle:
+            handle.set_sql_query(statement)
+            stream, _ = handle.execute_query()
+            with pa.RecordBatchReader.from_stream(stream) as reader:
+                yield from reader
+
     def ingest(self, schema: str, table: str, rows: pa.RecordBatchReader) -> None:
         """COPY rows into a table, whose columns of the same names have their types exactly."""
         options = {

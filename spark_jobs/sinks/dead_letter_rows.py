@@ -11,7 +11,7 @@ from spark_jobs.contracts.tracker.records import BatchIdentity
 from spark_jobs.sinks.merging import of_attempts
 from spark_jobs.sinks.parts import PartReport
 
-_COLUMNS = """
+LETTER_COLUMNS = """
     stage text, error_class text, sqlstate text, message text, column_name text, constraint_name text, raw_key text,
     raw_value text, raw_headers text, parsed_row text, source text, event_time text"""
 
@@ -20,6 +20,13 @@ _YEAR = "substring(l.event_time FROM '^([0-9]{4,6})-')::integer"
 _EVENT_TIME = (
     f"CASE WHEN {_YEAR} BETWEEN 1 AND CASE WHEN l.event_time ~ ' BC$' THEN 4713 ELSE 294275 END "
     "THEN l.event_time::timestamptz END"
+)
+# A record that a redrive has sent again says in a header how often it had failed.
+_SAID = "encode(decode(h ->> 'value', 'base64'), 'escape')"
+_ATTEMPT = (
+    f"1 + coalesce((SELECT max(CASE WHEN {_SAID} ~ '^[0-9]{{1,3}}$' THEN {_SAID}::integer END) "  # noqa: S608
+    "FROM jsonb_array_elements(CASE WHEN l.raw_headers LIKE '%etl.dead-letter.attempt%' "
+    "THEN l.raw_headers::jsonb END) AS h WHERE h ->> 'key' = 'etl.dead-letter.attempt'), 0)"
 )
 
 
@@ -32,11 +39,11 @@ def insert_letters(schema: str, letters: str, pipeline: str, query: str, batch: 
     # The commit point of a dead letter is its batch's: this runs in the same transaction.
     return (
         f"INSERT INTO {schema}.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, sqlstate, message, "  # noqa: S608
-        "column_name, constraint_name, raw_key, raw_value, raw_headers, parsed_row, source, event_time) "
+        "column_name, constraint_name, raw_key, raw_value, raw_headers, parsed_row, source, event_time, attempt) "
         f"SELECT {pipeline}, {query}, {batch}, l.stage, l.error_class, l.sqlstate, l.message, l.column_name, "
         "l.constraint_name, decode(l.raw_key, 'base64'), decode(l.raw_value, 'base64'), l.raw_headers::jsonb, "
-        f"l.parsed_row::jsonb, l.source::jsonb, {_EVENT_TIME} "
-        f"FROM {letters}, json_to_record(letter.envelope::json) AS l({_COLUMNS})"
+        f"l.parsed_row::jsonb, l.source::jsonb, {_EVENT_TIME}, {_ATTEMPT} "
+        f"FROM {letters}, json_to_record(letter.envelope::json) AS l({LETTER_COLUMNS})"
     )
 
 

@@ -60,7 +60,7 @@ class PostgresSink:
     def write_in_one_task(self, df: DataFrame, record: BatchRecord, event: dict[str, Any]) -> Written:
         """Write a stateless batch in one task and one transaction."""
         report = self._quick_then_careful(lambda careful: self._one_task(df, record, event, careful=careful), record)
-        return Written(report.state, stateless_books(report))
+        return Written(report.state, stateless_books(report), report.message)
 
     def _one_task(self, df: DataFrame, record: BatchRecord, event: dict[str, Any], *, careful: bool) -> PartReport:
         plan = self._plans.single(record, event, careful=careful)

@@ -10,6 +10,7 @@ from spark_jobs.contracts.errors import (
     BooksDoNotBalanceError,
     CheckpointMismatchError,
     DataError,
+    DeadLettersTakenError,
     EtlError,
     ExecutorsNotReadyError,
     FencedError,
@@ -29,6 +30,7 @@ from spark_jobs.sinks.single import refused_rows
 _FROM_TASKS: tuple[type[EtlError], ...] = (
     BooksDoNotBalanceError,
     CheckpointMismatchError,
+    DeadLettersTakenError,
     EtlError,
     ExecutorsNotReadyError,
     FencedError,

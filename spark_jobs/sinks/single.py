@@ -16,7 +16,7 @@ from spark_jobs.contracts.errors import RowsSuppressedError
 from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.applying import Merger, MergeText
-from spark_jobs.sinks.committing import BooksOf, CommitPlan, commit, is_committed, require_newest, stateless_books
+from spark_jobs.sinks.committing import BooksOf, CommitPlan, begin_batch, commit, stateless_books
 from spark_jobs.sinks.copying import Session, sqlstate, transaction
 from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.parts import PartReport, in_task
@@ -83,8 +83,7 @@ def _write(
     letters: LetterSpool,
     started: float,
 ) -> None:
-    require_newest(cursor, plan.commit)
-    if is_committed(cursor, plan.commit):
+    if not begin_batch(cursor, plan.commit):
         cursor.run("ROLLBACK")
         report.state = parts.ALREADY_THERE
         return

@@ -9,6 +9,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
+from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.tracker.records import SourceFile
 
 
@@ -65,6 +66,8 @@ class Source(ABC):
     own_columns: tuple[str, ...] = ()
     #: Whether a row may fail to be read. False only where every row that the source gives fits the schema.
     makes_dead_letters: bool = True
+    #: Whether every dead letter holds the record as it came, so that a replay can read it again.
+    keeps_raw: bool = False
     #: Whether :meth:`after_commit` does anything: otherwise nobody asks the ledger how far it is.
     follows_commits: bool = False
 
@@ -79,6 +82,19 @@ class Source(ABC):
     @abstractmethod
     def read_range(self, offsets: OffsetRange) -> DataFrame:
         """Return exactly the rows of ``offsets``, as a batch DataFrame."""
+
+    def read_letters(self, letters: DataFrame) -> DataFrame:
+        """Return the records of dead letters, read as :meth:`stream` would read them now; each letter is one row.
+
+        :param letters: columns ``__letter_id`` STRING, which is kept, ``raw_key`` BINARY, ``raw_value`` BINARY,
+            ``raw_headers`` STRING (JSON) and ``source`` STRING (JSON).
+        :raises ConfigError: this source has no records that could not be read.
+        """
+        raise ConfigError(
+            f"Dead letters of {type(self).__name__} cannot be read again from a raw record",
+            found=f"letters with columns {', '.join(letters.columns)}",
+            expected="rows of the source or of the target, as JSON",
+        )
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pyspark.sql.types import StringType, StructField, StructType
 from typing_extensions import override
 
 from spark_jobs.contracts.errors import ConfigError, SourceUnreachableError
-from spark_jobs.rows import LETTER, OUTCOME, Outcome, letter, outcome
+from spark_jobs.rows import LETTER, LETTER_ID, OUTCOME, Outcome, letter, outcome
 from spark_jobs.sources.base import BatchSize, OffsetRange, Source
 from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
 
@@ -130,6 +130,7 @@ class JsonLinesFiles(FileSource):
     """One JSON object a line. Blank lines are no rows."""
 
     format = "json"
+    keeps_raw = True
     reader_format = "text"
 
     @property
@@ -139,11 +140,19 @@ class JsonLinesFiles(FileSource):
 
     @override
     def sort(self, raw: DataFrame) -> DataFrame:
-        rows = raw.filter(F.trim(F.col("value")) != "").select(
-            F.col("value").alias("__value"),
-            F.col("_metadata.file_path").alias("_file"),
-            F.col("_metadata.file_block_start").alias("_block"),
+        return self._sorted(
+            raw.filter(F.trim(F.col("value")) != "").select(
+                F.col("value").alias("__value"),
+                F.col("_metadata.file_path").alias("_file"),
+                F.col("_metadata.file_block_start").alias("_block"),
+            )
         )
+
+    @override
+    def read_letters(self, letters: DataFrame) -> DataFrame:
+        return self._sorted(letters.select(LETTER_ID, F.col("raw_value").alias("__value"), *_place()))
+
+    def _sorted(self, rows: DataFrame) -> DataFrame:
         options = {name: value for name, value in self._options.items() if name.lower() not in _STREAM_ONLY | {"path"}}
         parsed = parse_json(rows, "__value", self._schema, options)
         error = F.col("__error")
@@ -191,11 +200,29 @@ class CsvFiles(FileSource):
 
     @override
     def sort(self, raw: DataFrame) -> DataFrame:
-        bad = F.col(_CORRUPT).isNotNull()
-        error = F.lit("MALFORMED_CSV: the line has other fields than the schema, or a value of another type")
         located = raw.withColumn("_file", F.col("_metadata.file_path")).withColumn(
             "_block", F.col("_metadata.file_block_start")
         )
+        return self._sorted(located)
+
+    @override
+    def read_letters(self, letters: DataFrame) -> DataFrame:
+        text = F.col("raw_value").cast("string")
+        parsed = F.from_csv(text, self.reader_schema.toDDL(), self._record_options)
+        rows = letters.select(LETTER_ID, text.alias("__value"), parsed.alias("__parsed"), *_place())
+        fields = [F.col("__parsed")[field.name].alias(field.name) for field in self._schema.fields]
+        # Of a text without any field there is no struct at all.
+        corrupt = F.when(F.col("__parsed").isNull(), F.col("__value")).otherwise(F.col("__parsed")[_CORRUPT])
+        return self._sorted(rows.select(LETTER_ID, *fields, corrupt.alias(_CORRUPT), "_file", "_block"))
+
+    @property
+    def _record_options(self) -> dict[str, str]:
+        left_out = _STREAM_ONLY | {"multiline", "header", "enforceschema", "columnpruning", "path"}
+        return {name: value for name, value in self._options.items() if name.lower() not in left_out}
+
+    def _sorted(self, located: DataFrame) -> DataFrame:
+        bad = F.col(_CORRUPT).isNotNull()
+        error = F.lit("MALFORMED_CSV: the line has other fields than the schema, or a value of another type")
         return (
             located.withColumn(OUTCOME, F.when(bad, outcome(Outcome.DEAD_LETTER)).otherwise(outcome(Outcome.PASSED)))
             .withColumn(LETTER, F.when(bad, self._letter(error, F.col(_CORRUPT).cast("binary"))))
@@ -219,6 +246,11 @@ class ParquetFiles(FileSource):
             .withColumn(OUTCOME, outcome(Outcome.PASSED))
             .withColumn(LETTER, F.lit(None).cast("string"))
         )
+
+
+def _place() -> list[Column]:
+    place = F.from_json("source", "file STRING, block_start BIGINT")
+    return [place["file"].alias("_file"), place["block_start"].alias("_block")]
 
 
 FORMATS: dict[str, type[FileSource]] = {source.format: source for source in (JsonLinesFiles, CsvFiles, ParquetFiles)}

@@ -13,7 +13,7 @@ from pyspark.sql.types import StructType
 from typing_extensions import override
 
 from spark_jobs.contracts.errors import ConfigError, SourceUnreachableError
-from spark_jobs.rows import LETTER, OUTCOME, Outcome, letter, outcome
+from spark_jobs.rows import LETTER, LETTER_ID, OUTCOME, Outcome, letter, outcome
 from spark_jobs.sources.base import BatchSize, Committer, OffsetRange, Source
 from spark_jobs.sources.commit_group import CommitGroup
 from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
@@ -36,7 +36,8 @@ class KafkaSource(Source):
     broker's.
     """
 
-    coordinates = ("_topic", "_partition", "_offset")
+    coordinates = ("_topic", "_partition", "_offset", "_timestamp")
+    keeps_raw = True
     own_columns = ("_key", "_topic", "_partition", "_offset", "_timestamp", "_headers")
 
     def __init__(
@@ -176,8 +177,19 @@ class KafkaSource(Source):
     def _option(self, name: str) -> str | None:
         return next((value for key, value in self._options.items() if key.lower() == name.lower()), None)
 
+    @override
+    def read_letters(self, letters: DataFrame) -> DataFrame:
+        place = F.from_json("source", "topic STRING, partition INT, offset BIGINT, timestamp TIMESTAMP")
+        headers = F.from_json("raw_headers", "ARRAY<STRUCT<key: STRING, value: BINARY>>")
+        raw = letters.withColumns({"__place": place, "headers": headers})
+        names = {"key": "raw_key", "value": "raw_value"}
+        names |= {name: f"__place.{name}" for name in ("topic", "partition", "offset", "timestamp")}
+        columns = [F.col(column).alias(name) for name, column in names.items()]
+        return self._parse(raw.select(*columns, "headers", LETTER_ID))
+
     def _parse(self, raw: DataFrame) -> DataFrame:
         renamed = raw.select(
+            *[name for name in (LETTER_ID,) if name in raw.columns],
             F.col("value").alias("__value"),
             *(
                 F.col(name).alias(f"_{name}")

@@ -57,13 +57,26 @@ def earliest_offsets(
     spark: SparkSession, client_options: Mapping[str, str], partitions: list[Partition]
 ) -> dict[Partition, int]:
     """Return the first offset that the broker still has, for each (topic, partition)."""
+    return _offsets(spark, client_options, partitions, "earliest")
+
+
+def latest_offsets(
+    spark: SparkSession, client_options: Mapping[str, str], partitions: list[Partition]
+) -> dict[Partition, int]:
+    """Return the offset that the next record of each (topic, partition) will have."""
+    return _offsets(spark, client_options, partitions, "latest")
+
+
+def _offsets(
+    spark: SparkSession, client_options: Mapping[str, str], partitions: list[Partition], which: str
+) -> dict[Partition, int]:
     jvm: Any = spark._jvm
     admin = open_admin(spark, client_options)
     try:
         asked = jvm.java.util.HashMap()
         for topic, partition in partitions:
             key = jvm.org.apache.kafka.common.TopicPartition(topic, partition)
-            asked.put(key, jvm.org.apache.kafka.clients.admin.OffsetSpec.earliest())
+            asked.put(key, getattr(jvm.org.apache.kafka.clients.admin.OffsetSpec, which)())
         answer = await_answer(spark, admin.listOffsets(asked).all(), monotonic() + _TIMEOUT_MS / 1000)
         return {(key.topic(), key.partition()): answer[key].offset() for key in answer}
     finally:

@@ -79,18 +79,27 @@ CREATE TABLE dead_letter_replay (
 
 CREATE INDEX dead_letter_replay_by_pipeline ON dead_letter_replay (pipeline_id, requested_at);
 
--- The letters that a replay took, in the order in which it goes through them: positions from 1, without holes.
+-- The letters that a replay took, as they were, in the order in which it goes through them: positions from 1, without
+-- holes.
 CREATE TABLE dead_letter_replay_item (
     replay_id      uuid   NOT NULL REFERENCES dead_letter_replay ON DELETE CASCADE,
     position       bigint NOT NULL,
     dead_letter_id uuid   NOT NULL,
+    status_before  text   NOT NULL,
+    stage          text   NOT NULL,
+    error_class    text   NOT NULL,
     PRIMARY KEY (replay_id, position)
 );
 
--- Of a redrive: how far its topics reached before the records of a micro-batch were sent. Whoever sends them again looks from here on.
+CREATE INDEX dead_letter_replay_item_by_letter ON dead_letter_replay_item (dead_letter_id);
+
+-- Of a redrive: how far its topics reached before the records of a micro-batch were sent. Gone once the batch is settled:
+-- while it is there, the records may have been sent, and whoever sends them again looks from these offsets on.
 CREATE TABLE dead_letter_redrive (
-    replay_id     uuid   NOT NULL REFERENCES dead_letter_replay ON DELETE CASCADE,
-    batch_id      bigint NOT NULL,
-    start_offsets jsonb  NOT NULL,
+    replay_id      uuid   NOT NULL REFERENCES dead_letter_replay ON DELETE CASCADE,
+    batch_id       bigint NOT NULL,
+    first_position bigint NOT NULL,
+    last_position  bigint NOT NULL,
+    start_offsets  jsonb  NOT NULL,
     PRIMARY KEY (replay_id, batch_id)
 );

@@ -1,0 +1,140 @@
+"""Questions about dead letters, and giving them up. The statements here take no lock that a micro-batch waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.contracts.replay import Letter, LetterCount, LetterFilter, WholeLetter
+from spark_jobs.contracts.tracker.connect import Connection, classified, query, short_transaction
+
+_LISTED: Final = (
+    "dead_letter_id, pipeline_id, query_id, batch_id, status, stage, error_class, sqlstate, message, column_name, "
+    "constraint_name, source, event_time, attempt, first_failed_at, last_failed_at, replay_id, home_query_id, "
+    "home_batch_id, closed_at, closed_by, reason"
+)
+_LIST = f"SELECT {_LISTED} FROM {{schema}}.dead_letter WHERE "  # noqa: S608
+_SHOW = f"SELECT {_LISTED}, raw_key, raw_value, raw_headers, parsed_row FROM {{schema}}.dead_letter "  # noqa: S608
+# By the differences that the table's triggers keep: counting the letters themselves takes seconds where there are many.
+_COUNT: Final = """
+SELECT pipeline_id, status, stage, error_class, sum(letters)::bigint AS letters FROM {schema}.dead_letter_tally
+WHERE (%(pipeline_id)s::text IS NULL OR pipeline_id = %(pipeline_id)s)
+  AND (%(statuses)s::text[] IS NULL OR status = ANY (%(statuses)s))
+  AND (%(stages)s::text[] IS NULL OR stage = ANY (%(stages)s))
+  AND (%(classes)s::text[] IS NULL OR error_class = ANY (%(classes)s))
+GROUP BY 1, 2, 3, 4 HAVING sum(letters) <> 0 ORDER BY 1, 2, letters DESC, 3, 4"""
+_DISCARD: Final = (
+    "UPDATE {schema}.dead_letter SET status = 'discarded', closed_at = clock_timestamp(), closed_by = %(by)s, "
+    "reason = %(reason)s WHERE status IN ('pending', 'parked') AND "
+)
+
+
+def list_letters(
+    conn: Connection, schema: str, wanted: LetterFilter, *, limit: int = 50, everywhere: bool = False
+) -> list[Letter]:
+    """Return letters without their payload, the newest first.
+
+    :param everywhere: of all pipelines, whatever the filter's pipeline.
+    """
+    where, values = conditions(wanted, everywhere=everywhere)
+    with classified("Listing dead letters"):
+        rows = query(
+            conn,
+            schema,
+            f"{_LIST}{where} ORDER BY first_failed_at DESC, dead_letter_id LIMIT %(limit)s",
+            {**values, "limit": limit},
+            row_factory=dict_row,
+        ).fetchall()
+    return [Letter.model_validate(row) for row in rows]
+
+
+def show_letter(conn: Connection, schema: str, dead_letter_id: UUID) -> WholeLetter:
+    """Return one letter with its payload.
+
+    :raises ConfigError: there is no such letter.
+    """
+    with classified("Reading a dead letter"):
+        row = query(
+            conn, schema, f"{_SHOW}WHERE dead_letter_id = %s", (dead_letter_id,), row_factory=dict_row
+        ).fetchone()
+    if row is None:
+        raise ConfigError(
+            f"There is no dead letter {dead_letter_id}",
+            expected="an id that `etl-pipeline dead-letters list` shows",
+            cure="check the connection and the tracker's schema",
+        )
+    return WholeLetter.model_validate(row)
+
+
+def count_letters(
+    conn: Connection,
+    schema: str,
+    pipeline_id: str | None = None,
+    *,
+    statuses: Sequence[str] = (),
+    stages: Sequence[str] = (),
+    error_classes: Sequence[str] = (),
+) -> list[LetterCount]:
+    """Return how many letters there are of each kind; exact, and cheap however many there are."""
+    values = {
+        "pipeline_id": pipeline_id,
+        "statuses": list(statuses) or None,
+        "stages": list(stages) or None,
+        "classes": list(error_classes) or None,
+    }
+    with classified("Counting dead letters"):
+        rows = query(conn, schema, _COUNT, values, row_factory=dict_row).fetchall()
+    return [LetterCount.model_validate(row) for row in rows]
+
+
+def discard_letters(conn: Connection, schema: str, wanted: LetterFilter, *, by: str, reason: str) -> int:
+    """Give letters up, for good and by name; return how many. Only those that are pending or parked.
+
+    :raises ConfigError: nobody is named, or no reason is given.
+    """
+    if not by.strip() or not reason.strip():
+        raise ConfigError(
+            "Dead letters are given up by somebody, for a reason",
+            found=f"by {by!r}, reason {reason!r}",
+            expected="a name and a reason, which stay with the letters",
+        )
+    where, values = conditions(wanted)
+    with short_transaction(conn, "Discarding dead letters"):
+        return query(conn, schema, _DISCARD + where, {**values, "by": by, "reason": reason}).rowcount
+
+
+def conditions(wanted: LetterFilter, *, everywhere: bool = False) -> tuple[str, dict[str, Any]]:
+    """Return the filter as an SQL condition over ``dead_letter``, and its values."""
+    parts = [] if everywhere else ["pipeline_id = %(pipeline_id)s"]
+    values: dict[str, Any] = {"pipeline_id": wanted.pipeline_id}
+    for column, chosen in (
+        ("status", wanted.statuses),
+        ("stage", wanted.stages),
+        ("error_class", wanted.error_classes),
+        ("dead_letter_id", wanted.ids),
+    ):
+        if len(chosen) == 1:
+            # An equality keeps the index's order, which the first page stands in.
+            parts.append(f"{column} = %({column})s")
+            values[column] = chosen[0]
+        elif chosen:
+            parts.append(f"{column} = ANY (%({column})s)")
+            values[column] = list(chosen)
+    for operator, moment in ((">=", wanted.since), ("<", wanted.until)):
+        if moment is not None:
+            name = "since" if operator == ">=" else "until"
+            parts.append(f"first_failed_at {operator} %({name})s")
+            values[name] = moment
+    return " AND ".join(parts) or "true", values
+
+
+def known_pipelines(conn: Connection, schema: str) -> list[str]:
+    """Return the pipelines that have dead letters."""
+    found = sql.SQL("SELECT DISTINCT pipeline_id FROM {}.dead_letter_tally ORDER BY 1").format(sql.Identifier(schema))
+    with classified("Looking up the pipelines that have dead letters"):
+        return [str(row[0]) for row in conn.execute(found).fetchall()]

@@ -1,0 +1,231 @@
+"""The life of a replay in the ledger: it takes letters, settles them with its micro-batches, and gives the rest back.
+
+A letter belongs to at most one replay: taking it is an update of its own row. Whatever becomes of a driver, a letter
+comes home in the transaction that writes its row, and only while it still belongs to that replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.contracts.replay import ClassOutcome, ReplayMode, ReplayRequest, ReplaySummary
+from spark_jobs.contracts.run_request import RunRequest
+from spark_jobs.contracts.tracker.connect import Connection, classified, query, short_transaction
+from spark_jobs.contracts.tracker.fence import check_fence
+from spark_jobs.contracts.tracker.letters import conditions, known_pipelines
+
+# A driver without a sign of life for so long counts as gone. If it is not, it finds its letters taken.
+_SILENCE: Final = "interval '2 minutes'"
+_TAKE: Final = """
+WITH chosen AS (
+    SELECT dead_letter_id, first_failed_at, status, stage, error_class FROM {schema}.dead_letter WHERE CONDITIONS
+    ORDER BY first_failed_at, dead_letter_id LIMIT %(limit)s LOCKING
+), taken AS (
+    INSERT INTO {schema}.dead_letter_replay_item (
+        replay_id, position, dead_letter_id, status_before, stage, error_class
+    )
+    SELECT %(replay_id)s, row_number() OVER (ORDER BY first_failed_at, dead_letter_id), dead_letter_id, status, stage,
+        error_class
+    FROM chosen RETURNING dead_letter_id
+)
+SELECT count(*) FROM taken"""
+_MARK: Final = """
+UPDATE {schema}.dead_letter d SET status = 'replaying', replay_id = i.replay_id
+FROM {schema}.dead_letter_replay_item i WHERE i.replay_id = %(replay_id)s AND d.dead_letter_id = i.dead_letter_id"""
+_OPEN: Final = """
+INSERT INTO {schema}.dead_letter_replay (replay_id, pipeline_id, mode, dry_run, request, requested_by, letters)
+VALUES (%(replay_id)s, %(pipeline_id)s, %(mode)s, %(dry_run)s, %(request)s, %(by)s, 0)"""
+# What failed as often as it may waits for a person.
+_PARK: Final = """
+UPDATE {schema}.dead_letter SET status = 'parked', closed_at = NULL
+WHERE CONDITIONS AND status = 'pending' AND attempt >= %(most)s"""
+# Sent to their topic by a redrive that did not live to say so: only another redrive can tell.
+_PERHAPS_SENT: Final = """
+EXISTS (
+    SELECT FROM {schema}.dead_letter_replay_item theirs JOIN {schema}.dead_letter_redrive m
+        ON m.replay_id = theirs.replay_id AND theirs.position > m.first_position AND theirs.position <= m.last_position
+    WHERE theirs.dead_letter_id = dead_letter.dead_letter_id
+)"""
+_RELEASE: Final = """
+WITH given_back AS (
+    UPDATE {schema}.dead_letter d SET status = i.status_before, replay_id = NULL
+    FROM {schema}.dead_letter_replay_item i
+    WHERE i.replay_id = ANY (%(replays)s) AND d.dead_letter_id = i.dead_letter_id
+      AND d.status = 'replaying' AND d.replay_id = i.replay_id RETURNING 1
+), ended AS (
+    UPDATE {schema}.dead_letter_replay SET state = 'released', ended_at = clock_timestamp()
+    WHERE replay_id = ANY (%(replays)s) AND state = 'open'
+)
+SELECT count(*) FROM given_back"""
+_ABANDONED: Final = f"""
+SELECT r.replay_id FROM {{schema}}.dead_letter_replay r
+WHERE r.pipeline_id = %(pipeline_id)s AND r.state = 'open' AND NOT r.dry_run AND NOT EXISTS (
+    SELECT FROM {{schema}}.pipeline_run run
+    WHERE run.pipeline_id = r.pipeline_id || '/replay/' || r.replay_id AND run.ended_at IS NULL
+      AND run.state IN ('registered', 'running')
+      AND coalesce(run.heartbeat_at, run.registered_at) > clock_timestamp() - {_SILENCE}
+)"""  # noqa: S608
+_NEWEST_CONFIG: Final = """
+SELECT request FROM {schema}.pipeline_run WHERE pipeline_id = %s ORDER BY registered_at DESC LIMIT 1"""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a replay took.
+
+    :param letters: how many; their positions are 1 to that. :param released: how many it had to free from replays whose
+        drivers are gone. :param parked: how many had failed as often as they may.
+    """
+
+    letters: int
+    released: int
+    parked: int = 0
+
+
+def replay_request(
+    conn: Connection, schema: str, replay: ReplayRequest, *, started_by: str, run_id: str | None = None
+) -> RunRequest:
+    """Return the request of a run that replays, by the configuration of the pipeline's newest run.
+
+    :raises ConfigError: no run of the pipeline is known.
+    """
+    newest = _newest_request(conn, schema, replay.letters.pipeline_id)
+    return RunRequest(
+        run_id=run_id or str(uuid4()),
+        pipeline_id=replay.own_pipeline_id,
+        config=newest["config"],
+        started_by=started_by,
+        replay=replay,
+        tracker_schema=schema,
+    )
+
+
+def _newest_request(conn: Connection, schema: str, pipeline_id: str) -> dict[str, Any]:
+    with classified(f"Looking up the newest run of pipeline {pipeline_id!r}"):
+        row = query(conn, schema, _NEWEST_CONFIG, (pipeline_id,)).fetchone()
+    if row is None:
+        known = known_pipelines(conn, schema)
+        raise ConfigError(
+            f"The pipeline {pipeline_id!r} is not in the ledger, so nothing says how to replay its dead letters",
+            found=f"pipelines with dead letters: {', '.join(known) or 'none'}",
+            expected="a pipeline that ran at least once",
+            cure="correct the pipeline's id, run the pipeline once, or discard its letters",
+        )
+    found: dict[str, Any] = row[0]
+    return found
+
+
+def open_replay(conn: Connection, schema: str, request: ReplayRequest, run_id: str, epoch: int) -> Taken:
+    """Take the letters that the request chooses, the oldest first; letters that another replay has are left alone.
+
+    A dry run takes none away from others. Letters of replays whose drivers are gone are freed first. Those that failed
+    as often as they may are parked, and those that a redrive has perhaps sent are left to another redrive.
+
+    :raises FencedError: a newer run of the replay exists.
+    """
+    with classified("Looking for abandoned replays"):
+        abandoned = query(conn, schema, _ABANDONED, {"pipeline_id": request.letters.pipeline_id}).fetchall()
+    released = release(conn, schema, [row[0] for row in abandoned])
+    where, values = conditions(request.letters)
+    if request.mode is ReplayMode.REPROCESS:
+        where += f" AND NOT {_PERHAPS_SENT}"
+    locking = "" if request.dry_run else "FOR UPDATE SKIP LOCKED"
+    values |= {
+        "replay_id": request.replay_id,
+        "mode": request.mode.value,
+        "dry_run": request.dry_run,
+        "request": Jsonb(request.model_dump(mode="json")),
+        "by": run_id,
+        "limit": request.limit,
+        "most": request.max_attempts,
+    }
+    with short_transaction(conn, "Taking dead letters"):
+        query(conn, schema, _OPEN, values)
+        parked = 0 if request.dry_run else query(conn, schema, _PARK.replace("CONDITIONS", where), values).rowcount
+        take = _TAKE.replace("CONDITIONS", where).replace("LOCKING", locking)
+        row = query(conn, schema, take, values).fetchone()
+        letters = int(row[0]) if row else 0
+        if not request.dry_run:
+            query(conn, schema, _MARK, values)
+        query(
+            conn,
+            schema,
+            "UPDATE {schema}.dead_letter_replay SET letters = %(letters)s WHERE replay_id = %(replay_id)s",
+            {**values, "letters": letters},
+        )
+        check_fence(conn, schema, request.own_pipeline_id, run_id, epoch, lock=True)
+    return Taken(letters, released, parked)
+
+
+def release(conn: Connection, schema: str, replays: Sequence[UUID]) -> int:
+    """Give back what replays hold, and end them; return how many letters wait again.
+
+    Safe whatever their drivers do: one that still lives finds its letters gone, and commits none of them.
+    """
+    if not replays:
+        return 0
+    values = {"replays": list(replays)}
+    with short_transaction(conn, "Giving back dead letters"):
+        row = query(conn, schema, _RELEASE, values).fetchone()
+    return int(row[0]) if row else 0
+
+
+def finish_replay(conn: Connection, schema: str, summary: ReplaySummary) -> None:
+    """Record what came of a replay, and give back what it has not settled."""
+    release(conn, schema, [] if summary.dry_run else [summary.replay_id])
+    with short_transaction(conn, "Recording the end of a replay"):
+        query(
+            conn,
+            schema,
+            "UPDATE {schema}.dead_letter_replay SET state = 'finished', ended_at = clock_timestamp(), "
+            "summary = %(summary)s WHERE replay_id = %(replay_id)s",
+            {"summary": Jsonb(summary.to_json()), "replay_id": summary.replay_id},
+        )
+
+
+def read_summary(conn: Connection, schema: str, replay_id: UUID) -> ReplaySummary | None:
+    """Return what came of a replay; None while it has not ended."""
+    with classified("Reading a replay's summary"):
+        row = query(
+            conn, schema, "SELECT summary FROM {schema}.dead_letter_replay WHERE replay_id = %s", (replay_id,)
+        ).fetchone()
+    return ReplaySummary.model_validate(row[0]) if row and row[0] is not None else None
+
+
+def total(outcomes: Sequence[ClassOutcome]) -> list[ClassOutcome]:
+    """Add up outcomes of the same stage and error class, the most letters first."""
+    kinds: dict[tuple[str, str], ClassOutcome] = {}
+    for one in outcomes:
+        before = kinds.get((one.stage, one.error_class), ClassOutcome(stage=one.stage, error_class=one.error_class))
+        kinds[one.stage, one.error_class] = before.model_copy(
+            update={name: getattr(before, name) + getattr(one, name) for name in _NUMBERS}
+        )
+    return sorted(kinds.values(), key=lambda one: (-one.taken, one.stage, one.error_class))
+
+
+_NUMBERS = ("taken", "replayed", "failed", "parked")
+
+
+def list_replays(
+    conn: Connection, schema: str, pipeline_id: str | None = None, limit: int = 20
+) -> list[dict[str, Any]]:
+    """Return the newest replays, as JSON values."""
+    with classified("Listing replays"):
+        rows: list[dict[str, Any]] = query(
+            conn,
+            schema,
+            "SELECT replay_id::text, pipeline_id, mode, dry_run, state, letters, requested_by, requested_at::text, "
+            "ended_at::text, summary FROM {schema}.dead_letter_replay "
+            "WHERE %(pipeline_id)s::text IS NULL OR pipeline_id = %(pipeline_id)s "
+            "ORDER BY requested_at DESC LIMIT %(limit)s",
+            {"pipeline_id": pipeline_id, "limit": limit},
+            row_factory=dict_row,
+        ).fetchall()
+    return rows

@@ -1,0 +1,258 @@
+"""Redrive: raw records of dead letters back to their Kafka topic, where the pipeline reads them as it reads any other.
+
+Kafka and PostgreSQL share no commit. So the ledger first remembers how far the topics reach, then the records are sent,
+then their letters come home and the mark goes. Whoever finds a mark without an end looks in the topics, from there on,
+for records that bear the letters' ids, and sends only the others.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+from uuid import UUID
+
+import adbc_driver_manager
+from psycopg.types.json import Jsonb
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from spark_jobs.contracts.errors import BooksDoNotBalanceError, ConfigError, SourceUnreachableError
+from spark_jobs.contracts.replay import RAW_VALUE, ReplayRequest
+from spark_jobs.contracts.tracker.connect import classified, classify, query, short_transaction
+from spark_jobs.contracts.tracker.fence import check_fence
+from spark_jobs.contracts.tracker.records import BatchRecord, Books
+from spark_jobs.faults import reach
+from spark_jobs.rows import LETTER_ID
+from spark_jobs.runtime.flow import Flow
+from spark_jobs.runtime.replay_frame import stored_letters
+from spark_jobs.sinks import parts
+from spark_jobs.sinks.batch_result import Written
+from spark_jobs.sinks.committing import CommitPlan, begin_batch, conclude
+from spark_jobs.sinks.copying import transaction
+from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.parts import PartReport
+from spark_jobs.sinks.plans import writing_session
+from spark_jobs.sinks.refused import Limit
+from spark_jobs.sinks.replay_plans import count_letters_of, letters_query, redrive_settling
+from spark_jobs.sinks.unaltered import TableState
+from spark_jobs.sources.kafka import KafkaSource
+from spark_jobs.sources.kafka_admin import latest_offsets, list_partitions
+
+HEADER = "etl.dead-letter."
+"""What the headers of a record that was sent again begin with: ``id``, ``attempt``, ``topic``, ``partition``,
+``offset``, ``stage`` and ``error-class``."""
+_SENDABLE = "d.raw_value IS NOT NULL AND d.source ? 'topic'"
+_PLACE = "topic STRING, partition INT, offset BIGINT"
+_HEADERS = "ARRAY<STRUCT<key: STRING, value: BINARY>>"
+# Marks of replays that ended between sending and settling, and that hold letters of this batch.
+_UNSETTLED = """
+SELECT DISTINCT m.start_offsets FROM {schema}.dead_letter_redrive m
+JOIN {schema}.dead_letter_replay_item theirs ON theirs.replay_id = m.replay_id
+    AND theirs.position > m.first_position AND theirs.position <= m.last_position
+JOIN {schema}.dead_letter_replay_item mine ON mine.dead_letter_id = theirs.dead_letter_id
+WHERE mine.replay_id = %(replay_id)s AND m.replay_id <> %(replay_id)s
+    AND mine.position > %(first)s AND mine.position <= %(last)s"""
+_MARK = """
+INSERT INTO {schema}.dead_letter_redrive (replay_id, batch_id, first_position, last_position, start_offsets)
+VALUES (%(replay_id)s, %(batch_id)s, %(first)s, %(last)s, %(offsets)s)"""
+
+Offsets = dict[str, dict[str, int]]
+
+
+@dataclass(slots=True)
+class Redrive:
+    """Sends the letters of one replay. At most one of its records reaches the topic for each letter, unless a driver
+    that was taken for dead goes on sending.
+    """
+
+    spark: SparkSession
+    flow: Flow
+    ledger: Ledger
+    request: ReplayRequest
+
+    def check(self, letters: int) -> None:
+        """Return if all letters that were taken can be sent.
+
+        :raises ConfigError: the source is no Kafka topic, or letters have no raw record.
+        """
+        if not isinstance(self.flow.source, KafkaSource):
+            raise ConfigError(
+                "Only letters of a Kafka source can be sent to their topic again",
+                found=f"source {self.flow.config.extract.source_type}",
+                expected="kafka",
+                cure="Use mode reprocess",
+            )
+        others = self._count(0, letters, f"NOT ({_SENDABLE})")
+        if others:
+            raise ConfigError(
+                f"{others} of the letters hold no raw record that could be sent again",
+                found="results of an aggregation, or records without a value",
+                expected="letters with a raw value and the topic it came from",
+                cure="Choose by stage or error class, or by ids; nothing was sent",
+            )
+
+    def batch(self, record: BatchRecord, event: dict[str, Any]) -> Written:
+        """Send the records of the batch's positions, and settle their letters."""
+        key = record.identity
+        first, last = key.start_offsets["position"], key.end_offsets["position"]
+        if not self.request.dry_run:
+            self._send(key.batch_id, first, last)
+        return self._settle(record, event, last - first)
+
+    def _send(self, batch_id: int, first: int, last: int) -> None:
+        letters = self._letters(first, last)
+        now = self._mark(batch_id, first, last)
+        earlier = self._unsettled(first, last)
+        if earlier:
+            letters = letters.join(self._sent(earlier, now), LETTER_ID, "left_anti")
+        # The last look before what cannot be rolled back.
+        self.ledger.check_fence()
+        try:
+            letters.select(*self._message()).write.format("kafka").options(**self._client()).save()
+        except PySparkException as error:
+            raise SourceUnreachableError(
+                "Records of dead letters could not be sent to their topic",
+                found=str(error).splitlines()[0],
+                cure="Check the brokers; the letters wait again, and those that were sent will not be sent twice",
+            ) from error
+        reach("redrive.after_send")
+
+    def _mark(self, batch_id: int, first: int, last: int) -> Offsets:
+        now = self._latest(first, last)
+        conn, ledger = self.ledger.connection(), self.ledger
+        values = {
+            "replay_id": self.request.replay_id,
+            "batch_id": batch_id,
+            "first": first,
+            "last": last,
+            "offsets": Jsonb(now),
+        }
+        with short_transaction(conn, "Marking a redrive"):
+            query(conn, ledger.schema, _MARK, values)
+            check_fence(conn, ledger.schema, ledger.pipeline_id, ledger.run_id, ledger.epoch, lock=True)
+        reach("redrive.after_mark")
+        return now
+
+    def _latest(self, first: int, last: int) -> Offsets:
+        text = (
+            "SELECT DISTINCT d.source ->> 'topic' FROM {schema}.dead_letter_replay_item i "
+            "JOIN {schema}.dead_letter d USING (dead_letter_id) "
+            "WHERE i.replay_id = %s AND i.position > %s AND i.position <= %s"
+        )
+        with classified("Looking up the topics of dead letters"):
+            rows = query(
+                self.ledger.connection(), self.ledger.schema, text, (self.request.replay_id, first, last)
+            ).fetchall()
+        client = self._source.client_options
+        partitions = sorted(list_partitions(self.spark, client, [row[0] for row in rows]))
+        offsets: Offsets = {}
+        for (topic, partition), offset in latest_offsets(self.spark, client, partitions).items():
+            offsets.setdefault(topic, {})[str(partition)] = offset
+        return offsets
+
+    def _unsettled(self, first: int, last: int) -> Offsets:
+        values = {"replay_id": self.request.replay_id, "first": first, "last": last}
+        with classified("Looking for redrives that did not end"):
+            rows = query(self.ledger.connection(), self.ledger.schema, _UNSETTLED, values).fetchall()
+        start: Offsets = {}
+        for (offsets,) in rows:
+            for topic, partitions in offsets.items():
+                known = start.setdefault(topic, {})
+                for partition, offset in partitions.items():
+                    known[partition] = min(offset, known.get(partition, offset))
+        return start
+
+    def _sent(self, start: Offsets, end: Offsets) -> DataFrame:
+        # A partition that was not there then has nothing of theirs before its beginning.
+        first = {t: {p: start.get(t, {}).get(p, -2) for p in parts} for t, parts in end.items()}
+        options = {
+            **self._client(),
+            "assign": json.dumps({topic: [int(p) for p in parts] for topic, parts in end.items()}),
+            "startingOffsets": json.dumps(first),
+            "endingOffsets": json.dumps(end),
+            "includeHeaders": "true",
+            # What retention has taken can only be what was sent long ago.
+            "failOnDataLoss": "true",
+        }
+        records = self.spark.read.format("kafka").options(**options).load()
+        return (
+            records.select(F.explode("headers").alias("header"))
+            .filter(F.col("header.key") == f"{HEADER}id")
+            .select(F.col("header.value").cast("string").alias(LETTER_ID))
+        )
+
+    def _message(self) -> list[Column]:
+        place = F.from_json("source", _PLACE)
+        value = F.col("raw_value")
+        if patch := self.request.patch.get(RAW_VALUE):
+            value = F.expr(patch).cast("binary")
+        own = {
+            "id": F.col(LETTER_ID),
+            "attempt": F.col("attempt").cast("string"),
+            "topic": place["topic"],
+            "partition": place["partition"].cast("string"),
+            "offset": place["offset"].cast("string"),
+            "stage": F.col("stage"),
+            "error-class": F.col("error_class"),
+        }
+        # A record that was sent again before bears headers of that time: the new ones take their place.
+        came = F.coalesce(F.from_json("raw_headers", _HEADERS), F.array().cast(_HEADERS))
+        kept = F.filter(came, lambda header: ~F.startswith(header["key"], F.lit(HEADER)))
+        ours = F.array(
+            *(F.struct(F.lit(HEADER + name).alias("key"), v.cast("binary").alias("value")) for name, v in own.items())
+        )
+        return [
+            place["topic"].alias("topic"),
+            place["partition"].alias("partition"),
+            F.col("raw_key").alias("key"),
+            value.alias("value"),
+            F.concat(kept, ours).alias("headers"),
+        ]
+
+    def _settle(self, record: BatchRecord, event: dict[str, Any], letters: int) -> Written:
+        plan = CommitPlan(
+            tracker=self.ledger.ident,
+            target=TableState("", "", ""),
+            record=record,
+            event=event,
+            letters="",
+            limit=Limit(),
+            where="single",
+            settling=redrive_settling(self.ledger, self.request, record),
+        )
+        books = Books(source=letters, passed=letters, sink=letters, written=letters)
+        report = PartReport(part=0, attempt=0)
+        report.written = letters
+        try:
+            with transaction(writing_session(self.ledger, self.flow.config.load.role)) as cursor:
+                if not begin_batch(cursor, plan):
+                    raise BooksDoNotBalanceError("The ledger holds a micro-batch of this replay already")
+                conclude(cursor, plan, report, books, monotonic())
+        except adbc_driver_manager.Error as error:
+            raise classify(error, "Settling the letters that were sent") from error
+        return Written(parts.COMMITTED, books, report.message)
+
+    def _letters(self, first: int, last: int) -> DataFrame:
+        ledger = self.ledger
+        question = letters_query(ledger.connection(), ledger.schema, self._replay_id, first, last, "true")
+        session = writing_session(ledger, self.flow.config.load.role)
+        letters = stored_letters(self.spark, session, question)
+        return letters.withColumn(RAW_VALUE, F.col("raw_value").cast("string"))
+
+    def _count(self, first: int, last: int, condition: str) -> int:
+        return count_letters_of(self.ledger.connection(), self.ledger.schema, self._replay_id, first, last, condition)
+
+    def _client(self) -> dict[str, str]:
+        return {f"kafka.{name}": value for name, value in self._source.client_options.items()}
+
+    @property
+    def _replay_id(self) -> UUID:
+        return self.request.replay_id
+
+    @property
+    def _source(self) -> KafkaSource:
+        assert isinstance(self.flow.source, KafkaSource)  # noqa: S101 - see check
+        return self.flow.source

@@ -1,0 +1,270 @@
+"""One replay of dead letters: takes them, brings them home in micro-batches, and gives back what is left.
+
+The ledger is the replay's offset log, instead of a checkpoint that could be lost: a micro-batch is a range of positions
+among the letters that the replay took, committed with its rows, its books and the letters' status in one transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from spark_jobs.contracts.config import PipelineConfig, require_supported
+from spark_jobs.contracts.errors import EtlError
+from spark_jobs.contracts.events import BatchCommitted
+from spark_jobs.contracts.replay import ClassOutcome, LetterSample, ReplayMode, ReplayRequest, ReplaySummary
+from spark_jobs.contracts.tracker.records import BatchIdentity, BatchRecord, Books
+from spark_jobs.contracts.tracker.replays import finish_replay, open_replay, release, total
+from spark_jobs.faults import reach
+from spark_jobs.runtime.executors import require_ready_executors
+from spark_jobs.runtime.flow import Flow
+from spark_jobs.runtime.heartbeat import Heartbeat
+from spark_jobs.runtime.redrive import Redrive
+from spark_jobs.runtime.replay_frame import Kind, ReplayFrame
+from spark_jobs.runtime.run import PipelineRun, SessionFactory
+from spark_jobs.runtime.target_table import TargetTable
+from spark_jobs.sinks import parts
+from spark_jobs.sinks.batch_result import Written
+from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.merging import merge_rule
+from spark_jobs.sinks.plans import writing_session
+from spark_jobs.sinks.postgres import PostgresSink
+from spark_jobs.sinks.refused import Limit
+from spark_jobs.sinks.replay_plans import ReplayPlans, count_letters_of, letters_query
+
+log = logging.getLogger("etl.replay")
+
+_MOST_SAMPLES = 20
+_BEAT_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRun(PipelineRun):
+    """Carries out one registered replay; its end is recorded as any run's."""
+
+    def _run(self, session: SessionFactory, ledger: Ledger) -> None:
+        request = self.request.replay
+        if request is None:
+            raise EtlError("The run's request holds no replay", cure="start it with `etl-pipeline dead-letters replay`")
+        config = PipelineConfig.from_json(self.request.config)
+        require_supported(config)
+        self._recover(ledger, config)
+        spark = session()
+        self.stop.on_jvm_shutdown(spark)
+        flow = Flow.build(spark, config, self.source_secrets)
+        with _beating(Heartbeat(ledger, spark.sparkContext.applicationId)):
+            _Replay(spark, flow, ledger, request, self).run()
+        reach("run.before_end")
+
+
+@dataclass(slots=True)
+class _Outcomes:
+    """What became of the letters so far."""
+
+    classes: list[ClassOutcome] = field(default_factory=list)
+    samples: list[LetterSample] = field(default_factory=list)
+
+    def add(self, outcome: str) -> None:
+        found: dict[str, Any] = json.loads(outcome)
+        self.classes = total([*self.classes, *(ClassOutcome(**one) for one in found["classes"])])
+        self.samples = [*self.samples, *(LetterSample(**one) for one in found["samples"])][:_MOST_SAMPLES]
+
+    def summary(self, request: ReplayRequest) -> ReplaySummary:
+        sums = {
+            name: sum(getattr(one, name) for one in self.classes) for name in ("taken", "replayed", "failed", "parked")
+        }
+        return ReplaySummary(
+            replay_id=request.replay_id,
+            pipeline_id=request.letters.pipeline_id,
+            mode=request.mode,
+            dry_run=request.dry_run,
+            **sums,
+            classes=tuple(self.classes),
+            samples=tuple(self.samples),
+        )
+
+
+@dataclass(slots=True)
+class _Replay:
+    spark: SparkSession
+    flow: Flow
+    ledger: Ledger
+    request: ReplayRequest
+    run_of: PipelineRun
+    outcomes: _Outcomes = field(default_factory=_Outcomes)
+
+    def run(self) -> None:
+        """Replay everything that was taken, or give it back."""
+        ledger, request = self.ledger, self.request
+        write = self._redrive() if request.mode is ReplayMode.REDRIVE else self._reprocess()
+        taken = open_replay(ledger.connection(), ledger.schema, request, ledger.run_id, ledger.epoch)
+        reach("replay.after_taking")
+        log.info(
+            "event=letters_taken replay=%s letters=%d freed=%d dry_run=%s",
+            request.replay_id, taken.letters, taken.released, request.dry_run,
+        )  # fmt: skip
+        try:
+            write.check(taken.letters)
+            for number, first in enumerate(range(0, taken.letters, request.letters_per_batch)):
+                self._batch(write, number, first, min(first + request.letters_per_batch, taken.letters))
+        except Exception:
+            with suppress(EtlError):
+                ledger.forget_connection()
+                release(ledger.connection(), ledger.schema, [] if request.dry_run else [request.replay_id])
+            raise
+        summary = self.outcomes.summary(request)
+        finish_replay(ledger.connection(), ledger.schema, summary)
+        log.info(
+            "event=replay_finished replay=%s taken=%d replayed=%d failed=%d parked=%d dry_run=%s",
+            request.replay_id, summary.taken, summary.replayed, summary.failed, summary.parked, request.dry_run,
+        )  # fmt: skip
+
+    def _batch(self, write: _Reprocess | Redrive, number: int, first: int, last: int) -> None:
+        started = monotonic()
+        stop = self.run_of.stop
+        stop.enter_batch()
+        try:
+            self.ledger.check_fence()
+            reach("replay.before_batch")
+            record = self._record(number, first, last)
+            written = write.batch(record, self._event(number))
+            reach("replay.after_batch")
+        finally:
+            stop.leave_batch()
+        self.outcomes.add(written.outcome)
+        books, seconds = written.books, monotonic() - started
+        log.info(
+            "event=letters_settled batch=%d letters=%d written=%d failed=%d seconds=%.2f dry_run=%s",
+            number, last - first, books.written, books.dead_lettered + books.write_dead_lettered, seconds,
+            self.request.dry_run,
+        )  # fmt: skip
+        if self.request.rate is not None:
+            stop.pause((last - first) / self.request.rate - seconds)
+
+    def _record(self, number: int, first: int, last: int) -> BatchRecord:
+        return BatchRecord(
+            identity=BatchIdentity(
+                pipeline_id=self.ledger.pipeline_id,
+                query_id=str(self.request.replay_id),
+                batch_id=number,
+                start_offsets={"position": first},
+                end_offsets={"position": last},
+            ),
+            run_id=self.ledger.run_id,
+            epoch=self.ledger.epoch,
+            checkpoint_location=f"dead letters of {self.request.letters.pipeline_id}",
+            books=Books.empty(),
+            duration_ms=0,
+            strategy="single" if self.request.mode is ReplayMode.REPROCESS else "redrive",
+            strategy_reason="a replay settles its letters in one transaction",
+            follows=number > 0 and not self.request.dry_run,
+        )
+
+    def _event(self, number: int) -> dict[str, Any]:
+        event = BatchCommitted(
+            pipeline_id=self.ledger.pipeline_id,
+            run_id=self.ledger.run_id,
+            query_id=str(self.request.replay_id),
+            batch_id=number,
+            epoch=self.ledger.epoch,
+            rows=0,
+        )
+        return event.model_dump(mode="json")
+
+    def _reprocess(self) -> _Reprocess:
+        target = TargetTable(self.flow, self.ledger).open()
+        load = self.flow.config.load
+        session = writing_session(self.ledger, load.role)
+        plans = ReplayPlans(
+            self.ledger,
+            target,
+            merge_rule(load),
+            session,
+            Limit(),
+            replay_id=self.request.replay_id,
+            max_attempts=self.request.max_attempts,
+            dry_run=self.request.dry_run,
+        )
+        frame = ReplayFrame(self.spark, self.flow, self.request, session)
+        return _Reprocess(self.spark, frame, PostgresSink(plans, 1), self.ledger, self.request)
+
+    def _redrive(self) -> Redrive:
+        return Redrive(self.spark, self.flow, self.ledger, self.request)
+
+
+@dataclass(slots=True)
+class _Reprocess:
+    """Letters through the pipeline's own transforms into its target."""
+
+    spark: SparkSession
+    frame: ReplayFrame
+    sink: PostgresSink
+    ledger: Ledger
+    request: ReplayRequest
+    kinds: dict[Kind, int] = field(default_factory=dict)
+
+    def check(self, letters: int) -> None:
+        """Return if the letters that were taken can go through the pipeline."""
+        self.kinds = {kind: self._count(kind, letters) for kind in Kind}
+        self.frame.check(self.kinds)
+
+    def batch(self, record: BatchRecord, event: dict[str, Any]) -> Written:
+        """Write and settle the letters of the batch's positions, in one transaction."""
+        key = record.identity
+        first, last = key.start_offsets["position"], key.end_offsets["position"]
+        schema, replay_id = self.ledger.schema, self.request.replay_id
+        conn = self.ledger.connection()
+        questions = {
+            kind: letters_query(conn, schema, replay_id, first, last, self._condition(kind))
+            for kind, count in self.kinds.items()
+            if count
+        }
+        try:
+            written = self.sink.write_in_one_task(self.frame.of(questions), record, event)
+        except EtlError:
+            raise
+        except Exception:
+            require_ready_executors(self.spark)
+            raise
+        if written.state == parts.ALREADY_THERE:
+            raise EtlError(
+                "The ledger holds a micro-batch of this replay that this driver did not write",
+                found=f"micro-batch {key.batch_id} of replay {replay_id}",
+                cure="Start a new replay: it takes what is still pending",
+            )
+        return written
+
+    def _count(self, kind: Kind, letters: int) -> int:
+        conn, schema = self.ledger.connection(), self.ledger.schema
+        return count_letters_of(conn, schema, self.request.replay_id, 0, letters, self._condition(kind))
+
+    def _condition(self, kind: Kind) -> str:
+        return kind.condition(keeps_raw=self.frame.flow.source.keeps_raw)
+
+
+@contextmanager
+def _beating(heartbeat: Heartbeat) -> Iterator[None]:
+    """Keep the run's sign of life up while the block runs; who has lost the right finds out with the next commit."""
+    over = threading.Event()
+
+    def beat() -> None:
+        with heartbeat:
+            while not over.wait(_BEAT_SECONDS):
+                with suppress(EtlError):
+                    heartbeat.beat()
+
+    thread = threading.Thread(target=beat, name="etl-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

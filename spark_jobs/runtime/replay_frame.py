@@ -1,0 +1,232 @@
+"""The rows of dead letters, on their way to the target again.
+
+Three kinds of letters have three ways in. A raw record is read by the pipeline's own source, as it came, and goes
+through the transforms. A row that failed in the transforms and has no raw record enters them as it was. A row that the
+target refused, without a raw record, is the target's already. Each letter is one row, and every row knows its letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property, reduce
+
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import BinaryType, StringType, StructField, StructType
+
+from spark_jobs.contracts.config import OutputMode
+from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.contracts.replay import RAW_VALUE, ReplayRequest
+from spark_jobs.rows import (
+    CARRIED,
+    EVENT_TIME,
+    LETTER,
+    LETTER_ID,
+    OUTCOME,
+    SOURCE,
+    Outcome,
+    data_columns,
+    letter,
+    outcome,
+    passed,
+)
+from spark_jobs.runtime.flow import Flow
+from spark_jobs.sinks.copying import Session, transaction
+from spark_jobs.transforms.select import select
+
+_CORRUPT = "__corrupt"
+_STORED = (
+    f"{LETTER_ID} STRING, stage STRING, error_class STRING, message STRING, raw_key BINARY, raw_value BINARY, "
+    "raw_headers STRING, parsed_row STRING, source STRING, attempt INT"
+)
+
+
+class Kind(StrEnum):
+    """Where a letter's row enters the pipeline; the value is the condition in SQL, ``{raw}`` that it has a record."""
+
+    RECORD = "{raw}"
+    SOURCE_ROW = "NOT {raw} AND i.stage <> 'write'"
+    TARGET_ROW = "NOT {raw} AND i.stage = 'write'"
+
+    def condition(self, *, keeps_raw: bool) -> str:
+        """Return the condition over letters ``d`` and what they were ``i``.
+
+        :param keeps_raw: whether the source's letters of every stage have their record; else those that could not be
+            read do.
+        """
+        unread = "i.stage = 'parse'"
+        return self.value.format(raw=f"(d.raw_value IS NOT NULL OR {unread})" if keeps_raw else unread)
+
+
+@dataclass(frozen=True)
+class ReplayFrame:
+    """Makes the DataFrames of one replay's micro-batches.
+
+    :param session: how executors read the letters.
+    """
+
+    spark: SparkSession
+    flow: Flow
+    request: ReplayRequest
+    session: Session
+
+    def check(self, kinds: Mapping[Kind, int]) -> None:
+        """Return if letters of these kinds can go through the pipeline.
+
+        :param kinds: how many letters there are of each.
+        :raises ConfigError: the pipeline keeps state, or a patch names a column that no letter has.
+        """
+        if self.flow.stateful:
+            self._check_stateful(kinds)
+        known = {RAW_VALUE} if kinds.get(Kind.RECORD) else set()
+        for kind, count in kinds.items():
+            if count:
+                known |= set(self._target.names if kind is Kind.TARGET_ROW else data_columns(self._source_frame))
+        unknown = sorted(self.request.patch.keys() - known)
+        if unknown and sum(kinds.values()):
+            raise ConfigError(
+                f"The patch names columns that these letters do not have: {', '.join(unknown)}",
+                found=f"columns {', '.join(sorted(known))}",
+                expected="columns of the source; of the target for a refused row that has no raw record",
+                cure="Correct the names; nothing was replayed",
+            )
+
+    def _check_stateful(self, kinds: Mapping[Kind, int]) -> None:
+        before = sum(count for kind, count in kinds.items() if kind is not Kind.TARGET_ROW)
+        final = self.flow.streaming.output_mode is OutputMode.APPEND
+        if before or (kinds.get(Kind.TARGET_ROW) and not final):
+            raise ConfigError(
+                "The pipeline keeps state: its dead letters cannot be reprocessed beside it",
+                found=f"{before} rows from before the aggregation, {kinds.get(Kind.TARGET_ROW, 0)} of its results",
+                expected="results of output mode append, which are final",
+                cure="Use mode redrive: it sends raw records to their topic again, and the pipeline reads them. A "
+                "result that was refused in output mode update is written again with the next change of its group",
+            )
+
+    def of(self, questions: Mapping[Kind, str]) -> DataFrame:
+        """Return the rows of the letters that the questions ask for, sorted out, as they reach the sink."""
+        frames = [self._ways[kind](self._letters(text)) for kind, text in questions.items()]
+        return reduce(DataFrame.unionByName, [frame.select(*self._columns(frame)) for frame in frames])
+
+    def _letters(self, question: str) -> DataFrame:
+        return stored_letters(self.spark, self.session, question)
+
+    @property
+    def _ways(self) -> dict[Kind, Callable[[DataFrame], DataFrame]]:
+        return {Kind.RECORD: self._records, Kind.SOURCE_ROW: self._source_rows, Kind.TARGET_ROW: self._target_rows}
+
+    def _records(self, letters: DataFrame) -> DataFrame:
+        if RAW_VALUE in self.request.patch:
+            text = letters.withColumn(RAW_VALUE, F.col("raw_value").cast("string"))
+            letters = text.withColumn("raw_value", F.expr(self.request.patch[RAW_VALUE]).cast("binary"))
+        return self._through_transforms(self.flow.source.read_letters(letters))
+
+    def _source_rows(self, letters: DataFrame) -> DataFrame:
+        columns = data_columns(self._source_frame)
+        schema = StructType([self._source_frame.schema[name] for name in columns])
+        return self._through_transforms(_from_json(letters, schema, "transform"))
+
+    def _target_rows(self, letters: DataFrame) -> DataFrame:
+        return self._patched(self._carried(_from_json(letters, self._target, "write")))
+
+    def _through_transforms(self, rows: DataFrame) -> DataFrame:
+        sorted_out = self.flow.sort_out(self._patched(self._carried(rows)))
+        return self.flow.without_own_columns(sorted_out)
+
+    def _carried(self, rows: DataFrame) -> DataFrame:
+        rows = rows.withColumn(SOURCE, F.struct(F.col(LETTER_ID).alias("dead_letter_id"))).drop(LETTER_ID)
+        watermark = self.flow.streaming.watermark
+        if watermark is None:
+            return rows
+        time = F.col(watermark.event_time_column) if watermark.event_time_column in rows.columns else F.lit(None)
+        return rows.withColumn(EVENT_TIME, F.when(passed(), time).cast("timestamp"))
+
+    def _patched(self, rows: DataFrame) -> DataFrame:
+        columns = data_columns(rows)
+        patch = {name: text for name, text in self.request.patch.items() if name in columns}
+        if not patch:
+            return rows
+        types = {name: rows.schema[name].dataType.simpleString() for name in patch}
+        repaired = {name: f"CAST(({text}) AS {types[name]})" for name, text in patch.items()}
+        return select(rows, {name: repaired.get(name, _quoted(name)) for name in columns})
+
+    def _columns(self, frame: DataFrame) -> list[Column]:
+        # The letter of a row that fails again names the one it was, in front of whatever else it says.
+        known = F.concat(F.lit('{"dead_letter_id":"'), F.col(SOURCE)["dead_letter_id"], F.lit('",'))
+        named = F.concat(known, F.substring(F.col(LETTER), 2, 2**31 - 1)).alias(LETTER)
+        carried = [named if name == LETTER else F.col(name) for name in CARRIED if name in frame.columns]
+        return [*(F.col(_quoted(name)) for name in self._target.names), *carried]
+
+    @cached_property
+    def _target(self) -> StructType:
+        return self.flow.result_schema()
+
+    @cached_property
+    def _source_frame(self) -> DataFrame:
+        return self.flow.source.stream()
+
+
+def stored_letters(spark: SparkSession, session: Session, question: str) -> DataFrame:
+    """Return letters as PostgreSQL has them, read by one task.
+
+    :param question: see :func:`~spark_jobs.sinks.replay_plans.letters_query`.
+    """
+    return spark.range(0, 1, 1, 1).mapInArrow(_reading(session, question), _STORED)
+
+
+def _from_json(letters: DataFrame, schema: StructType, stage: str) -> DataFrame:
+    """Return the rows that letters hold as JSON. One that is not of the schema's columns and types fails again."""
+    # Bytes stand in base64 where Spark wrote the row, and in hexadecimal where PostgreSQL did.
+    read = StructType([*(_as_text(field) for field in schema.fields), StructField(_CORRUPT, StringType())])
+    options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": _CORRUPT}
+    rows = letters.withColumn("__row", F.from_json("parsed_row", read, options))
+    keys, names = F.json_object_keys("parsed_row"), F.array(*(F.lit(name) for name in schema.names))
+    other = F.concat_ws(", ", F.array_except(keys, names), F.array_except(names, keys))
+    problem = (
+        F.when(keys.isNull() | F.col("__row").isNull(), F.lit("NO_ROW: the letter holds no row"))
+        .when(other != "", F.concat(F.lit("OTHER_COLUMNS: the row was made for other columns: "), other))
+        .when(F.col("__row")[_CORRUPT].isNotNull(), F.lit("OTHER_TYPES: the row does not fit the columns' types"))
+    )
+    again = letter(
+        stage=stage,
+        error_class=F.substring_index(F.col("__problem"), ":", 1),
+        message=F.col("__problem"),
+        source=F.struct(F.col(LETTER_ID)),
+        parsed_row=F.col("parsed_row"),
+    )
+    bad = F.col("__problem").isNotNull()
+    return rows.withColumn("__problem", problem).select(
+        LETTER_ID,
+        *(_value(field).alias(field.name) for field in schema.fields),
+        F.when(bad, outcome(Outcome.DEAD_LETTER)).otherwise(outcome(Outcome.PASSED)).alias(OUTCOME),
+        F.when(bad, again).alias(LETTER),
+    )
+
+
+def _as_text(field: StructField) -> StructField:
+    return StructField(field.name, StringType()) if isinstance(field.dataType, BinaryType) else field
+
+
+def _value(field: StructField) -> Column:
+    value = F.col("__row")[field.name]
+    if not isinstance(field.dataType, BinaryType):
+        return value
+    return F.when(value.startswith("\\x"), F.unhex(F.substring(value, 3, 2**31 - 1))).otherwise(F.unbase64(value))
+
+
+def _reading(session: Session, question: str) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for _ in batches:
+            continue
+        with transaction(session) as cursor:
+            yield from cursor.stream(question)
+            cursor.run("COMMIT")
+
+    return read
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
