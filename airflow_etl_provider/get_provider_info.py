@@ -21,7 +21,22 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": "Streaming ETL",
-                "python-modules": ["airflow_etl_provider.operators.streaming_pipeline"],
+                "python-modules": [
+                    "airflow_etl_provider.operators.streaming_pipeline",
+                    "airflow_etl_provider.operators.dead_letter_replay",
+                ],
+            }
+        ],
+        "sensors": [
+            {
+                "integration-name": "Streaming ETL",
+                "python-modules": ["airflow_etl_provider.sensors.dead_letter_depth"],
+            }
+        ],
+        "triggers": [
+            {
+                "integration-name": "Streaming ETL",
+                "python-modules": ["airflow_etl_provider.triggers.dead_letter_depth"],
             }
         ],
         "hooks": [

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from uuid import UUID
 
 from airflow.sdk import BaseHook
 
 from airflow_etl_provider.credentials import connection
 from spark_jobs.contracts.credentials import DatabaseConnection
+from spark_jobs.contracts.replay import LetterCount, ReplayRequest, ReplaySummary
 from spark_jobs.contracts.run_request import RunRequest, RunResult
 from spark_jobs.contracts.tracker.connect import Connection, classified, connect, query
-from spark_jobs.contracts.tracker.migrate import migrate
+from spark_jobs.contracts.tracker.letters import count_letters
+from spark_jobs.contracts.tracker.migrate import migrate, require_version
 from spark_jobs.contracts.tracker.queries import summarise_run
+from spark_jobs.contracts.tracker.replays import read_summary, release, replay_request
 from spark_jobs.contracts.tracker.retire import retire_run
 from spark_jobs.contracts.tracker.runs import register_run
 
@@ -98,6 +102,43 @@ class LedgerHook(BaseHook):
         with closing(self.get_conn()) as conn, classified("Reading the run's row"):
             row = query(conn, self.schema, _READ_RUN, {"run_id": run_id}).fetchone()
         return RunRow(run_id, row[0], row[1], row[2], bool(row[3])) if row else None
+
+    def replay_request(self, replay: ReplayRequest, *, started_by: str) -> RunRequest:
+        """Return the request of a run that replays, by the configuration of the pipeline's newest run.
+
+        The ledger's tables are made or upgraded first.
+
+        :raises ConfigError: no run of the pipeline is known.
+        """
+        with closing(self.get_conn()) as conn:
+            migrate(conn, self.schema)
+            return replay_request(conn, self.schema, replay, started_by=started_by)
+
+    def give_up_replay(self, run_id: str, replay_id: str) -> int:
+        """Take the right to commit from a replay whose driver was lost, and give its letters back; return how many."""
+        self.retire(run_id)
+        with closing(self.get_conn()) as conn:
+            return release(conn, self.schema, [UUID(replay_id)])
+
+    def replay_summary(self, replay_id: UUID) -> ReplaySummary | None:
+        """Return what came of a replay; None while it has not ended."""
+        with closing(self.get_conn()) as conn:
+            return read_summary(conn, self.schema, replay_id)
+
+    def count_letters(
+        self,
+        pipeline_id: str | None,
+        *,
+        statuses: Sequence[str] = (),
+        stages: Sequence[str] = (),
+        error_classes: Sequence[str] = (),
+    ) -> list[LetterCount]:
+        """Return how many dead letters there are of each kind."""
+        with closing(self.get_conn()) as conn:
+            require_version(conn, self.schema)
+            return count_letters(
+                conn, self.schema, pipeline_id, statuses=statuses, stages=stages, error_classes=error_classes
+            )
 
     def result(self, run_id: str) -> RunResult:
         """Return what the run did: batches, rows by kind, offsets, watermark, duration, the ledger's verdict."""

@@ -32,7 +32,7 @@ from spark_jobs.contracts.run_request import RunRequest, RunResult
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-_RUN_KEY = "etl_run_id"
+RUN_KEY = "etl_run_id"
 
 
 class StreamingPipelineOperator(SparkSubmitOperator):
@@ -123,7 +123,7 @@ class StreamingPipelineOperator(SparkSubmitOperator):
             require_finished(ledger.run(run_id), run_id, submit_error)
             result = ledger.result(run_id)
             self._tell(context, config, ledger, result)
-            return result.model_dump(mode="json")
+            return self._outcome(ledger, result)
 
     def on_kill(self) -> None:
         """Ask the driver to stop, wait ``stop_grace_seconds``, take its right to commit away, kill it.
@@ -223,7 +223,7 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         )
         ledger.register(request)
         if (store := context.get("task_state_store")) is not None:
-            store.set(_RUN_KEY, request.run_id)
+            store.set(RUN_KEY, request.run_id)
         self.log.info("Registered run %s of pipeline %s", request.run_id, config.pipeline_id)
         return request.run_id
 
@@ -236,7 +236,7 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         store = context.get("task_state_store")
         if store is None or not (job := store.get(self.external_id_key)):
             return None
-        run_id = store.get(_RUN_KEY)
+        run_id = store.get(RUN_KEY)
         row = ledger.run(str(run_id)) if run_id else None
         if row and row.is_newest and row.state in ("registered", "running"):
             try:
@@ -264,6 +264,9 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         except (AirflowException, RuntimeError) as error:
             return str(error)
         return ""
+
+    def _outcome(self, ledger: LedgerHook, result: RunResult) -> dict[str, Any]:  # noqa: ARG002 - others ask the ledger
+        return result.model_dump(mode="json")
 
     def _tell(self, context: Context, config: PipelineConfig, ledger: LedgerHook, result: RunResult) -> None:
         self.log.info(

@@ -19,6 +19,7 @@ COMMANDS = {
     "validate": "Check pipeline files; everything that is wrong, at once.",
     "run": "Run a pipeline, without Airflow.",
     "status": "Show each pipeline's last micro-batch, its run and whether its books balance.",
+    "dead-letters": "List, read, replay or discard rows that could not be read or written.",
     "migrate": "Create or upgrade the ledger's tables.",
     "prepared": "Show or resolve what two-phase commits of drivers that died have left behind.",
     "schema": "Print the JSON Schema of pipeline files, for editors.",
@@ -61,23 +62,29 @@ def _program() -> typer.Typer:
 
 def _deferred(name: str) -> Callable[[typer.Context], None]:
     def command(context: typer.Context) -> None:
-        single = _typer()
-        single.command(help=None)(_function(name))
-        single(args=context.args, prog_name=f"{PROGRAM} {name}")
+        found = _found(name)
+        if isinstance(found, typer.Typer):
+            own = found
+        else:
+            own = _typer()
+            own.command(help=None)(found)
+        own(args=context.args, prog_name=f"{PROGRAM} {name}")
 
     return command
 
 
-def _function(name: str) -> Callable[..., None]:
-    module_name = f"{__name__}.{name}"
+def _found(name: str) -> Callable[..., None] | typer.Typer:
+    """Return the command, or the program of several, of the module that is named like it."""
+    own_name = name.replace("-", "_")
+    module_name = f"{__name__}.{own_name}"
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name != module_name:
             raise
         raise EtlError(f"This installation has no command {name}", cure="install the package again") from None
-    function: Callable[..., None] = getattr(module, name)
-    return function
+    found: Callable[..., None] | typer.Typer = getattr(module, own_name)
+    return found
 
 
 def _typer() -> typer.Typer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +43,7 @@ def run(
             "--resume-from-ledger and --accept-new-checkpoint contradict each other",
             cure="Give one: go on where the ledger stopped, or start over knowingly",
         )
-    settings = _settings(conf or [], packages, jars)
+    settings = spark_settings(parse_name_values(conf or [], "--conf"), packages, jars)
     variables = parse_name_values(var or [], "--var")
     log_path = log_file or Path(tempfile.mkstemp(prefix="etl-pipeline-", suffix=".log")[1])
     # Spark is imported from here on: everything above must be quick to say no.
@@ -50,6 +51,7 @@ def run(
     from spark_jobs.runtime.session import get_session  # noqa: PLC0415
     from spark_jobs.runtime.stopping import Stop  # noqa: PLC0415
 
+    logged = with_log_file(settings, log_path)
     stop = Stop()
     stop.on_signals()
     with run_log(log_path, file.stem):
@@ -64,7 +66,7 @@ def run(
                 else "none",
                 tracker_schema=schema,
                 stop=stop,
-                session=partial(get_session, f"etl-pipeline {file.name}", _logging(settings, log_path), master=master),
+                session=partial(get_session, f"etl-pipeline {file.name}", logged, master=master),
             )
         except EtlError:
             logging.getLogger("etl.run").debug("The run did not begin", exc_info=True)
@@ -77,8 +79,9 @@ def run(
         raise typer.Exit(int(ended.exit_code))
 
 
-def _settings(conf: list[str], packages: str | None, jars: str | None) -> dict[str, str]:
-    settings = parse_name_values(conf, "--conf")
+def spark_settings(given: Mapping[str, str], packages: str | None, jars: str | None) -> dict[str, str]:
+    """Return Spark's settings, with those that have an option of their own."""
+    settings = dict(given)
     if packages:
         settings["spark.jars.packages"] = packages
     if jars:
@@ -86,7 +89,7 @@ def _settings(conf: list[str], packages: str | None, jars: str | None) -> dict[s
     return settings
 
 
-def _logging(settings: dict[str, str], log_path: Path) -> dict[str, str]:
+def with_log_file(settings: Mapping[str, str], log_path: Path) -> dict[str, str]:
     """Send the JVM's log into the file, away from the terminal."""
     properties = Path(__file__).with_name("log4j2.properties")
     options = settings.get("spark.driver.extraJavaOptions", "")

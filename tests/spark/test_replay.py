@@ -17,7 +17,8 @@ def _letters(pipelines: Pipelines) -> list[tuple[Any, ...]]:
 
 def _tally(pipelines: Pipelines) -> dict[tuple[str, str, str], int]:
     rows = pipelines.rows(
-        "SELECT status, stage, error_class, sum(letters)::int FROM etl.dead_letter_tally GROUP BY 1, 2, 3 HAVING sum(letters) <> 0"
+        "SELECT status, stage, error_class, sum(letters)::int FROM etl.dead_letter_tally "
+        "GROUP BY 1, 2, 3 HAVING sum(letters) <> 0"
     )
     return {(status, stage, kind): count for status, stage, kind, count in rows}
 

@@ -1,0 +1,1 @@
+"""Sensors that watch pipelines by their ledger."""
