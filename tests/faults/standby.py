@@ -1,7 +1,8 @@
 """A driver that has started its JVM ahead and waits on stdin for its order. Started as a session of its own.
 
-The order is one line of JSON, ``{"pipeline": path, "faults": text}``; the answer one line as well: the run's exit code
-and error. Starting a JVM takes most of a short run's time: this one does it while the driver before it still runs.
+The order is one line of JSON, ``{"pipeline": path, "faults": text}``, or with a ``replay`` instead of the path; the
+answer is one line as well: the run's exit code and error. Starting a JVM takes most of a short run's time: this one
+does it while the driver before it still runs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def _session() -> Any:
     from spark_jobs.runtime.session import DEFAULTS
 
     builder: Any = SparkSession.builder.master(os.environ.get("STANDBY_MASTER", "local[2]")).appName("standby")
-    for name, value in {**DEFAULTS, **_SETTINGS}.items():
+    for name, value in {**DEFAULTS, **_SETTINGS, "spark.jars": os.environ.get("STANDBY_JARS", "")}.items():
         builder = builder.config(name, value)
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
@@ -53,7 +54,9 @@ def main() -> int:
 
     os.environ[DRIVER_VARIABLE] = str(os.getpgid(0))
     spark = _session()
-    from spark_jobs.run_pipeline import run_file
+    from spark_jobs.contracts.credentials import resolve_database
+    from spark_jobs.contracts.replay import ReplayRequest
+    from spark_jobs.run_pipeline import run_file, run_replay
     from spark_jobs.runtime.stopping import Stop
 
     # As the sinks do it: an RDD's workers are others.
@@ -64,9 +67,13 @@ def main() -> int:
         return 0
     if order.get("faults"):
         Path(os.environ[VARIABLE]).write_text(order["faults"] + "\n")
-    ended = run_file(
-        Path(order["pipeline"]), {}, resume="none", tracker_schema="etl", stop=Stop(), session=lambda: spark
-    )
+    if "replay" in order:
+        replay = ReplayRequest.model_validate(order["replay"])
+        database = resolve_database("warehouse")
+        ended = run_replay(replay, database, tracker_schema="etl", stop=Stop(), session=lambda: spark)
+    else:
+        path = Path(order["pipeline"])
+        ended = run_file(path, {}, resume="none", tracker_schema="etl", stop=Stop(), session=lambda: spark)
     print(json.dumps({"exit_code": int(ended.exit_code), "error": str(ended.error or "")}), flush=True)
     return int(ended.exit_code)
 

@@ -16,6 +16,7 @@ import duckdb
 import pytest
 from drivers import Garage
 from pipeline_runs import Pipelines, aggregation, file_pipeline, write_lines
+from test_replay_crashes import POINTS as REPLAY_POINTS
 
 from spark_jobs.faults import POINTS
 
@@ -95,6 +96,7 @@ _WINDOWS = (*_LETTERS, "two_phase.after_decision", "recovery.before_finish", "tw
 MATRIX: dict[str, Sequence[str]] = {
     **{f"{combination.strategy} {combination.mode}": combination.points for combination in COMBINATIONS},
     "two_phase windows": _WINDOWS,
+    "replay": REPLAY_POINTS,
 }
 """The points at which a kill is made, for each strategy with each mode."""
 

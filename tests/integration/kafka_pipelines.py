@@ -20,6 +20,8 @@ class Place:
     partition: int
     offset: int
     value: bytes | None
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 def kafka_pipeline(
@@ -75,7 +77,8 @@ def records_in(kafka: KafkaBroker, topic: str) -> list[Place]:
             assert messages, "the topic's records did not come"
             for message in messages:
                 assert message.error() is None, message.error()
-                found.append(Place(message.partition(), message.offset(), message.value()))
+                headers = tuple(message.headers() or ())
+                found.append(Place(message.partition(), message.offset(), message.value(), message.key(), headers))
         return found
     finally:
         consumer.close()

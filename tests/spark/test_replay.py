@@ -49,3 +49,120 @@ def test_a_patched_record_comes_home_and_the_others_stay(pipelines: Pipelines, i
     again = pipelines.replayed("orders")
     assert (again.taken, again.replayed) == (1, 0)
     assert pipelines.one("SELECT count(*) FROM result") == 2
+
+
+def test_a_refused_row_comes_home_once_the_target_takes_it(pipelines: Pipelines, inbox: Path) -> None:
+    pipelines.execute("CREATE TABLE result (id bigint, amount numeric(12,2) CHECK (amount < 100), at timestamptz)")
+    config = file_pipeline(
+        "amounts", inbox, pipelines.checkpoints, schema="id BIGINT, amount DECIMAL(12,2), at TIMESTAMP"
+    )
+    write_lines(inbox / "1.json", *({"id": n, "amount": n * 40, "at": "2026-01-01T00:00:00.123456Z"} for n in range(5)))
+    pipelines.finish(config)
+    assert _tally(pipelines) == {("pending", "write", "CheckViolation"): 2}
+
+    summary = pipelines.replayed("amounts")
+    assert (summary.taken, summary.replayed, summary.failed) == (2, 0, 2)
+    (first, *_) = summary.samples
+    assert (first.new_stage, first.new_error_class) == ("write", "CheckViolation")
+
+    pipelines.execute("ALTER TABLE result DROP CONSTRAINT result_amount_check")
+    summary = pipelines.replayed("amounts")
+    assert (summary.taken, summary.replayed) == (2, 2)
+    assert pipelines.rows("SELECT id, amount::int, at::text FROM result ORDER BY id") == [
+        (n, n * 40, "2026-01-01 00:00:00.123456+00") for n in range(5)
+    ]
+    assert pipelines.replayed("amounts").taken == 0
+
+
+def test_a_row_without_a_raw_record_is_written_as_it_was_to_be(pipelines: Pipelines, inbox: Path) -> None:
+    assert pipelines.spark is not None
+    rows = "SELECT id, cast(id AS STRING) AS name, unhex('00ff') AS bytes, array(1, id) AS items FROM range(4)"
+    pipelines.spark.sql(rows).write.parquet(str(inbox / "p"))
+    pipelines.execute("CREATE TABLE result (twice bigint CHECK (twice < 4), label text, bytes bytea, items jsonb)")
+    select = {"twice": "id * 2", "label": "concat(name, '!')", "bytes": "bytes", "items": "items"}
+    config = file_pipeline(
+        "rows",
+        inbox / "p",
+        pipelines.checkpoints,
+        schema="id BIGINT, name STRING, bytes BINARY, items ARRAY<BIGINT>",
+        format="parquet",
+        transforms=[{"transformType": "select", "parameters": {"columns": select}}],
+    )
+    pipelines.finish(config)
+    assert _tally(pipelines) == {("pending", "write", "CheckViolation"): 2}
+    summary = pipelines.replayed("rows", patch={"twice": "CASE WHEN twice = 6 THEN 3 ELSE twice END"})
+    assert (summary.replayed, summary.failed) == (1, 1)
+    assert pipelines.rows("SELECT * FROM result WHERE twice = 3") == [(3, "3!", b"\x00\xff", [1, 3])]
+
+
+def test_a_line_of_csv_comes_home_through_the_transforms(pipelines: Pipelines, inbox: Path) -> None:
+    config = file_pipeline(
+        "csv",
+        inbox,
+        pipelines.checkpoints,
+        schema="id BIGINT, name STRING",
+        format="csv",
+        options={"header": "true", "sep": ";"},
+        transforms=[{"transformType": "select", "parameters": {"columns": {"id": "id", "loud": "upper(name)"}}}],
+    )
+    (inbox / "1.csv").write_text('id;name\n1;one\nII;two\n3;"th;ree"\n')
+    pipelines.finish(config)
+    assert _tally(pipelines) == {("pending", "parse", "MALFORMED_CSV"): 1}
+    assert pipelines.replayed("csv", patch={"_value": "replace(_value, 'II', '2')"}).replayed == 1
+    assert pipelines.rows("SELECT id, loud FROM result ORDER BY id") == [(1, "ONE"), (2, "TWO"), (3, "TH;REE")]
+
+
+def test_a_dry_run_says_what_would_happen_and_changes_nothing(pipelines: Pipelines, inbox: Path) -> None:
+    config = file_pipeline("orders", inbox, pipelines.checkpoints, schema="id BIGINT")
+    write_lines(inbox / "1.json", {"id": 1}, '{"id": "2"}', '{"id": "x"}')
+    pipelines.finish(config)
+    letters, batches = _letters(pipelines), pipelines.one("SELECT count(*) FROM etl.batch_tracker")
+    summary = pipelines.replayed("orders", patch={"_value": "replace(_value, '\"2\"', '2')"}, dry_run=True)
+    assert (summary.taken, summary.replayed, summary.failed) == (2, 1, 1)
+    assert [one.new_error_class for one in summary.samples] == ["MALFORMED_JSON"]
+    assert _letters(pipelines) == letters
+    assert pipelines.rows("SELECT id FROM result") == [(1,)]
+    assert pipelines.one("SELECT count(*) FROM etl.batch_tracker") == batches
+
+
+def test_what_failed_too_often_is_parked_and_can_be_asked_for(pipelines: Pipelines, inbox: Path) -> None:
+    config = file_pipeline("orders", inbox, pipelines.checkpoints, schema="id BIGINT")
+    write_lines(inbox / "1.json", '{"id": "x"}')
+    pipelines.finish(config)
+    assert pipelines.replayed("orders", max_attempts=3).failed == 1
+    assert pipelines.replayed("orders", max_attempts=3).parked == 1
+    assert _tally(pipelines) == {("parked", "parse", "MALFORMED_JSON"): 1}
+    assert pipelines.replayed("orders").taken == 0
+    patch = {"_value": "replace(_value, '\"x\"', '7')"}
+    both = {"statuses": ("pending", "parked")}
+    assert pipelines.replayed("orders", patch=patch, letters=both, max_attempts=9).replayed == 1
+    assert pipelines.rows("SELECT id FROM result") == [(7,)]
+
+
+def test_letters_are_chosen_by_stage_class_time_and_id(pipelines: Pipelines, inbox: Path) -> None:
+    pipelines.execute("CREATE TABLE result (id bigint CHECK (id < 10))")
+    config = file_pipeline("orders", inbox, pipelines.checkpoints, schema="id BIGINT")
+    write_lines(inbox / "1.json", '{"id": "x"}', {"id": 50}, {"id": 60}, "{}}")
+    pipelines.finish(config)
+    ids = [row[0] for row in pipelines.rows("SELECT dead_letter_id FROM etl.dead_letter ORDER BY parsed_row->>'id'")]
+    moment = pipelines.one("SELECT max(first_failed_at) + interval '1 s' FROM etl.dead_letter")
+
+    def taken(**letters: Any) -> int:
+        return pipelines.replayed("orders", letters=letters, dry_run=True).taken
+
+    assert taken(stages=("write",)) == 2
+    assert taken(error_classes=("TRAILING_CONTENT",)) == 1
+    assert taken(ids=(ids[0],)) == 1
+    assert taken(since=moment) == 0
+    assert taken(until=moment, stages=("parse", "write")) == 4
+    assert pipelines.replayed("orders", limit=3, dry_run=True).taken == 3
+
+
+def test_a_rate_makes_small_batches(pipelines: Pipelines, inbox: Path) -> None:
+    config = file_pipeline("orders", inbox, pipelines.checkpoints, schema="id BIGINT")
+    write_lines(inbox / "1.json", *(f'{{"id": "{n}"}}' for n in range(4)))
+    pipelines.finish(config)
+    summary = pipelines.replayed("orders", rate=2.0, patch={"_value": "replace(_value, '\"', '')"})
+    assert (summary.replayed, summary.failed) == (0, 4)
+    sizes = "SELECT source_rows FROM etl.batch_tracker WHERE pipeline_id LIKE 'orders/replay/%%' ORDER BY batch_id"
+    assert pipelines.rows(sizes) == [(2,), (2,)]

@@ -61,7 +61,8 @@ CROSS JOIN LATERAL (
            count(*) FILTER (WHERE {unbalanced}) AS unbalanced
     FROM {schema}.batch_tracker WHERE pipeline_id = pipeline.pipeline_id
 ) AS books
-WHERE %(pipeline_id)s::text IS NULL OR pipeline.pipeline_id = %(pipeline_id)s
+WHERE pipeline.pipeline_id = %(pipeline_id)s
+   OR %(pipeline_id)s::text IS NULL AND strpos(pipeline.pipeline_id, '/replay/') = 0
 ORDER BY pipeline.pipeline_id""".replace("{unbalanced}", _UNBALANCED)
 
 
@@ -122,7 +123,7 @@ def summarise_run(conn: Connection, schema: str, run_id: str) -> RunResult:
 
 
 def pipeline_status(conn: Connection, schema: str, pipeline_id: str | None = None) -> list[PipelineStatus]:
-    """Return how the pipeline is, or all of them in the order of their ids.
+    """Return how the pipeline is, or all of them in the order of their ids; a replay's runs only by their own id.
 
     :raises ConfigError: if the ledger does not know ``pipeline_id``.
     """
