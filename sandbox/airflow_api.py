@@ -129,6 +129,23 @@ class AirflowApi:
         found: dict[str, Any] = self.api("GET", _task(dag_id, run_id, task_id))
         return found
 
+    def wait_task(self, dag_id: str, run_id: str, task_id: str, state: str, *, seconds: float = 300) -> None:
+        """Wait until a task is in a state.
+
+        :raises SandboxError: the time is up, or the run has ended before.
+        """
+        deadline = time.monotonic() + seconds
+        while (found := self.task_instance(dag_id, run_id, task_id)["state"]) != state:
+            ended = self.run_state(dag_id, run_id) in _ENDED
+            if ended or time.monotonic() > deadline:
+                raise SandboxError(f"The task {task_id} of {dag_id} is {found}, never {state}")
+            time.sleep(0.5)
+
+    def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
+        """Answer what a task asks of a person."""
+        path = f"{_task(dag_id, run_id, task_id)}/-1/hitlDetails"
+        self.api("PATCH", path, {"chosen_options": [option], "params_input": {}})
+
     def rendered_fields(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
         """Return the task's templated fields as the UI shows them."""
         found: dict[str, Any] = self.task_instance(dag_id, run_id, task_id)["rendered_fields"]

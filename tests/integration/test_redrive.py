@@ -92,6 +92,7 @@ def test_a_failure_between_kafka_and_postgresql_sends_nothing_twice(
     file.write_text(f"{point} fail\n")
     monkeypatch.setenv(faults.VARIABLE, str(file))
     ended = pipelines.replay("tills", mode=ReplayMode.REDRIVE, patch=REPAIR)
+    monkeypatch.delenv(faults.VARIABLE)
     assert ended.error is not None
     assert pipelines.one("SELECT count(*) FROM etl.dead_letter WHERE status = 'pending'") == 2
     sent = 2 if point == "redrive.after_send" else 0

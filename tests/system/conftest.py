@@ -32,6 +32,16 @@ with DAG("endless", schedule=None, catchup=False):
     )
 """
 
+WATCH_DAG = """
+from airflow.sdk import DAG
+from airflow_etl_provider.sensors.dead_letter_depth import DeadLetterDepthSensor
+
+with DAG("watch_letters", schedule=None, catchup=False, params={"pipeline": ""}, is_paused_upon_creation=False):
+    DeadLetterDepthSensor(
+        task_id="drained", pipeline_id="{{ params.pipeline }}", at_most=0, deferrable=True, poke_interval=1
+    )
+"""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -115,7 +125,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("site")
     home = root / "airflow"
     (home / "dags" / "pipelines").mkdir(parents=True)
-    shutil.copy(Path(__file__).resolve().parents[2] / "dags" / "etl_pipelines.py", home / "dags")
+    for name in ("etl_pipelines.py", "etl_dead_letter_replay.py"):
+        shutil.copy(Path(__file__).resolve().parents[2] / "dags" / name, home / "dags")
+    (home / "dags" / "watch_letters.py").write_text(WATCH_DAG)
     ui = free_port()
     with PostgresServer() as server:
         server.create_database("warehouse")
