@@ -264,7 +264,7 @@ def test_events_come_back_and_foreign_messages_are_named():
     event = RunFinished(pipeline_id="заказы", run_id="r", state="finished", exit_code=0)
     assert read_event(event.payload()) == event
     assert event.payload().isascii()
-    for foreign in ("hello", "{}", event.payload().replace('"version":1', '"version":2')):
+    for foreign in ("hello", "{}", event.payload().replace('"version":', '"version":99')):
         with pytest.raises(ContractVersionError, match="etl_batch"):
             read_event(foreign)
     with pytest.raises(ValueError, match="7999"):

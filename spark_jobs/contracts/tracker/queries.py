@@ -43,8 +43,8 @@ SELECT pipeline.pipeline_id, pipeline.epoch, run.run_id, run.state AS run_state,
        last.batch_id AS last_batch_id, last.query_id AS last_query_id, last.processed_at AS last_commit_at,
        extract(epoch FROM clock_timestamp() - last.processed_at)::float AS last_commit_age_seconds, last.watermark,
        books.batches, books.rows, books.duplicates, books.unbalanced,
-       (SELECT count(*) FROM {schema}.dead_letter d
-        WHERE d.pipeline_id = pipeline.pipeline_id AND d.status = 'pending') AS pending_dead_letters,
+       (SELECT coalesce(sum(t.letters), 0)::bigint FROM {schema}.dead_letter_tally t
+        WHERE t.pipeline_id = pipeline.pipeline_id AND t.status = 'pending') AS pending_dead_letters,
        (SELECT count(*) FROM {schema}.source_gap g WHERE g.pipeline_id = pipeline.pipeline_id) AS gaps
 FROM {schema}.pipeline
 LEFT JOIN LATERAL (
