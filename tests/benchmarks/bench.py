@@ -18,6 +18,7 @@ from typing import Any
 import append
 import kafka
 import memory
+import replay
 import small_batches
 import upsert
 from peers import Bench
@@ -42,6 +43,7 @@ _IN_SESSION: dict[str, Callable[[Bench, int], Iterator[Figure]]] = {
     "upsert": upsert.figures,
     "kafka": kafka.figures,
     "small": small_batches.figures,
+    "replay": replay.figures,
 }
 PARTS = (*_IN_SESSION, "memory")
 
