@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
 from spark_jobs.contracts.errors import ConnectionMissingError
+from spark_jobs.contracts.redaction import forms
 
 if TYPE_CHECKING:
     from spark_jobs.contracts.config import PipelineConfig
@@ -62,7 +63,9 @@ def connection(credential_id: str, *, purpose: str) -> Connection:
             f"the variable {environment_name(credential_id)}",
         ) from None
     if found.password:
-        mask_secret(found.password)
+        # Airflow masks what it is told, letter by letter: in a URL or in JSON the password is spelt otherwise.
+        spellings: list[Any] = sorted(forms(found.password, deep=1))
+        mask_secret(spellings)
     return found
 
 

@@ -29,6 +29,8 @@ from pyspark.sql import SparkSession
 from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
 from spark_jobs.contracts.credentials import DatabaseConnection, HadoopLookup, resolve, resolve_database
 from spark_jobs.contracts.errors import ConfigError, EtlError
+from spark_jobs.contracts.exit_codes import ExitCode
+from spark_jobs.contracts.log_settings import LogFormat, LogLevel, log_format, log_level
 from spark_jobs.contracts.name_values import parse_name_values
 from spark_jobs.contracts.replay import ReplayRequest
 from spark_jobs.contracts.run_request import Resume, RunRequest
@@ -36,6 +38,10 @@ from spark_jobs.contracts.tracker.connect import connect
 from spark_jobs.contracts.tracker.migrate import migrate, require_version
 from spark_jobs.contracts.tracker.replays import replay_request
 from spark_jobs.contracts.tracker.runs import read_request, register_run
+from spark_jobs.logs import ids
+from spark_jobs.logs.ending import tell_error
+from spark_jobs.logs.events import log_event
+from spark_jobs.logs.formats import formatter
 from spark_jobs.runtime.replay import ReplayRun
 from spark_jobs.runtime.run import Ended, PipelineRun, SessionFactory
 from spark_jobs.runtime.session import get_session, hadoop_credentials
@@ -60,8 +66,6 @@ def run_file(
     :raises EtlError: before the run is registered: the file, the connection or the database is at fault.
     """
     config = load_pipeline(path, variables)
-    require_supported(config)
-    database = resolve_database(_credential_id(config), config.load.database_settings, hadoop_lookup=hadoop_lookup)
     request = RunRequest(
         run_id=str(uuid.uuid4()),
         pipeline_id=config.pipeline_id,
@@ -70,12 +74,16 @@ def run_file(
         resume=resume,
         tracker_schema=tracker_schema,
     )
-    with connect(database, application_name="etl:control") as conn:
-        applied = migrate(conn, tracker_schema)
-        if applied:
-            log.info("event=tracker_migrated applied=%s", ",".join(applied))
-        register_run(conn, tracker_schema, request)
-    return carry_out(request, database, stop, session, hadoop_lookup)
+    with ids.run_scope():
+        ids.begin(pipeline=request.pipeline_id, run=request.run_id)
+        require_supported(config)
+        database = resolve_database(_credential_id(config), config.load.database_settings, hadoop_lookup=hadoop_lookup)
+        with connect(database, application_name="etl:control") as conn:
+            applied = migrate(conn, tracker_schema)
+            if applied:
+                log_event(log, logging.INFO, "tracker_migrated", applied=",".join(applied))
+            register_run(conn, tracker_schema, request)
+        return carry_out(request, database, stop, session, hadoop_lookup)
 
 
 def run_replay(
@@ -91,11 +99,15 @@ def run_replay(
 
     :raises EtlError: before the replay is registered: the pipeline is unknown, or the database does not answer.
     """
-    with connect(database, application_name="etl:control") as conn:
-        require_version(conn, tracker_schema)
-        request = replay_request(conn, tracker_schema, replay, started_by=f"{getpass.getuser()}@{socket.gethostname()}")
-        register_run(conn, tracker_schema, request)
-    return carry_out(request, database, stop, session, hadoop_lookup)
+    started_by = f"{getpass.getuser()}@{socket.gethostname()}"
+    with ids.run_scope():
+        ids.begin(pipeline=replay.own_pipeline_id)
+        with connect(database, application_name="etl:control") as conn:
+            require_version(conn, tracker_schema)
+            request = replay_request(conn, tracker_schema, replay, started_by=started_by)
+            ids.begin(pipeline=request.pipeline_id, run=request.run_id)
+            register_run(conn, tracker_schema, request)
+        return carry_out(request, database, stop, session, hadoop_lookup)
 
 
 def run_registered(
@@ -108,10 +120,13 @@ def run_registered(
     hadoop_lookup: HadoopLookup | None = None,
 ) -> Ended:
     """Carry out a run that somebody else has registered."""
-    with connect(database, application_name="etl:control") as conn:
-        require_version(conn, tracker_schema)
-        request = read_request(conn, tracker_schema, run_id)
-    return carry_out(request, database, stop, session, hadoop_lookup)
+    with ids.run_scope():
+        ids.begin(run=run_id)
+        with connect(database, application_name="etl:control") as conn:
+            require_version(conn, tracker_schema)
+            request = read_request(conn, tracker_schema, run_id)
+        ids.add(pipeline=request.pipeline_id)
+        return carry_out(request, database, stop, session, hadoop_lookup)
 
 
 def carry_out(
@@ -143,23 +158,42 @@ def _credential_id(config: PipelineConfig) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run under ``spark-submit``; return the exit code."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr, force=True
-    )
-    logging.getLogger("py4j").setLevel(logging.WARNING)
     options = _options(args)
+    try:
+        form = log_format(options.log_format, "--log-format")
+        level = log_level(options.log_level, "--log-level")
+    except ConfigError as error:
+        tell_error(log, error, "plain")
+        return int(error.exit_code)
+    _log_to_stderr(form, level)
+    with ids.run_scope():
+        return _main(options, form)
+
+
+def _main(options: argparse.Namespace, form: LogFormat) -> int:
     stop = Stop()
     stop.on_signals()
     try:
         ended = _run(options, stop)
     except EtlError as error:
         log.debug("The run did not begin", exc_info=True)
-        print(f"Error: {error}", file=sys.stderr, flush=True)
+        tell_error(log, error, form)
         return int(error.exit_code)
+    except Exception:  # noqa: BLE001 - Python's own way to tell would go past format and mask
+        log_event(log, logging.ERROR, "driver_failed", exc_info=True)
+        return int(ExitCode.UNEXPECTED)
     if ended.error is not None:
-        print(f"Error: {ended.error}", file=sys.stderr, flush=True)
+        tell_error(log, ended.error, form)
     stop.ended(int(ended.exit_code))
     return int(ended.exit_code)
+
+
+def _log_to_stderr(form: LogFormat, level: LogLevel) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter(form))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # It logs every command to the JVM, and with them what nobody should see.
+    logging.getLogger("py4j").setLevel(logging.WARNING)
 
 
 def _run(options: argparse.Namespace, stop: Stop) -> Ended:
@@ -216,6 +250,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--credential", help="with --run-id: name of the database's connection")
     parser.add_argument("--connection-param", action="append", default=[], metavar="NAME=VALUE", help="what it lacks")
     parser.add_argument("--tracker-schema", default="etl")
+    parser.add_argument("--log-format", metavar="plain|json", help="form of the log lines; ETL_LOG_FORMAT, or plain")
+    parser.add_argument("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING, ERROR; ETL_LOG_LEVEL, or INFO")
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--resume-from-ledger", action="store_true", help="a lost checkpoint: go on where the ledger is")
     group.add_argument("--accept-new-checkpoint", action="store_true", help="a lost checkpoint: start over knowingly")

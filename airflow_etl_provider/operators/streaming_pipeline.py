@@ -27,6 +27,7 @@ from airflow_etl_provider.outcome import airflow_errors, require_finished
 from airflow_etl_provider.shipping import application_file, package_archive
 from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
 from spark_jobs.contracts.errors import ConfigError, EtlError
+from spark_jobs.contracts.log_settings import log_format, log_level
 from spark_jobs.contracts.run_request import RunRequest, RunResult
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class StreamingPipelineOperator(SparkSubmitOperator):
     :param tracker_schema: PostgreSQL schema of the ledger. (templated)
     :param resume: for a lost checkpoint: ``none``, ``from_ledger`` or ``accept_new_checkpoint``. (templated)
     :param run_forever: allow the triggers ``continuous`` and ``processingtime``, whose runs do not end.
+    :param log_format: of the driver's lines in the task's log: ``plain`` or ``json``. Without it, what the driver's
+        environment says (``ETL_LOG_FORMAT``), or ``plain``. (templated)
+    :param log_level: ``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``; else ``ETL_LOG_LEVEL``, or ``INFO``. (templated)
     :param stop_grace_seconds: how long a driver below the worker may take to end its micro-batch when the task is
         killed. Airflow gives a killed task five seconds in all; a longer grace is kept by a process that outlives the
         task, and the run may commit in it, unless a newer run is started.
@@ -72,6 +76,8 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         "variables",
         "resume",
         "tracker_schema",
+        "log_format",
+        "log_level",
         *(f for f in SparkSubmitOperator.template_fields if f not in ("application", "application_args")),
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"pipeline": "json", "variables": "json", "conf": "json"}
@@ -86,6 +92,8 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         tracker_schema: str = "etl",
         resume: str = "none",
         run_forever: bool = False,
+        log_format: str | None = None,
+        log_level: str | None = None,
         stop_grace_seconds: float = 3.0,
         name: str = "",
         **kwargs: Any,
@@ -97,6 +105,8 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         self.tracker_schema = tracker_schema
         self.resume = resume
         self.run_forever = run_forever
+        self.log_format = log_format
+        self.log_level = log_level
         self.stop_grace_seconds = stop_grace_seconds
         self._environment: dict[str, str] = {}
         self._ledger: LedgerHook | None = None
@@ -105,7 +115,7 @@ class StreamingPipelineOperator(SparkSubmitOperator):
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # the base class returns nothing
         """Register, submit, wait; return the run's result."""
         with airflow_errors():
-            config = self._load()
+            config, log_options = self._load(), self._log_options()
             ledger = LedgerHook(
                 config.load.credential_id or "",
                 schema=self.tracker_schema,
@@ -119,6 +129,7 @@ class StreamingPipelineOperator(SparkSubmitOperator):
             # What the connection lacks and the file has: the driver needs it before it can read the file's request.
             for setting in config.load.database_settings.items():
                 self.application_args += ["--connection-param", "=".join(setting)]
+            self.application_args += log_options
             submit_error = self._submit(context)
             require_finished(ledger.run(run_id), run_id, submit_error)
             result = ledger.result(run_id)
@@ -177,6 +188,15 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         if given is not None and not isinstance(given, Mapping):
             raise ConfigError("`variables` is not an object", found=type(given).__name__, expected='{"name": "value"}')
         return {str(name): str(value) for name, value in (given or {}).items()}
+
+    def _log_options(self) -> list[str]:
+        # Only what was given: the rest is for the driver's own environment to say.
+        options: list[str] = []
+        if self.log_format:
+            options += ["--log-format", log_format(self.log_format, "log_format")]
+        if self.log_level:
+            options += ["--log-level", log_level(self.log_level, "log_level")]
+        return options
 
     def _prepare_submit(self, config: PipelineConfig) -> None:
         connection(self.spark_conn_id, purpose="spark_conn_id")  # the base class would silently take "yarn"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from spark_jobs.contracts.errors import EtlError
+from spark_jobs.contracts.redaction import mask
 
 PROGRAM = "etl-pipeline"
 COMMANDS = {
@@ -44,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _program()(args=list(args) if args is not None else None, prog_name=PROGRAM)
     except EtlError as error:
         _log.debug("%s failed", PROGRAM, exc_info=True)
-        print(f"Error: {error}", file=sys.stderr)
+        print(mask(f"Error: {error}"), file=sys.stderr)
         sys.exit(int(error.exit_code))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +12,18 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from spark_jobs.contracts.log_settings import LogFormat, LogLevel
+from spark_jobs.contracts.redaction import mask
 from spark_jobs.contracts.run_request import RunResult
-
-_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-_PAIR = re.compile(r"(\w+)=('[^']*'|\S+)")
+from spark_jobs.logs.events import Event
+from spark_jobs.logs.formats import formatter
 
 
 @contextmanager
-def run_log(path: Path, title: str) -> Iterator[None]:
-    """Log into ``path``; show progress on standard error."""
+def run_log(path: Path, title: str, form: LogFormat, level: LogLevel) -> Iterator[None]:
+    """Log everything from DEBUG on into ``path``; show progress, or lines of ``level`` and above, on standard error."""
     to_file = logging.FileHandler(path, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter(_FORMAT))
+    to_file.setFormatter(formatter(form))
     root = logging.getLogger()
     before = root.level
     root.setLevel(logging.DEBUG)
@@ -31,7 +31,7 @@ def run_log(path: Path, title: str) -> Iterator[None]:
     root.addHandler(to_file)
     _keep_pyspark_off_the_terminal()
     try:
-        with _terminal(title) if sys.stderr.isatty() else _plain():
+        with _terminal(title) if form == "plain" and sys.stderr.isatty() else _lines(form, level):
             yield
     finally:
         root.removeHandler(to_file)
@@ -51,10 +51,11 @@ def _keep_pyspark_off_the_terminal() -> None:
 
 
 @contextmanager
-def _plain() -> Iterator[None]:
-    handler = _Lines(sys.stderr)
-    handler.setFormatter(logging.Formatter(_FORMAT))
-    with _handling(handler):
+def _lines(form: LogFormat, level: LogLevel) -> Iterator[None]:
+    handler = logging.StreamHandler(sys.stderr)
+    # Plain text leaves the trace to the log file.
+    handler.setFormatter(formatter(form, traces=False))
+    with _handling(handler, level):
         yield
 
 
@@ -69,28 +70,19 @@ def _terminal(title: str) -> Iterator[None]:
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=None, state="starting Spark")
-        with _handling(_Live(progress, task)):
+        with _handling(_Live(progress, task), "INFO"):
             yield
 
 
 @contextmanager
-def _handling(handler: logging.Handler) -> Iterator[None]:
-    handler.setLevel(logging.INFO)
+def _handling(handler: logging.Handler, level: LogLevel) -> Iterator[None]:
+    handler.setLevel(level)
     logger = logging.getLogger("etl")
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-
-
-class _Lines(logging.StreamHandler):  # type: ignore[type-arg]
-    """Plain lines; the trace stays in the log file."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format without the trace."""
-        shown = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
-        return super().format(shown)
 
 
 class _Live(logging.Handler):
@@ -104,17 +96,16 @@ class _Live(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show a record."""
-        fields = dict(_PAIR.findall(record.getMessage()))
-        event = fields.get("event", "")
-        if event == "batch_committed":
-            self._rows += int(fields["rows_in"])
-            written = f"{fields['written']} written in {fields['seconds']} s"
+        name, fields = (record.msg.name, record.msg.fields) if isinstance(record.msg, Event) else ("", {})
+        if name == "batch_committed":
+            self._rows += fields["rows_in"]
+            written = f"{fields['written']} written in {fields['seconds']:.2f} s"
             state = f"batch {fields['batch']} · {self._rows:,} rows read · {written}"
             self._progress.update(self._task, state=state)  # type: ignore[arg-type]
-        elif event == "run_started":
+        elif name == "run_started":
             self._progress.update(self._task, state="reading")  # type: ignore[arg-type]
         elif record.levelno >= logging.WARNING and not record.exc_info:
-            self._progress.console.print(record.getMessage(), style="yellow", highlight=False, markup=False)
+            self._progress.console.print(mask(record.getMessage()), style="yellow", highlight=False, markup=False)
 
 
 def show_result(result: RunResult, *, as_json: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -15,7 +14,16 @@ import typer
 from spark_jobs.cli.progress import run_log, show_result
 from spark_jobs.cli.tracker_session import SCHEMA
 from spark_jobs.contracts.errors import ConfigError, EtlError
+from spark_jobs.contracts.log_settings import LogFormat
+from spark_jobs.contracts.log_settings import log_format as chosen_format
+from spark_jobs.contracts.log_settings import log_level as chosen_level
 from spark_jobs.contracts.name_values import parse_name_values
+from spark_jobs.contracts.run_request import Resume
+from spark_jobs.logs.ending import tell_error
+from spark_jobs.logs.events import log_event
+from spark_jobs.logs.ids import run_scope
+
+log = logging.getLogger("etl.run")
 
 
 def run(
@@ -35,6 +43,12 @@ def run(
     ] = False,
     schema: Annotated[str, SCHEMA] = "etl",
     log_file: Annotated[Path | None, typer.Option(help="Where the log goes; a temporary file unless given.")] = None,
+    log_format: Annotated[
+        str | None, typer.Option(metavar="plain|json", help="Form of the log lines; ETL_LOG_FORMAT, or plain.")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="What standard error shows; ETL_LOG_LEVEL, or INFO.")
+    ] = None,
     json_result: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a pipeline until everything that is there now was read; new data is read since the last run."""
@@ -43,40 +57,51 @@ def run(
             "--resume-from-ledger and --accept-new-checkpoint contradict each other",
             cure="Give one: go on where the ledger stopped, or start over knowingly",
         )
+    form = chosen_format(log_format, "--log-format")
+    level = chosen_level(log_level, "--log-level")
     settings = spark_settings(parse_name_values(conf or [], "--conf"), packages, jars)
     variables = parse_name_values(var or [], "--var")
     log_path = log_file or Path(tempfile.mkstemp(prefix="etl-pipeline-", suffix=".log")[1])
+    resume: Resume = "from_ledger" if resume_from_ledger else "none"
+    if accept_new_checkpoint:
+        resume = "accept_new_checkpoint"
     # Spark is imported from here on: everything above must be quick to say no.
     from spark_jobs.run_pipeline import run_file  # noqa: PLC0415
     from spark_jobs.runtime.session import get_session  # noqa: PLC0415
     from spark_jobs.runtime.stopping import Stop  # noqa: PLC0415
 
-    logged = with_log_file(settings, log_path)
     stop = Stop()
     stop.on_signals()
-    with run_log(log_path, file.stem):
+    name, hint, error = f"etl-pipeline {file.name}", f"The log is in {log_path}", None
+    session = partial(get_session, name, with_log_file(settings, log_path, form), master=master)
+    with run_scope(), run_log(log_path, file.stem, form, level):
         try:
-            ended = run_file(
-                file,
-                variables,
-                resume="from_ledger"
-                if resume_from_ledger
-                else "accept_new_checkpoint"
-                if accept_new_checkpoint
-                else "none",
-                tracker_schema=schema,
-                stop=stop,
-                session=partial(get_session, f"etl-pipeline {file.name}", logged, master=master),
-            )
-        except EtlError:
-            logging.getLogger("etl.run").debug("The run did not begin", exc_info=True)
-            raise
-    stop.ended(int(ended.exit_code))
-    if ended.result is not None:
+            ended = run_file(file, variables, resume=resume, tracker_schema=schema, stop=stop, session=session)
+            error = ended.error
+        except EtlError as refused:
+            log.debug("The run did not begin", exc_info=True)
+            ended, error, hint = None, refused, ""
+        except Exception as broken:  # noqa: BLE001 - its trace goes into the log, where it is masked
+            log_event(log, logging.ERROR, "driver_failed", exc_info=True)
+            ended, error = None, _without_a_word(broken)
+        if error is not None and form == "json":
+            tell_error(log, error, form)
+    if ended is not None:
+        stop.ended(int(ended.exit_code))
+    if ended is not None and ended.result is not None:
         show_result(ended.result, as_json=json_result)
-    if ended.error is not None:
-        print(f"Error: {ended.error}\nThe log is in {log_path}", file=sys.stderr)
-        raise typer.Exit(int(ended.exit_code))
+    if error is not None:
+        if form == "plain":
+            tell_error(log, error, form, hint)
+        raise typer.Exit(int(error.exit_code))
+
+
+def _without_a_word(broken: Exception) -> EtlError:
+    return EtlError(
+        "The run ended with an error that this program has no word for",
+        found=f"{type(broken).__name__}: {broken}",
+        cure="Read the trace in the log; nothing of the micro-batch under way was written",
+    )
 
 
 def spark_settings(given: Mapping[str, str], packages: str | None, jars: str | None) -> dict[str, str]:
@@ -89,9 +114,9 @@ def spark_settings(given: Mapping[str, str], packages: str | None, jars: str | N
     return settings
 
 
-def with_log_file(settings: Mapping[str, str], log_path: Path) -> dict[str, str]:
+def with_log_file(settings: Mapping[str, str], log_path: Path, form: LogFormat) -> dict[str, str]:
     """Send the JVM's log into the file, away from the terminal."""
-    properties = Path(__file__).with_name("log4j2.properties")
+    properties = Path(__file__).with_name("log4j2-json.properties" if form == "json" else "log4j2.properties")
     options = settings.get("spark.driver.extraJavaOptions", "")
     return {
         "spark.ui.showConsoleProgress": "false",

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pydantic import BaseModel, ConfigDict, Secret, SecretStr
 
 from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.contracts.redaction import hide, hide_in
 
 
 class Unpicklable(BaseModel):
@@ -22,7 +23,7 @@ class Unpicklable(BaseModel):
 
 
 class AirflowConnection(Unpicklable):
-    """A connection of any type, as Airflow keeps it. Password and extras are never shown."""
+    """A connection of any type, as Airflow keeps it. Password and extras are never shown, by log lines neither."""
 
     conn_id: str
     conn_type: str
@@ -33,6 +34,11 @@ class AirflowConnection(Unpicklable):
     """Airflow calls it ``schema``."""
     port: int | None = None
     extra: Secret[dict[str, Any]] = Secret({})
+
+    def model_post_init(self, _context: object) -> None:
+        """Keep its secrets out of the logs."""
+        hide(self.password.get_secret_value() if self.password else None)
+        hide_in(self.extra.get_secret_value())
 
     @classmethod
     def parse(cls, conn_id: str, value: str) -> Self:

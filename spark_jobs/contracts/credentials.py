@@ -14,6 +14,7 @@ from pydantic import Secret, SecretStr
 
 from spark_jobs.contracts.airflow_connection import AirflowConnection, Unpicklable
 from spark_jobs.contracts.errors import ConfigError, ConnectionMissingError
+from spark_jobs.contracts.redaction import hide, hide_in
 
 __all__ = ["AirflowConnection", "DatabaseConnection", "resolve", "resolve_database"]
 
@@ -59,6 +60,11 @@ class DatabaseConnection(Unpicklable):
     password: SecretStr | None = None
     parameters: Secret[dict[str, str]] = Secret({})
     """Further options of libpq, such as ``sslmode``; secret, because ``sslpassword`` may be among them."""
+
+    def model_post_init(self, _context: object) -> None:
+        """Keep its secrets out of the logs."""
+        hide(self.password.get_secret_value() if self.password else None)
+        hide_in(self.parameters.get_secret_value())
 
     def __str__(self) -> str:
         where = f"{self.host or 'the default host'}{f' port {self.port}' if self.port else ''}"

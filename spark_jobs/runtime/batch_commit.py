@@ -25,14 +25,18 @@ from spark_jobs.contracts.tracker import recovery
 from spark_jobs.contracts.tracker.connect import classify
 from spark_jobs.contracts.tracker.records import BatchRecord, Books
 from spark_jobs.faults import reach
+from spark_jobs.logs.events import log_event
+from spark_jobs.logs.ids import batch_scope, current
 from spark_jobs.runtime.batch import MicroBatch, describe, identify
 from spark_jobs.runtime.checkpoint import Checkpoint
 from spark_jobs.runtime.executors import require_ready_executors
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.gaps import may_skip
+from spark_jobs.runtime.mdc import JvmIds
 from spark_jobs.runtime.second_look import AggregateBooks, StatelessBooks
 from spark_jobs.runtime.source_progress import SourceProgress
-from spark_jobs.runtime.stopping import Stop
+from spark_jobs.runtime.spark_errors import telling_line
+from spark_jobs.runtime.stopping import Stop, StopRequestedError
 from spark_jobs.runtime.target_table import TargetTable
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.batch_result import SecondLook, Written
@@ -73,6 +77,10 @@ class BatchCommit:
     _query: StreamingQuery | None = None
     _is_own: bool = False
     _attached: threading.Event = field(default_factory=threading.Event)
+    _jvm_ids: JvmIds = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._jvm_ids = JvmIds(self.spark)
 
     def attach(self, query: StreamingQuery) -> None:
         """Give the query whose batches come here; the first batch may come before."""
@@ -89,14 +97,28 @@ class BatchCommit:
 
     def __call__(self, df: DataFrame, batch_id: int) -> None:
         """Commit one micro-batch, or raise with nothing written. The first error is kept in ``failure``."""
+        with batch_scope(
+            pipeline=self.ledger.pipeline_id,
+            run=self.ledger.run_id,
+            epoch=self.ledger.epoch,
+            query=self.query_id,
+            batch=batch_id,
+        ):
+            self._carry_out(df, batch_id)
+
+    def _carry_out(self, df: DataFrame, batch_id: int) -> None:
         try:
             self.current_batch = batch_id
+            self._jvm_ids.set(current())
             self.stop.enter_batch()
+            log_event(log, logging.DEBUG, "batch_started", batch=batch_id)
             self._commit(df, batch_id)
         except Exception as error:
             # Through the JVM and back an exception loses its type; the runner wants the original.
             self.failure = self.failure or self._truth(error)
             self.rolled_back = self.stop.in_batch
+            if not isinstance(self.failure, StopRequestedError):
+                log_event(log, logging.INFO, "batch_failed", batch=batch_id, reason=telling_line(self.failure))
             raise
         finally:
             self.stop.leave_batch()
@@ -166,7 +188,7 @@ class BatchCommit:
         self.ledger.count_duplicate(batch.identity)
         self.progress.committed(batch.offsets)
         self.totals.duplicates += 1
-        log.info("event=batch_skipped batch=%d reason=already_in_ledger", batch.identity.batch_id)
+        log_event(log, logging.INFO, "batch_skipped", batch=batch.identity.batch_id, reason="already_in_ledger")
 
     def _choose(self, batch: MicroBatch) -> Choice:
         aggregation, result = self.flow.aggregation, None
@@ -250,20 +272,21 @@ class BatchCommit:
 
 def _tell(batch: MicroBatch, written: Written, choice: Choice, seconds: float) -> None:
     books = written.books
-    log.info(
-        "event=batch_committed batch=%d source=%s rows_in=%d passed=%d dead_lettered=%d late=%d filtered=%d written=%d "
-        "refused=%d deduplicated=%d strategy=%s reason=%r seconds=%.2f",
-        batch.identity.batch_id,
-        describe(batch.offsets),
-        books.source,
-        books.passed,
-        books.dead_lettered,
-        books.late,
-        books.filtered,
-        books.written,
-        books.write_dead_lettered,
-        books.write_deduplicated,
-        choice.strategy.value,
-        choice.reason,
-        seconds,
+    log_event(
+        log,
+        logging.INFO,
+        "batch_committed",
+        batch=batch.identity.batch_id,
+        source=describe(batch.offsets),
+        rows_in=books.source,
+        passed=books.passed,
+        dead_lettered=books.dead_lettered,
+        late=books.late,
+        filtered=books.filtered,
+        written=books.written,
+        refused=books.write_dead_lettered,
+        deduplicated=books.write_deduplicated,
+        strategy=choice.strategy.value,
+        reason=choice.reason,
+        seconds=round(seconds, 2),
     )

@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from spark_jobs.contracts.tracker.records import SourceGap
+from spark_jobs.logs.events import log_event
 from spark_jobs.sources.base import OffsetRange, Source
 from spark_jobs.sources.kafka import KafkaSource
 from spark_jobs.sources.kafka_admin import earliest_offsets
@@ -36,7 +37,9 @@ def source_gaps(spark: SparkSession, source: Source, offsets: OffsetRange, rows_
         gaps = tuple(_without_number(gap, missing) for gap in gaps)
     gaps = (*_partitions_gone(offsets), *gaps)
     for gap in gaps:
-        log.warning("event=source_gap source=%s missing_rows=%s reason=%r", gap.source, gap.missing_rows, gap.reason)
+        log_event(
+            log, logging.WARNING, "source_gap", source=gap.source, missing_rows=gap.missing_rows, reason=gap.reason
+        )
     return gaps
 
 

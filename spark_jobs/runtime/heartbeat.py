@@ -11,6 +11,7 @@ from spark_jobs.contracts.errors import EtlError, FencedError
 from spark_jobs.contracts.tracker.connect import Connection, connect
 from spark_jobs.contracts.tracker.fence import check_fence
 from spark_jobs.contracts.tracker.runs import heartbeat
+from spark_jobs.logs.events import log_event
 from spark_jobs.sinks.ledger import Ledger
 
 log = logging.getLogger("etl.run")
@@ -54,7 +55,7 @@ class Heartbeat:
         except FencedError:
             raise
         except EtlError as error:
-            log.warning("event=heartbeat_failed reason=%s", error.found or error.what)
+            log_event(log, logging.WARNING, "heartbeat_failed", reason=error.found or error.what)
             if self._conn is not None:
                 self._conn.close()
             self._conn = None

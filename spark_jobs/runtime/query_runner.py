@@ -11,6 +11,7 @@ from pyspark.sql.streaming.readwriter import DataStreamWriter
 
 from spark_jobs.contracts.config import TriggerKind
 from spark_jobs.contracts.errors import BooksDoNotBalanceError, FencedError
+from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.batch import identify
 from spark_jobs.runtime.batch_commit import BatchCommit
 from spark_jobs.runtime.diagnosis import explain, expression_failed
@@ -48,7 +49,14 @@ class QueryRunner:
                     raise
                 # The checkpoint is shared with a newer run's query: only the newest run may start one on it.
                 self.commit.ledger.check_fence()
-                log.exception("event=query_restarted reason=books_do_not_balance restart=%d", restart + 1)
+                log_event(
+                    log,
+                    logging.ERROR,
+                    "query_restarted",
+                    reason="books_do_not_balance",
+                    restart=restart + 1,
+                    exc_info=True,
+                )
                 self.commit.detach()
             else:
                 return

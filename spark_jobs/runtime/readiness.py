@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from spark_jobs.contracts.errors import CheckpointMismatchError
 from spark_jobs.contracts.run_request import Resume
+from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.checkpoint import Checkpoint
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.sinks.ledger import KnownQuery, Ledger
@@ -100,7 +101,7 @@ def _new_query(
     if resume == "from_ledger":
         return _resumed(ledger, checkpoint, flow, query_id, chain)
     if resume == "accept_new_checkpoint":
-        log.warning("event=new_checkpoint_accepted query=%s before=%s", query_id, chain[0].query_id)
+        log_event(log, logging.WARNING, "new_checkpoint_accepted", query=query_id, before=chain[0].query_id)
         return _started_over(ledger, checkpoint, flow, query_id, chain[0])
     nothing_since = "" if _any_batch(chain) else f"; {_nothing_since(chain)}, so that resuming reads from the beginning"
     raise CheckpointMismatchError(
@@ -143,7 +144,7 @@ def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, 
     last = chain[0]
     if not _any_batch(chain):
         _check_beginning_known(flow, chain)
-        log.warning("event=resumed_at_the_beginning query=%s reason=%r", query_id, _nothing_since(chain))
+        log_event(log, logging.WARNING, "resumed_at_the_beginning", query=query_id, reason=_nothing_since(chain))
         return _started_over(ledger, checkpoint, flow, query_id, last)
     if isinstance(flow.source, KafkaSource):
         offsets = ledger.end_offsets(last.query_id) if last.batches else last.start_offsets
@@ -158,12 +159,12 @@ def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, 
             start_offsets=offsets,
         )
         checkpoint.write_metadata(query_id)
-        log.warning("event=resumed_from_ledger query=%s offsets=%s", query_id, offsets)
+        log_event(log, logging.WARNING, "resumed_from_ledger", query=query_id, offsets=offsets)
     else:
         files = ledger.files([query.query_id for query in chain])
         ledger.add_query(query_id, checkpoint.location, "resumed", fingerprint(flow), seeded_from=last.query_id)
         checkpoint.seed_files(query_id, files)
-        log.warning("event=resumed_from_ledger query=%s files_already_read=%d", query_id, len(files))
+        log_event(log, logging.WARNING, "resumed_from_ledger", query=query_id, files_already_read=len(files))
         return ReadyQuery(query_id, flow, first_batch=1)
     return ReadyQuery(query_id, flow)
 

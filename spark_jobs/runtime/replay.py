@@ -24,9 +24,12 @@ from spark_jobs.contracts.replay import ClassOutcome, LetterSample, ReplayMode, 
 from spark_jobs.contracts.tracker.records import BatchIdentity, BatchRecord, Books
 from spark_jobs.contracts.tracker.replays import finish_replay, open_replay, release, total
 from spark_jobs.faults import reach
+from spark_jobs.logs import ids
+from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.executors import require_ready_executors
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.heartbeat import Heartbeat
+from spark_jobs.runtime.mdc import jvm_ids
 from spark_jobs.runtime.redrive import Redrive
 from spark_jobs.runtime.replay_frame import Kind, ReplayFrame
 from spark_jobs.runtime.run import PipelineRun, SessionFactory
@@ -60,7 +63,8 @@ class ReplayRun(PipelineRun):
         spark = session()
         self.stop.on_jvm_shutdown(spark)
         flow = Flow.build(spark, config, self.source_secrets)
-        with _beating(Heartbeat(ledger, spark.sparkContext.applicationId)):
+        ids.add(query=str(request.replay_id))
+        with jvm_ids(spark, ids.current()), _beating(Heartbeat(ledger, spark.sparkContext.applicationId)):
             _Replay(spark, flow, ledger, request, self).run()
         reach("run.before_end")
 
@@ -107,10 +111,15 @@ class _Replay:
         write = self._redrive() if request.mode is ReplayMode.REDRIVE else self._reprocess()
         taken = open_replay(ledger.connection(), ledger.schema, request, ledger.run_id, ledger.epoch)
         reach("replay.after_taking")
-        log.info(
-            "event=letters_taken replay=%s letters=%d freed=%d dry_run=%s",
-            request.replay_id, taken.letters, taken.released, request.dry_run,
-        )  # fmt: skip
+        log_event(
+            log,
+            logging.INFO,
+            "letters_taken",
+            letters=taken.letters,
+            freed=taken.released,
+            parked=taken.parked,
+            dry_run=request.dry_run,
+        )
         try:
             write.check(taken.letters)
             for number, first in enumerate(range(0, taken.letters, request.letters_per_batch)):
@@ -122,10 +131,8 @@ class _Replay:
             raise
         summary = self.outcomes.summary(request)
         finish_replay(ledger.connection(), ledger.schema, summary)
-        log.info(
-            "event=replay_finished replay=%s taken=%d replayed=%d failed=%d parked=%d dry_run=%s",
-            request.replay_id, summary.taken, summary.replayed, summary.failed, summary.parked, request.dry_run,
-        )  # fmt: skip
+        counts = {name: getattr(summary, name) for name in ("taken", "replayed", "failed", "parked")}
+        log_event(log, logging.INFO, "replay_finished", **counts, dry_run=request.dry_run)
 
     def _batch(self, write: _Reprocess | Redrive, number: int, first: int, last: int) -> None:
         started = monotonic()
@@ -141,11 +148,17 @@ class _Replay:
             stop.leave_batch()
         self.outcomes.add(written.outcome)
         books, seconds = written.books, monotonic() - started
-        log.info(
-            "event=letters_settled batch=%d letters=%d written=%d failed=%d seconds=%.2f dry_run=%s",
-            number, last - first, books.written, books.dead_lettered + books.write_dead_lettered, seconds,
-            self.request.dry_run,
-        )  # fmt: skip
+        log_event(
+            log,
+            logging.INFO,
+            "letters_settled",
+            batch=number,
+            letters=last - first,
+            written=books.written,
+            failed=books.dead_lettered + books.write_dead_lettered,
+            seconds=round(seconds, 2),
+            dry_run=self.request.dry_run,
+        )
         if self.request.rate is not None:
             stop.pause((last - first) / self.request.rate - seconds)
 

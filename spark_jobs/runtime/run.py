@@ -20,9 +20,12 @@ from spark_jobs.contracts.tracker.queries import summarise_run
 from spark_jobs.contracts.tracker.runs import claim_epoch, finish_run
 from spark_jobs.contracts.tracker.statements import application_name
 from spark_jobs.faults import reach
+from spark_jobs.logs import ids
+from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.batch_commit import BatchCommit
 from spark_jobs.runtime.checkpoint import Checkpoint
 from spark_jobs.runtime.flow import Flow, streaming_of
+from spark_jobs.runtime.mdc import JvmIds, jvm_ids
 from spark_jobs.runtime.query_runner import QueryRunner
 from spark_jobs.runtime.readiness import ready_query
 from spark_jobs.runtime.source_progress import SourceProgress
@@ -69,6 +72,11 @@ class PipelineRun:
 
     def execute(self, session: SessionFactory) -> Ended:
         """Claim the epoch, run the query, and record the end in the tracker. Raises nothing that a run can meet."""
+        with ids.run_scope():
+            ids.begin(pipeline=self.request.pipeline_id, run=self.request.run_id)
+            return self._execute(session)
+
+    def _execute(self, session: SessionFactory) -> Ended:
         request = self.request
         reach("run.before_claim")
         try:
@@ -76,15 +84,16 @@ class PipelineRun:
         except EtlError as refused:
             return self._finish(refused)
         reach("run.after_claim")
-        log.info("event=run_started run=%s pipeline=%s epoch=%d", request.run_id, request.pipeline_id, epoch)
+        ids.add(epoch=epoch)
+        log_event(log, logging.INFO, "run_started", run=request.run_id, pipeline=request.pipeline_id, epoch=epoch)
         ledger = Ledger(self.database, request.tracker_schema, request.pipeline_id, request.run_id, epoch)
         error = None
         try:
             self._run(session, ledger)
-        except Exception as raised:
+        except Exception as raised:  # noqa: BLE001 - it becomes the run's end, and the log has its trace
             error = _taken_over(ledger) or _as_etl_error(raised)
             if not isinstance(error, StopRequestedError):
-                log.exception("event=run_failed run=%s", request.run_id)
+                log_event(log, logging.ERROR, "run_failed", run=request.run_id, exc_info=True)
         finally:
             ledger.close()
         return self._finish(error)
@@ -106,12 +115,20 @@ class PipelineRun:
         self._recover(ledger, config)
         spark = session()
         self.stop.on_jvm_shutdown(spark)
+        with jvm_ids(spark, ids.current()) as jvm:
+            self._stream(spark, config, ledger, jvm)
+        recovery.sweep_own(ledger.connection(), ledger.right, role=config.load.role)
+        reach("run.before_end")
+
+    def _stream(self, spark: SparkSession, config: PipelineConfig, ledger: Ledger, jvm: JvmIds) -> None:
         flow = Flow.build(spark, config, self.source_secrets)
         flow.source.check()
         table = TargetTable(flow, ledger)
         target = table.open()
         checkpoint = Checkpoint(spark, streaming_of(config).checkpoint_location)
         ready = ready_query(ledger, checkpoint, flow, self.request.resume)
+        ids.add(query=ready.query_id)
+        jvm.set(ids.current())
         with SourceProgress(ready.flow.source, ledger, ready.query_id) as progress:
             commit = BatchCommit(
                 spark=spark,
@@ -136,18 +153,18 @@ class PipelineRun:
                 raise
             finally:
                 spark.streams.resetTerminated()
-        recovery.sweep_own(ledger.connection(), ledger.right, role=config.load.role)
-        reach("run.before_end")
 
     def _recover(self, ledger: Ledger, config: PipelineConfig) -> None:
         recovered = recovery.recover(ledger.connection(), ledger.right, role=config.load.role)
         left_behind = sweep(ledger, config.load.role)
         if left_behind or recovered.finished or recovered.rolled_back:
-            log.info(
-                "event=recovered decided_batches=%d rolled_back=%d staging_tables=%d",
-                len(recovered.finished),
-                len(recovered.rolled_back),
-                len(left_behind),
+            log_event(
+                log,
+                logging.INFO,
+                "recovered",
+                decided_batches=len(recovered.finished),
+                rolled_back=len(recovered.rolled_back),
+                staging_tables=len(left_behind),
             )
         reach("run.after_recovery")
 
@@ -163,7 +180,7 @@ class PipelineRun:
         try:
             result = self._record_end(error, exit_code)
         except EtlError as unreachable:
-            log.exception("event=run_end_not_recorded run=%s", self.request.run_id)
+            log_event(log, logging.ERROR, "run_end_not_recorded", run=self.request.run_id, exc_info=True)
             return Ended((error or unreachable).exit_code, None, error or unreachable)
         return Ended(exit_code, result, error)
 
@@ -182,15 +199,17 @@ class PipelineRun:
                 error=error.to_json() if error and state != "stopped" else None,
                 result=result.model_dump(mode="json"),
             )
-        log.info(
-            "event=run_ended run=%s state=%s exit_code=%d batches=%d duplicates=%d rows_in=%d written=%d",
-            request.run_id,
-            state,
-            exit_code,
-            result.batches,
-            result.duplicates,
-            result.rows.get("source", 0),
-            result.rows.get("written", 0),
+        log_event(
+            log,
+            logging.INFO,
+            "run_ended",
+            run=request.run_id,
+            state=state,
+            exit_code=int(exit_code),
+            batches=result.batches,
+            duplicates=result.duplicates,
+            rows_in=result.rows.get("source", 0),
+            written=result.rows.get("written", 0),
         )
         return result
 

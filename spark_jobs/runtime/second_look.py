@@ -17,6 +17,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from spark_jobs.contracts.config import LateDataStrategy
 from spark_jobs.contracts.errors import BooksDoNotBalanceError, EtlError
 from spark_jobs.contracts.tracker.records import BatchRecord, Books
+from spark_jobs.logs.events import log_event
 from spark_jobs.rows import OUTCOME, TO_WRITERS, Outcome, outcome
 from spark_jobs.runtime.batch import MicroBatch
 from spark_jobs.runtime.flow import Flow
@@ -36,7 +37,7 @@ from spark_jobs.sinks.postgres import PostgresSink
 from spark_jobs.sinks.sorting import Tally, moment
 from spark_jobs.sinks.staging import Staged
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("etl.batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,8 @@ class AggregateBooks:
     def _seen(self, again: Staged, counts: Observed, *, trusted: bool, late_suspected: bool) -> Looked:
         seen = again.tally
         if not trusted:
-            log.warning("event=batch_recounted batch=%d reason=stage_ran_again", self.batch.identity.batch_id)
+            batch_id = self.batch.identity.batch_id
+            log_event(log, logging.WARNING, "batch_recounted", batch=batch_id, reason="stage_ran_again")
             counts = _counts(seen)
         elif seen.dead_lettered != counts.dead_lettered:
             raise BooksDoNotBalanceError(
@@ -129,11 +131,13 @@ class AggregateBooks:
     def _tell_late(self, seen: Tally) -> None:
         late_data = self.flow.streaming.late_data
         if seen.late and late_data is not None and late_data.strategy is LateDataStrategy.LOG_AND_DROP:
-            log.warning(
-                "event=late_rows_dropped batch=%d rows=%d watermark_ms=%d",
-                self.batch.identity.batch_id,
-                seen.late,
-                self.batch.late_watermark_ms,
+            log_event(
+                log,
+                logging.WARNING,
+                "late_rows_dropped",
+                batch=self.batch.identity.batch_id,
+                rows=seen.late,
+                watermark_ms=self.batch.late_watermark_ms,
             )
 
     def _looked(self, counts: Observed, late: int, letters: Staged | None) -> Looked:

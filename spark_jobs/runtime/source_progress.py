@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from spark_jobs.contracts.errors import EtlError
+from spark_jobs.logs.events import log_event
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sources.base import Committer, OffsetRange, Source
 
@@ -41,7 +42,7 @@ class SourceProgress:
         if self._owed is not None:
             self.committed(self._owed)
         if self._told is not None:
-            log.info("event=offsets_committed end=%s behind=%s", self._told.end, self._owed is not None)
+            log_event(log, logging.INFO, "offsets_committed", end=self._told.end, behind=self._owed is not None)
         self._source.close()
 
     def committed(self, offsets: OffsetRange) -> None:
@@ -53,6 +54,6 @@ class SourceProgress:
         except Exception as error:  # noqa: BLE001 - the rows are committed: nothing here may undo that
             self._owed = offsets
             reason = str(error) if isinstance(error, EtlError) else f"{type(error).__name__}: {error}"
-            log.warning("event=offsets_not_committed end=%s reason=%r", offsets.end, reason)
+            log_event(log, logging.WARNING, "offsets_not_committed", end=offsets.end, reason=reason)
         else:
             self._owed, self._told = None, offsets

@@ -9,6 +9,7 @@ from pyspark.sql.types import StructType
 
 from spark_jobs.contracts.config import OutputMode, TableName
 from spark_jobs.contracts.tracker.connect import classified, set_local_role
+from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.sinks.evolution import evolve
 from spark_jobs.sinks.ledger import Ledger
@@ -41,7 +42,7 @@ class TargetTable:
             set_local_role(conn, load.role)
             table = resolved(conn, load.target)
             if load.auto_create_table and create_if_missing(conn, table, schema, self._keys):
-                log.info("event=table_created table=%s", table)
+                log_event(log, logging.INFO, "table_created", table=str(table))
             evolve(conn, table, schema, load.schema_evolution)
             opened = self._inspect(table)
         self._opened = opened

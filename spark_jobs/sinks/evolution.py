@@ -11,6 +11,7 @@ from pyspark.sql.types import DataType, StructType
 from spark_jobs.contracts.config import SchemaEvolution, TableName
 from spark_jobs.contracts.errors import TargetMismatchError
 from spark_jobs.contracts.tracker.connect import Connection
+from spark_jobs.logs.events import log_event
 from spark_jobs.sinks.table_columns import TargetColumn, qualified, table_columns
 from spark_jobs.sinks.types import PostgresType, column_type, fits
 
@@ -48,7 +49,7 @@ def evolve(conn: Connection, table: TableName, schema: StructType, evolution: Sc
         for change in changes:
             _alter(conn, table, change)
     for change in changes:
-        log.info("event=table_changed table=%s change=%r", table, change)
+        log_event(log, logging.INFO, "table_changed", table=str(table), change=change)
     return changes
 
 

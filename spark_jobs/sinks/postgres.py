@@ -15,6 +15,7 @@ from pyspark.sql import DataFrame
 from spark_jobs.contracts.errors import TransientError
 from spark_jobs.contracts.tracker.records import BatchRecord
 from spark_jobs.faults import reach
+from spark_jobs.logs.events import log_event
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.ability import two_phase_ability
 from spark_jobs.sinks.batch_result import Looked, SecondLook, Written
@@ -28,7 +29,7 @@ from spark_jobs.sinks.staging import Staged, drop
 from spark_jobs.sinks.strategy import Means
 from spark_jobs.sinks.two_phase_commit import TwoPhaseCommit
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("etl.batch")
 
 
 class PostgresSink:
@@ -100,9 +101,8 @@ class PostgresSink:
             try:
                 return write(False)
             except RowsRefusedError as error:
-                log.warning(
-                    "event=rows_refused batch=%d going=row_by_row first=%r", record.identity.batch_id, error.found
-                )
+                batch_id = record.identity.batch_id
+                log_event(log, logging.WARNING, "rows_refused", batch=batch_id, going="row_by_row", first=error.found)
                 reach("batch.before_second_look")
         report = write(True)
         # Where there was one bad row the next batch may have some: the quick way would only be in vain.
@@ -111,7 +111,7 @@ class PostgresSink:
 
     def _settled(self, report: PartReport, record: BatchRecord) -> PartReport:
         if report.state == parts.UNKNOWN:
-            log.warning("event=commit_without_answer batch=%d settling=ledger", record.identity.batch_id)
+            log_event(log, logging.WARNING, "commit_without_answer", batch=record.identity.batch_id, settling="ledger")
             if self._ledger.settle_unknown(record.identity) == "committed":
                 report.state = parts.COMMITTED
                 return report

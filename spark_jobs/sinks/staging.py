@@ -12,6 +12,7 @@ from psycopg import sql
 from spark_jobs.contracts.errors import EtlError, TransientError
 from spark_jobs.contracts.tracker import statements
 from spark_jobs.contracts.tracker.connect import classified, set_local_role, short_transaction
+from spark_jobs.logs.events import log_event
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.merging import MergeRule
 from spark_jobs.sinks.parts import PartReport
@@ -19,7 +20,7 @@ from spark_jobs.sinks.sorting import Tally
 from spark_jobs.sinks.staging_table import create_staging
 from spark_jobs.sinks.target import Target
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("etl.batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def drop(ledger: Ledger, staging: Staging, role: str | None = None) -> None:
                 set_local_role(conn, role)
                 conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(staging.identifier(name)))
         except EtlError as error:
-            log.warning("event=staging_left_behind table=%s reason=%s", name, error.found)
+            log_event(log, logging.WARNING, "staging_left_behind", table=name, reason=error.found)
 
 
 def sweep(ledger: Ledger, role: str | None = None) -> list[str]:

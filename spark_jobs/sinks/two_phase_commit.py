@@ -19,6 +19,7 @@ from spark_jobs.contracts.tracker.decisions import Winner
 from spark_jobs.contracts.tracker.part_names import LETTERS_PART, part_names
 from spark_jobs.contracts.tracker.records import BatchRecord, Books
 from spark_jobs.faults import reach
+from spark_jobs.logs.events import log_event
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.batch_result import Looked
 from spark_jobs.sinks.committing import check_limits, completed, event_text, require_letters, stateless_books
@@ -28,7 +29,7 @@ from spark_jobs.sinks.reports import cannot_prepare, raise_for, read_reports
 from spark_jobs.sinks.staging import Staged
 from spark_jobs.sinks.two_phase import two_phase_task
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("etl.batch")
 
 
 @dataclass(slots=True)
@@ -100,7 +101,9 @@ class TwoPhaseCommit:
             decisions.decide(self._conn(), ledger.right, record, event, winners)
         except DatabaseUnreachableError as error:
             # The answer may have been lost, not the decision.
-            log.warning("event=decision_without_answer batch=%d settling=ledger", record.identity.batch_id)
+            log_event(
+                log, logging.WARNING, "decision_without_answer", batch=record.identity.batch_id, settling="ledger"
+            )
             if ledger.settle_unknown(record.identity) == "absent":
                 raise TransientError(
                     f"The connection was lost at the decision about micro-batch {record.identity.batch_id}",
@@ -118,7 +121,7 @@ class TwoPhaseCommit:
             decisions.finish(conn, ledger.right, batch)
         # Speculative and repeated attempts that lost, and did not find out by themselves.
         self.sweep()
-        log.debug("two_phase: batch %d is finished", record.identity.batch_id)
+        log_event(log, logging.DEBUG, "two_phase_finished", batch=record.identity.batch_id)
 
     def _prepare_letters(self, letters: Staged, record: BatchRecord) -> Winner:
         # The staging table is unlogged: what is decided must not depend on it.

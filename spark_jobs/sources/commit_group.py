@@ -18,6 +18,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from spark_jobs.contracts.errors import SourceUnreachableError
+from spark_jobs.logs.events import log_event
 from spark_jobs.sources.base import Committer
 from spark_jobs.sources.kafka_admin import await_answer, open_admin, root_cause
 
@@ -86,7 +87,7 @@ class CommitGroup:
             committer.check_fence()
             self._write(moves, committer, until)
         self._written.update(wanted)
-        log.debug("event=offsets_committed group=%s partitions=%d", self.name, len(moves))
+        log_event(log, logging.DEBUG, "offsets_committed", group=self.name, partitions=len(moves))
 
     def _look(self, wanted: Mapping[Partition, int], until: float) -> dict[Partition, _Kept]:
         asked = self._jvm.java.util.ArrayList()
@@ -113,14 +114,18 @@ class CommitGroup:
     def _left(self, place: Partition, now: _Kept | None, offset: int, committer: Committer) -> bool:
         if place not in self._left_ahead and now is not None and now.query_id != committer.query_id:
             self._left_ahead.add(place)
-            log.warning(
-                "event=offsets_left group=%s topic=%s partition=%d offset=%d committed=%d reason=%r",
-                self.name,
-                *place,
-                now.offset,
-                offset,
-                f"written by {f'pipeline {now.pipeline_id}' if now.pipeline_id else 'somebody else'}; to hand the "
-                "group over, delete its offsets with kafka-consumer-groups --delete-offsets",
+            topic, partition = place
+            log_event(
+                log,
+                logging.WARNING,
+                "offsets_left",
+                group=self.name,
+                topic=topic,
+                partition=partition,
+                offset=now.offset,
+                committed=offset,
+                reason=f"written by {f'pipeline {now.pipeline_id}' if now.pipeline_id else 'somebody else'}; to hand "
+                "the group over, delete its offsets with kafka-consumer-groups --delete-offsets",
             )
         return False
 

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from pyspark.sql import SparkSession
 
 from spark_jobs.contracts.errors import CheckpointMismatchError
+from spark_jobs.logs.events import log_event
 from spark_jobs.sources.kafka_admin import Partition, list_partitions, list_topics
 
 log = logging.getLogger("etl.run")
@@ -60,7 +61,7 @@ def resumed_offsets(offsets: Offsets, subscribed: set[Partition], *, may_lose: b
             "extract.connectionParams.failOnDataLoss to false",
         )
     if gone:
-        log.warning("event=source_partitions_gone partitions=%r", gone)
+        log_event(log, logging.WARNING, "source_partitions_gone", partitions=gone)
     start: Offsets = {}
     for topic, part in sorted(subscribed):
         start.setdefault(topic, {})[str(part)] = known.get((topic, part), _EARLIEST)

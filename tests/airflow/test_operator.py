@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.log import redact
 
+from airflow_etl_provider.credentials import connection
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.operators.streaming_pipeline import StreamingPipelineOperator
 from spark_jobs.contracts.config import PipelineConfig
 from spark_jobs.contracts.run_request import RunRequest
+from spark_jobs.contracts.tracker.migrate import migrate
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -138,6 +143,47 @@ def test_the_package_is_shipped_beside_the_users_files(
     assert not pattern.search("spark.app.name")
 
 
+@pytest.mark.parametrize("given", [{"log_format": "jsno"}, {"log_level": "loud"}])
+def test_a_way_to_log_that_there_is_not_is_refused(
+    context: Any, pipeline: dict[str, Any], given: dict[str, str]
+) -> None:
+    [name] = given
+    with pytest.raises(AirflowFailException, match=name):
+        operator(pipeline, **given).execute(context)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, []),
+        ({"log_format": "JSON", "log_level": "debug"}, ["--log-format", "json", "--log-level", "DEBUG"]),
+    ],
+    ids=["nothing", "both"],
+)
+def test_the_driver_is_told_how_to_log(
+    context: Any,
+    pipeline: dict[str, Any],
+    connections: Callable[..., None],
+    database: Database,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, str],
+    words: list[str],
+) -> None:
+    connections(spark_default="spark://local", warehouse=database.airflow_uri)
+    # Notes its words and ends, as a spark-submit without Java does.
+    submit = tmp_path / "spark-submit"
+    submit.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > "{tmp_path}/words"\nexit 1\n')
+    submit.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with database.connect(autocommit=True) as conn:
+        migrate(conn, "etl")
+    with pytest.raises(AirflowException, match="never started"):
+        operator(pipeline, **given).execute(context)
+    told = (tmp_path / "words").read_text().splitlines()
+    assert told[told.index("--tracker-schema") + 2 :] == words
+
+
 CLUSTERS = {
     "k8s secret": {"spark.kubernetes.driver.secretKeyRef.AIRFLOW_CONN_WAREHOUSE": "warehouse:uri"},
     "k8s files": {"spark.kubernetes.driverEnv.ETL_CREDENTIALS_DIR": "/etc/etl"},
@@ -155,6 +201,19 @@ def test_in_cluster_mode_only_names_are_sent(
     hook = op._get_hook()
     command = hook._build_spark_submit_command(op.application)
     assert "Pq7xQz" not in f"{command} {hook._env}"
+
+
+@pytest.mark.parametrize("write", [str, lambda text: quote(text, safe=""), json.dumps, repr])
+def test_airflows_log_masks_the_password_however_it_is_written(
+    connections: Callable[..., None], write: Callable[[str], str]
+) -> None:
+    odd = "Wt3'x\"Q\\z%41 /bl\u00fce@h#r"
+    connections(warehouse=f"postgres://loader:{quote(odd, safe='')}@127.0.0.1:1/shop")
+    connection("warehouse", purpose="load.credentialId")
+    shown = str(redact(f"connecting with {write(odd)} now"))
+    assert shown.startswith("connecting with ")
+    assert "Wt3" not in shown
+    assert "h#r" not in shown
 
 
 def test_in_cluster_mode_without_a_way_to_secrets_is_refused_with_the_ways(

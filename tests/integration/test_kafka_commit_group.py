@@ -48,7 +48,8 @@ def test_every_batch_moves_the_group(
     with caplog.at_level(logging.DEBUG, logger="etl.batch"):
         pipelines.finish(_config(pipelines, kafka, topic, maxOffsetsPerTrigger="20"))
     events = [record.getMessage().split(" ")[0] for record in caplog.records if record.name == "etl.batch"]
-    assert events == ["event=batch_committed", "event=offsets_committed"] * 3 + ["event=offsets_committed"]
+    batch = ["event=batch_started", "event=batch_committed", "event=offsets_committed"]
+    assert events == batch * 3 + ["event=offsets_committed"]
     assert _group(kafka, topic) == {0: 50}
 
 

@@ -16,6 +16,7 @@ from spark_jobs.contracts.errors import EtlError, TargetMismatchError, Transient
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
 from spark_jobs.contracts.tracker.part_names import PartName
 from spark_jobs.contracts.tracker.statements import tag
+from spark_jobs.logs.events import log_event
 
 log = logging.getLogger("etl.run")
 
@@ -119,7 +120,7 @@ def _reset_role(conn: Connection, server: int) -> None:
     for _ in range(_RESET_TRIES):
         if _server_of(conn, sql.SQL("RESET ROLE")) == server:
             return
-    log.warning("event=role_not_reset server_pid=%d reason=pooler_in_transaction_mode", server)
+    log_event(log, logging.WARNING, "role_not_reset", server_pid=server, reason="pooler_in_transaction_mode")
 
 
 def _server_of(conn: Connection, statement: sql.Composable) -> int:
@@ -153,5 +154,5 @@ def roll_back(conn: Connection, left_over: Iterable[Prepared], role: str | None 
     """Roll back prepared transactions that nobody will commit; return the names of those that were there."""
     gone = [found.name for found in left_over if resolve(conn, found.name, commit=False, role=role)]
     for name in gone:
-        log.info("event=prepared_rolled_back name=%s", name)
+        log_event(log, logging.INFO, "prepared_rolled_back", name=name)
     return gone

@@ -9,6 +9,7 @@ from spark_jobs.contracts.tracker.connect import Connection
 from spark_jobs.contracts.tracker.decisions import Right, commit_parts, decided, finish
 from spark_jobs.contracts.tracker.prepared import Prepared, prepared_of, roll_back
 from spark_jobs.faults import reach
+from spark_jobs.logs.events import log_event
 
 log = logging.getLogger("etl.run")
 
@@ -49,7 +50,7 @@ def finish_decided(
         reach("recovery.before_finish")
         if finish(conn, right, batch, accept_missing=accept_missing):
             done.append(batch.key)
-            log.info("event=decided_batch_finished batch=%d parts=%d", batch.batch_id, len(batch.winners))
+            log_event(log, logging.INFO, "decided_batch_finished", batch=batch.batch_id, parts=len(batch.winners))
     return done
 
 
