@@ -1,6 +1,7 @@
 """Files that arrive in a folder: JSON lines, CSV, Parquet.
 
-A file is read once, when it first appears. Its rows name it as ``_file``; Parquet also numbers them (``_row``, from 0).
+A file is read once, when it first appears. Its rows name it as ``_file``, and where Spark began to read as
+``_block_start``, in bytes; Parquet numbers them instead (``_row``, from 0).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pyspark.sql.types import StringType, StructField, StructType
 from typing_extensions import override
 
 from spark_jobs.contracts.errors import ConfigError, SourceUnreachableError
-from spark_jobs.rows import LETTER, OUTCOME, Outcome, letter, outcome
+from spark_jobs.rows import LETTER, OUTCOME, RAW, Outcome, letter, outcome, raw_record
 from spark_jobs.sources.base import BatchSize, OffsetRange, Source
 from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
 
@@ -32,12 +33,12 @@ _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".snappy", ".deflate", ".xz")
 
 
 class FileSource(Source):
-    """What the three formats share. Coordinates of a row: ``_file`` (and ``_row`` for Parquet)."""
+    """What the three formats share. Coordinates of a row: ``_file`` and ``_block_start``, of Parquet ``_row``."""
 
     format: ClassVar[str]
     defaults: ClassVar[Mapping[str, str]] = {}
-    coordinates: tuple[str, ...] = ("_file",)
-    own_columns: tuple[str, ...] = ("_file",)
+    coordinates: tuple[str, ...] = ("_file", "_block_start")
+    own_columns: tuple[str, ...] = ("_file", "_block_start")
 
     def __init__(self, spark: SparkSession, schema: StructType, options: Mapping[str, str], path: str) -> None:
         self._spark = spark
@@ -118,10 +119,7 @@ class FileSource(Source):
             stage="parse",
             error_class=error_class(error),
             message=error,
-            source=F.struct(
-                F.col("_file").alias("file"),
-                F.col("_block").alias("block_start"),
-            ),
+            source=F.struct(*(F.col(name).alias(name.removeprefix("_")) for name in self.coordinates)),
             raw_value=raw,
         )
 
@@ -142,7 +140,7 @@ class JsonLinesFiles(FileSource):
         rows = raw.filter(F.trim(F.col("value")) != "").select(
             F.col("value").alias("__value"),
             F.col("_metadata.file_path").alias("_file"),
-            F.col("_metadata.file_block_start").alias("_block"),
+            F.col("_metadata.file_block_start").alias("_block_start"),
         )
         options = {name: value for name, value in self._options.items() if name.lower() not in _STREAM_ONLY | {"path"}}
         parsed = parse_json(rows, "__value", self._schema, options)
@@ -152,8 +150,9 @@ class JsonLinesFiles(FileSource):
             parsed.frame.withColumn("__error", parsed.error)
             .withColumn(OUTCOME, F.when(bad, outcome(Outcome.DEAD_LETTER)).otherwise(outcome(Outcome.PASSED)))
             .withColumn(LETTER, F.when(bad, self._letter(error, F.col("__value").cast("binary"))))
+            .withColumn(RAW, raw_record(F.col("__value").cast("binary")))
         )
-        return drop_working_columns(sorted_out).drop("__value", "__error", "_block")
+        return drop_working_columns(sorted_out).drop("__value", "__error")
 
 
 class CsvFiles(FileSource):
@@ -194,12 +193,12 @@ class CsvFiles(FileSource):
         bad = F.col(_CORRUPT).isNotNull()
         error = F.lit("MALFORMED_CSV: the line has other fields than the schema, or a value of another type")
         located = raw.withColumn("_file", F.col("_metadata.file_path")).withColumn(
-            "_block", F.col("_metadata.file_block_start")
+            "_block_start", F.col("_metadata.file_block_start")
         )
         return (
             located.withColumn(OUTCOME, F.when(bad, outcome(Outcome.DEAD_LETTER)).otherwise(outcome(Outcome.PASSED)))
             .withColumn(LETTER, F.when(bad, self._letter(error, F.col(_CORRUPT).cast("binary"))))
-            .drop(_CORRUPT, "_block")
+            .drop(_CORRUPT)
         )
 
 
