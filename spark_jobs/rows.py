@@ -8,11 +8,28 @@ Two columns ride along with the data:
 - ``__letter`` STRING: for dead letters the envelope as JSON (raw bytes in base64), else NULL.
 
 ``__event_time`` TIMESTAMP rides along where the pipeline has a watermark, and ``__source`` STRUCT, the row's
-coordinates in its source, up to the writers.
+coordinates in its source, up to the writers. In a past range, which is read where there are letters to be made, also
+``__row`` STRUCT, the schema's columns as the source gave them, and from sources that have one ``__raw``
+STRUCT<key BINARY, value BINARY, headers STRING>, the record as it came. A query's own stream has neither: a healthy
+batch pays for none of it.
+
+What a dead letter holds of its row, by stage:
+
+- ``parse``: ``raw_value`` (of Kafka ``raw_key`` and ``raw_headers`` too) is the record as it came, of CSV the record as
+  Spark decoded it; no ``parsed_row``.
+- ``transform``: ``parsed_row`` is the row as the source gave it, the schema's columns, before the first transform. The
+  raw fields are the record as it came, of Kafka and JSON lines.
+- ``write``: ``parsed_row`` is the row as it was to be written, with the target's columns. The raw fields are the record
+  as it came, of Kafka and JSON lines, but none of an aggregation's result, which is made of many rows.
+
+A row of CSV, Parquet or ``rate``, or an aggregation's result, has no record in the stages ``transform`` and ``write``.
+There ``raw_value`` is NULL, or, where jsonb cannot hold the row (U+0000, lone surrogates, numbers beyond its limits),
+the exact text of the JSON of which ``parsed_row`` is the part that could be shown.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import IntEnum
 
 from pyspark.sql import Column, DataFrame
@@ -22,9 +39,11 @@ OUTCOME = "__outcome"
 LETTER = "__letter"
 EVENT_TIME = "__event_time"
 SOURCE = "__source"
+ROW = "__row"
+RAW = "__raw"
 LETTER_ID = "__letter_id"
 """Of a replay: STRING, which dead letter a record is of; rides along until the row's coordinates are put together."""
-CARRIED = (OUTCOME, LETTER, EVENT_TIME, SOURCE)
+CARRIED = (OUTCOME, LETTER, EVENT_TIME, SOURCE, ROW, RAW)
 TO_WRITERS = (OUTCOME, LETTER, EVENT_TIME)
 
 
@@ -67,7 +86,7 @@ def letter(
     """Return a dead letter's envelope as a JSON string.
 
     :param source: STRUCT with the coordinates of the row in its source.
-    :param raw_value: BINARY as it came. :param raw_key: BINARY. :param raw_headers: ARRAY<STRUCT<key, value>>.
+    :param raw_value: BINARY as it came. :param raw_key: BINARY. :param raw_headers: STRING, JSON.
     :param parsed_row: STRING, JSON of the row where it could be read.
     """
     null = F.lit(None).cast("string")
@@ -81,12 +100,68 @@ def letter(
         message.cast("string").alias("message"),
         encoded(raw_key).alias("raw_key"),
         encoded(raw_value).alias("raw_value"),
-        (null if raw_headers is None else F.to_json(raw_headers)).alias("raw_headers"),
+        (null if raw_headers is None else raw_headers).alias("raw_headers"),
         (null if parsed_row is None else parsed_row).alias("parsed_row"),
         F.to_json(source).alias("source"),
-        (null if event_time is None else event_time.cast("string")).alias("event_time"),
+        (null if event_time is None else event_time).alias("event_time"),
     )
     return F.to_json(fields)
+
+
+def raw_record(value: Column, key: Column | None = None, headers: Column | None = None) -> Column:
+    """Return the column ``__raw`` of a source whose rows are records.
+
+    :param value: BINARY, as is ``key``. :param headers: ARRAY<STRUCT<key: STRING, value: BINARY>>.
+    """
+    return F.struct(
+        (F.lit(None).cast("binary") if key is None else key).alias("key"),
+        value.alias("value"),
+        (F.lit(None).cast("string") if headers is None else F.to_json(headers)).alias("headers"),
+    )
+
+
+def transform_letter(df: DataFrame, *, error_class: Column, message: Column) -> Column:
+    """Return the envelope of a row of ``df`` that does not get through the transforms."""
+    parsed_row = json_text(F.col(ROW)) if ROW in df.columns else None
+    raw: dict[str, Column] = {}
+    if RAW in df.columns:
+        raw = {"raw_key": F.col(RAW)["key"], "raw_value": F.col(RAW)["value"], "raw_headers": F.col(RAW)["headers"]}
+    elif parsed_row is not None:
+        # U+0000, which jsonb cannot hold.
+        raw = {"raw_value": F.when(F.contains(parsed_row, F.lit("\\u0000")), F.encode(parsed_row, "UTF-8"))}
+    event_time = moment_text(F.col(EVENT_TIME)) if EVENT_TIME in df.columns else None
+    return letter(
+        stage="transform",
+        error_class=error_class,
+        message=message,
+        source=F.col(SOURCE),
+        parsed_row=parsed_row,
+        event_time=event_time,
+        **raw,
+    )
+
+
+def origin(columns: Collection[str]) -> Column:
+    """Return what a writer must know of a row, beside its data, to make a dead letter of it: JSON of texts.
+
+    ``source`` is the JSON of its coordinates, ``raw_key`` and ``raw_value`` are base64; what there is not is left out.
+
+    :param columns: the carried columns that there are.
+    """
+    parts = [F.to_json(F.col(SOURCE)).alias("source")]
+    if RAW in columns:
+        raw = F.col(RAW)
+        parts += [F.base64(raw["key"]).alias("raw_key"), F.base64(raw["value"]).alias("raw_value")]
+        parts.append(raw["headers"].alias("raw_headers"))
+    if EVENT_TIME in columns:
+        parts.append(moment_text(F.col(EVENT_TIME)).alias("event_time"))
+    return F.to_json(F.struct(*parts))
+
+
+def moment_text(column: Column) -> Column:
+    """Return a TIMESTAMP as ISO 8601 with its offset; NULL outside of the years that have four digits."""
+    known = column.between(F.lit("0001-01-02").cast("timestamp"), F.lit("9999-12-30").cast("timestamp"))
+    return F.when(known, F.date_format(column, "yyyy-MM-dd HH:mm:ss.SSSSSSXXX"))
 
 
 _JSON = {

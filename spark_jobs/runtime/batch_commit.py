@@ -33,13 +33,14 @@ from spark_jobs.runtime.executors import require_ready_executors
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.gaps import may_skip
 from spark_jobs.runtime.mdc import JvmIds
+from spark_jobs.runtime.observed import see_event_time
 from spark_jobs.runtime.second_look import AggregateBooks, StatelessBooks
 from spark_jobs.runtime.source_progress import SourceProgress
 from spark_jobs.runtime.spark_errors import telling_line
 from spark_jobs.runtime.stopping import Stop, StopRequestedError
 from spark_jobs.runtime.target_table import TargetTable
 from spark_jobs.sinks import parts
-from spark_jobs.sinks.batch_result import SecondLook, Written
+from spark_jobs.sinks.batch_result import BatchRows, SecondLook, Written
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.postgres import PostgresSink
 from spark_jobs.sinks.strategy import Choice, Result, choose
@@ -76,6 +77,7 @@ class BatchCommit:
     current_batch: int = 0
     _query: StreamingQuery | None = None
     _is_own: bool = False
+    _read_again: bool = False
     _attached: threading.Event = field(default_factory=threading.Event)
     _jvm_ids: JvmIds = field(init=False)
 
@@ -94,6 +96,10 @@ class BatchCommit:
         self._is_own = False
         self.failure = None
         self.rolled_back = False
+
+    def go_with_care(self) -> None:
+        """From the next query on, a row on which an expression fails is a dead letter."""
+        self.flow = self.flow.carefully
 
     def __call__(self, df: DataFrame, batch_id: int) -> None:
         """Commit one micro-batch, or raise with nothing written. The first error is kept in ``failure``."""
@@ -140,6 +146,8 @@ class BatchCommit:
             self._skip(None, batch)
             return
         reach("batch.after_commit")
+        if self._read_again and written.event_time_max is not None:
+            see_event_time(self._running_query(), written.event_time_max)
         self.totals.batches += 1
         self.totals.written += written.books.written
         _tell(batch, written, choice, monotonic() - started)
@@ -236,8 +244,9 @@ class BatchCommit:
     def _write(self, df: DataFrame, batch: MicroBatch, record: BatchRecord, choice: Choice) -> Written:
         event = self._event(batch)
         single, stateful = choice.strategy is WriteStrategy.SINGLE, self.flow.stateful
+        rows = self._rows(df, batch)
         if single and not stateful:
-            return self.sink.write_in_one_task(df, record, event)
+            return self.sink.write_in_one_task(rows, record, event)
         books: SecondLook = StatelessBooks(self.spark, self.flow, batch, record)
         if stateful:
             query = self._running_query()
@@ -247,8 +256,21 @@ class BatchCommit:
         # A second evaluation would count twice what is observed before an aggregation.
         again = not stateful
         if choice.strategy is WriteStrategy.TWO_PHASE:
-            return self.sink.write_two_phase(df, record, event, books, again=again, most_parts=choice.parts)
-        return self.sink.write_staged(df, record, event, books, again=again)
+            return self.sink.write_two_phase(rows, record, event, books, again=again, most_parts=choice.parts)
+        return self.sink.write_staged(rows, record, event, books, again=again)
+
+    def _rows(self, df: DataFrame, batch: MicroBatch) -> BatchRows:
+        self._read_again = False
+
+        def rows(careful: bool) -> DataFrame:
+            # An aggregation's result can be had only once; of the rows before it the query itself takes care.
+            if not careful or self.flow.stateful:
+                return df
+            # What the query gave has neither the records as they came nor a way around a failing expression.
+            self._read_again = True
+            return self.flow.carefully.batch_again(batch.offsets)
+
+        return rows
 
     def _running_query(self) -> StreamingQuery:
         # Spark's thread may call for the first batch before `start()` has returned the query to ours.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,10 +14,10 @@ from pyspark.sql.types import StructType, TimestampNTZType, TimestampType
 from spark_jobs.contracts.config import AggregationTransform, PipelineConfig, SelectTransform, Streaming
 from spark_jobs.contracts.config.transforms import Transform
 from spark_jobs.contracts.errors import ConfigError
-from spark_jobs.rows import EVENT_TIME, OUTCOME, SOURCE, Outcome, data_columns, passed
+from spark_jobs.rows import CARRIED, EVENT_TIME, LETTER_ID, OUTCOME, RAW, ROW, SOURCE, Outcome, data_columns, passed
 from spark_jobs.sources.base import OffsetRange, Source
 from spark_jobs.sources.registry import build_source
-from spark_jobs.transforms import registry
+from spark_jobs.transforms import careful, registry
 from spark_jobs.transforms.aggregation import WindowedAggregation
 
 BOOKS = "etl_books"
@@ -29,12 +29,14 @@ class Flow:
     """A pipeline's flow, put together once per run.
 
     :param aggregation: None for a stateless pipeline.
+    :param careful: whether a row on which an expression fails is a dead letter. Else it ends the batch's action.
     """
 
     config: PipelineConfig
     source: Source
     stateless: tuple[Transform, ...]
     aggregation: WindowedAggregation | None
+    careful: bool = False
 
     @classmethod
     def build(cls, spark: SparkSession, config: PipelineConfig, secrets: dict[str, str]) -> Flow:
@@ -83,28 +85,37 @@ class Flow:
 
         Put together once, some hundred calls to the JVM; any number of queries may be started on it.
         """
-        sorted_out = self.sort_out(self._watermarked(self.source.stream()))
+        sorted_out = self.sort_out(self._watermarked(self.source.stream().drop(RAW)))
         if self.aggregation is None:
             return self.without_own_columns(sorted_out)
         return self.aggregation.aggregate(self._observed(sorted_out))
 
-    def without_own_columns(self, sorted_out: DataFrame) -> DataFrame:
-        """Return the sorted-out rows of a stateless pipeline as they reach the sink."""
-        selected = any(isinstance(transform, SelectTransform) for transform in self.stateless)
-        return sorted_out.drop(*(() if selected else self.source.own_columns))
+    @cached_property
+    def carefully(self) -> Flow:
+        """The same flow with care."""
+        return self if self.careful else replace(self, careful=True)
 
     def past_range(self, offsets: OffsetRange) -> DataFrame:
         """Return the sorted-out rows of a past offset range, before any aggregation: the second look."""
         return self.sort_out(self.past_source(offsets))
 
+    def batch_again(self, offsets: OffsetRange) -> DataFrame:
+        """Return what a stateless pipeline's :attr:`streaming_frame` gave of an offset range, and what letters need."""
+        return self.without_own_columns(self.past_range(offsets))
+
     def past_source(self, offsets: OffsetRange) -> DataFrame:
         """Return the rows of a past offset range as the source gives them, before any transform."""
-        return self._with_carried(self.source.read_range(offsets))
+        return self._with_carried(self.with_row(self.source.read_range(offsets)))
+
+    def with_row(self, rows: DataFrame) -> DataFrame:
+        """Keep the schema's columns, as the source gave them, for the letters of rows that fail on their way."""
+        given = [name for name in rows.columns if name not in (*CARRIED, LETTER_ID, *self.source.own_columns)]
+        return rows.withColumn(ROW, F.struct(*(F.col(_quoted(name)) for name in given)))
 
     def sort_out(self, df: DataFrame) -> DataFrame:
         """Apply the stateless transforms; every row keeps its outcome."""
         for number, transform in enumerate(self.stateless):
-            df = _checked(df, transform, number)
+            df = _checked(df, transform, number, careful_way=self.careful)
         if self.aggregation is not None:
             self.aggregation.check_columns(df)
             df = self.aggregation.sort_out_without_time(df)
@@ -114,6 +125,11 @@ class Flow:
         """Return the schema of the rows that reach the target, without the carried columns."""
         frame = self.streaming_frame
         return StructType([frame.schema[name] for name in data_columns(frame)])
+
+    def without_own_columns(self, sorted_out: DataFrame) -> DataFrame:
+        """Return the sorted-out rows of a stateless pipeline as they reach the sink."""
+        selected = any(isinstance(transform, SelectTransform) for transform in self.stateless)
+        return sorted_out.drop(*(() if selected else self.source.own_columns))
 
     def _watermarked(self, df: DataFrame) -> DataFrame:
         watermark = self.streaming.watermark
@@ -174,9 +190,9 @@ def streaming_of(config: PipelineConfig) -> Streaming:
     return config.streaming
 
 
-def _checked(df: DataFrame, transform: Transform, number: int) -> DataFrame:
+def _checked(df: DataFrame, transform: Transform, number: int, *, careful_way: bool) -> DataFrame:
     try:
-        return registry.apply(df, transform)
+        return careful.apply(df, transform, number) if careful_way else registry.apply(df, transform)
     except AnalysisException as error:
         raise ConfigError(
             f"transforms[{number}] ({transform.transform_type}) cannot be applied",

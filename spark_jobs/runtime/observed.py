@@ -48,6 +48,18 @@ def state_rows(query: StreamingQuery) -> int:
     return sum(_metric(_execution(query).executedPlan(), "numTotalStateRows"))
 
 
+def see_event_time(query: StreamingQuery, microseconds: int) -> None:
+    """Let the watermark follow rows that were read again, beside the query: it has not seen them itself."""
+    for node in _nodes(_execution(query).executedPlan()):
+        if node.getClass().getSimpleName() == "EventTimeWatermarkExec":
+            node.eventTimeStats().add(microseconds // 1000)
+
+
+def _nodes(node: Any) -> list[Any]:
+    children = node.children()
+    return [node] + [found for index in range(children.size()) for found in _nodes(children.apply(index))]
+
+
 def _metric(node: Any, name: str) -> list[int]:
     metric = node.metrics().get(name)
     own = [] if metric.isEmpty() else [int(metric.get().value())]

@@ -10,19 +10,22 @@ from pyspark.sql.streaming.query import StreamingQuery
 from pyspark.sql.streaming.readwriter import DataStreamWriter
 
 from spark_jobs.contracts.config import TriggerKind
-from spark_jobs.contracts.errors import BooksDoNotBalanceError, FencedError
+from spark_jobs.contracts.errors import BooksDoNotBalanceError, DataError, FencedError
 from spark_jobs.logs.events import log_event
-from spark_jobs.runtime.batch import identify
 from spark_jobs.runtime.batch_commit import BatchCommit
-from spark_jobs.runtime.diagnosis import explain, expression_failed
 from spark_jobs.runtime.heartbeat import Heartbeat
 from spark_jobs.runtime.spark_errors import translate
 from spark_jobs.runtime.stopping import StoppedInBatchError, stopped_between_batches
+from spark_jobs.transforms.try_eval import expression_failed
 
 log = logging.getLogger("etl.run")
 
 _POLL_SECONDS = 0.2
 _MOST_RESTARTS = 2
+
+
+class ExpressionFailedError(DataError):
+    """An expression before an aggregation failed on a row: the query starts again, and makes it a dead letter."""
 
 
 @dataclass(slots=True)
@@ -35,31 +38,49 @@ class QueryRunner:
     def run(self) -> None:
         """Run until the trigger has nothing more to do, or somebody asks to stop.
 
-        A batch whose books do not balance ends the query, which starts again from its checkpoint, twice at most.
+        A batch whose books do not balance ends the query, which starts again from its checkpoint, twice at most. So
+        does, once, a row before an aggregation on which an expression fails: from then on such rows are dead letters.
 
         :raises EtlError: what ended the query; nothing of the micro-batch under way was written.
         :raises FencedError: a newer run has taken over.
         :raises StopRequestedError: the run was asked to stop.
         """
-        for restart in range(_MOST_RESTARTS + 1):
+        restarts = 0
+        while True:
             try:
                 self._run_once()
+            except ExpressionFailedError as failed:
+                # An aggregation's batch can only be evaluated by its query.
+                self._start_again()
+                self.commit.go_with_care()
+                log_event(
+                    log,
+                    logging.WARNING,
+                    "query_restarted",
+                    reason="expression_failed",
+                    going="row_by_row",
+                    first=failed.found,
+                )
             except BooksDoNotBalanceError:
-                if restart == _MOST_RESTARTS:
+                if restarts == _MOST_RESTARTS:
                     raise
-                # The checkpoint is shared with a newer run's query: only the newest run may start one on it.
-                self.commit.ledger.check_fence()
+                restarts += 1
+                self._start_again()
                 log_event(
                     log,
                     logging.ERROR,
                     "query_restarted",
                     reason="books_do_not_balance",
-                    restart=restart + 1,
+                    restart=restarts,
                     exc_info=True,
                 )
-                self.commit.detach()
             else:
                 return
+
+    def _start_again(self) -> None:
+        # The checkpoint is shared with a newer run's query: only the newest run may start one on it.
+        self.commit.ledger.check_fence()
+        self.commit.detach()
 
     def _run_once(self) -> None:
         query = self._writer().start()
@@ -117,6 +138,12 @@ class QueryRunner:
         words = expression_failed(cause) or expression_failed(error)
         if words is None:
             return translate(cause)
-        commit = self.commit
-        batch = identify(commit.checkpoint, commit.ledger.pipeline_id, commit.query_id, commit.current_batch)
-        return explain(commit.spark, commit.flow, batch.offsets, words)
+        if self.commit.flow.stateful and not self.commit.flow.careful:
+            return ExpressionFailedError("An SQL expression of the pipeline fails on a row", found=words)
+        return DataError(
+            "An expression that is none of a select's or a filter's fails on a row",
+            found=words,
+            expected="values that the aggregation's functions, or the registered transforms, can take",
+            cure="Use a wider type, or a filter before it, or correct the transform; then run again: nothing of "
+            "the micro-batch was written",
+        )

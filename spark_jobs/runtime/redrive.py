@@ -233,7 +233,7 @@ class Redrive:
                 conclude(cursor, plan, report, books, monotonic())
         except adbc_driver_manager.Error as error:
             raise classify(error, "Settling the letters that were sent") from error
-        return Written(parts.COMMITTED, books, report.message)
+        return Written(parts.COMMITTED, books, outcome=report.message)
 
     def _letters(self, first: int, last: int) -> DataFrame:
         ledger = self.ledger

@@ -241,7 +241,9 @@ class _Reprocess:
             if count
         }
         try:
-            written = self.sink.write_in_one_task(self.frame.of(questions), record, event)
+            written = self.sink.write_in_one_task(
+                lambda careful: self.frame.of(questions, careful_way=careful), record, event
+            )
         except EtlError:
             raise
         except Exception:
@@ -260,7 +262,7 @@ class _Reprocess:
         return count_letters_of(conn, schema, self.request.replay_id, 0, letters, self._condition(kind))
 
     def _condition(self, kind: Kind) -> str:
-        return kind.condition(keeps_raw=self.frame.flow.source.keeps_raw)
+        return kind.condition(self.frame.flow)
 
 
 @contextmanager

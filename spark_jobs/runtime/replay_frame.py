@@ -8,7 +8,7 @@ target refused, without a raw record, is the target's already. Each letter is on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, reduce
 
@@ -26,6 +26,8 @@ from spark_jobs.rows import (
     LETTER,
     LETTER_ID,
     OUTCOME,
+    RAW,
+    ROW,
     SOURCE,
     Outcome,
     data_columns,
@@ -35,9 +37,13 @@ from spark_jobs.rows import (
 )
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.sinks.copying import Session, transaction
+from spark_jobs.transforms import careful
 from spark_jobs.transforms.select import select
+from spark_jobs.transforms.try_eval import tried
 
 _CORRUPT = "__corrupt"
+_FAILED = "!"
+"""In front of the id of a letter whose record could not be repaired."""
 _STORED = (
     f"{LETTER_ID} STRING, stage STRING, error_class STRING, message STRING, raw_key BINARY, raw_value BINARY, "
     "raw_headers STRING, parsed_row STRING, source STRING, attempt INT"
@@ -51,14 +57,14 @@ class Kind(StrEnum):
     SOURCE_ROW = "NOT {raw} AND i.stage <> 'write'"
     TARGET_ROW = "NOT {raw} AND i.stage = 'write'"
 
-    def condition(self, *, keeps_raw: bool) -> str:
-        """Return the condition over letters ``d`` and what they were ``i``.
-
-        :param keeps_raw: whether the source's letters of every stage have their record; else those that could not be
-            read do.
-        """
-        unread = "i.stage = 'parse'"
-        return self.value.format(raw=f"(d.raw_value IS NOT NULL OR {unread})" if keeps_raw else unread)
+    def condition(self, flow: Flow) -> str:
+        """Return the condition over letters ``d`` and what they were ``i``; for their fields see spark_jobs.rows."""
+        stages = ["parse"]
+        if flow.source.keeps_raw:
+            # An aggregation's result is made of many records: what stands in its place is the row's own text.
+            stages += ["transform"] if flow.stateful else ["transform", "write"]
+        names = ", ".join(f"'{stage}'" for stage in stages)
+        return self.value.format(raw=f"(i.stage = 'parse' OR (i.stage IN ({names}) AND d.raw_value IS NOT NULL))")
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class ReplayFrame:
     flow: Flow
     request: ReplayRequest
     session: Session
+    careful_way: bool = False
 
     def check(self, kinds: Mapping[Kind, int]) -> None:
         """Return if letters of these kinds can go through the pipeline.
@@ -106,9 +113,13 @@ class ReplayFrame:
                 "result that was refused in output mode update is written again with the next change of its group",
             )
 
-    def of(self, questions: Mapping[Kind, str]) -> DataFrame:
-        """Return the rows of the letters that the questions ask for, sorted out, as they reach the sink."""
-        frames = [self._ways[kind](self._letters(text)) for kind, text in questions.items()]
+    def of(self, questions: Mapping[Kind, str], *, careful_way: bool) -> DataFrame:
+        """Return the rows of the letters that the questions ask for, sorted out, as they reach the sink.
+
+        :param careful_way: whether a row on which an expression fails is a letter again; else it ends the action.
+        """
+        way = replace(self, careful_way=careful_way)
+        frames = [way._ways[kind](self._letters(text)) for kind, text in questions.items()]
         return reduce(DataFrame.unionByName, [frame.select(*self._columns(frame)) for frame in frames])
 
     def _letters(self, question: str) -> DataFrame:
@@ -119,24 +130,42 @@ class ReplayFrame:
         return {Kind.RECORD: self._records, Kind.SOURCE_ROW: self._source_rows, Kind.TARGET_ROW: self._target_rows}
 
     def _records(self, letters: DataFrame) -> DataFrame:
-        if RAW_VALUE in self.request.patch:
-            text = letters.withColumn(RAW_VALUE, F.col("raw_value").cast("string"))
-            letters = text.withColumn("raw_value", F.expr(self.request.patch[RAW_VALUE]).cast("binary"))
-        return self._through_transforms(self.flow.source.read_letters(letters))
+        patch = self.request.patch.get(RAW_VALUE)
+        if patch is None:
+            return self._through_transforms(self.flow.source.read_letters(letters))
+        letters = letters.withColumn(RAW_VALUE, F.col("raw_value").cast("string"))
+        if not self.careful_way:
+            repaired = letters.withColumn("raw_value", F.expr(patch).cast("binary"))
+            return self._through_transforms(self.flow.source.read_letters(repaired))
+        return self._through_transforms(
+            _unless_failed(self.flow.source.read_letters(self._tried(letters, patch)), patch)
+        )
+
+    def _tried(self, letters: DataFrame, patch: str) -> DataFrame:
+        # In a branch that Spark cannot decide beforehand: see spark_jobs.transforms.try_eval.
+        branch = F.pmod(F.hash(F.col(LETTER_ID)), F.lit(2)) < 2
+        done = letters.withColumn("__tried", F.when(branch, tried(self.spark._jvm, F.expr(patch).cast("binary"))))
+        marked = F.when(F.col("__tried").isNull(), F.concat(F.lit(_FAILED), F.col(LETTER_ID)))
+        return done.withColumns({"raw_value": F.col("__tried")["v"], LETTER_ID: F.coalesce(marked, F.col(LETTER_ID))})
 
     def _source_rows(self, letters: DataFrame) -> DataFrame:
-        columns = data_columns(self._source_frame)
-        schema = StructType([self._source_frame.schema[name] for name in columns])
-        return self._through_transforms(_from_json(letters, schema, "transform"))
+        own, schema = self.flow.source.own_columns, self._source_frame.schema
+        rows = StructType([schema[name] for name in data_columns(self._source_frame) if name not in own])
+        # The source's own columns are the row's coordinates.
+        places = StructType([StructField(name.removeprefix("_"), schema[name].dataType) for name in own])
+        place = F.from_json("source", places)
+        given = {name: place[name.removeprefix("_")] for name in own}
+        return self._through_transforms(_from_json(letters, rows, "transform", given))
 
     def _target_rows(self, letters: DataFrame) -> DataFrame:
         return self._patched(self._carried(_from_json(letters, self._target, "write")))
 
     def _through_transforms(self, rows: DataFrame) -> DataFrame:
-        sorted_out = self.flow.sort_out(self._patched(self._carried(rows)))
-        return self.flow.without_own_columns(sorted_out)
+        flow = self.flow.carefully if self.careful_way else self.flow
+        return flow.without_own_columns(flow.sort_out(self._patched(self._carried(rows))))
 
     def _carried(self, rows: DataFrame) -> DataFrame:
+        rows = self.flow.with_row(rows)
         rows = rows.withColumn(SOURCE, F.struct(F.col(LETTER_ID).alias("dead_letter_id"))).drop(LETTER_ID)
         watermark = self.flow.streaming.watermark
         if watermark is None:
@@ -151,13 +180,19 @@ class ReplayFrame:
             return rows
         types = {name: rows.schema[name].dataType.simpleString() for name in patch}
         repaired = {name: f"CAST(({text}) AS {types[name]})" for name, text in patch.items()}
-        return select(rows, {name: repaired.get(name, _quoted(name)) for name in columns})
+        chosen = {name: repaired.get(name, _quoted(name)) for name in columns}
+        return careful.select(rows, chosen, "patch") if self.careful_way else select(rows, chosen)
 
     def _columns(self, frame: DataFrame) -> list[Column]:
         # The letter of a row that fails again names the one it was, in front of whatever else it says.
         known = F.concat(F.lit('{"dead_letter_id":"'), F.col(SOURCE)["dead_letter_id"], F.lit('",'))
         named = F.concat(known, F.substring(F.col(LETTER), 2, 2**31 - 1)).alias(LETTER)
-        carried = [named if name == LETTER else F.col(name) for name in CARRIED if name in frame.columns]
+        # A letter keeps the record that it has; the row it stood for is not asked for again.
+        carried = [
+            named if name == LETTER else F.col(name)
+            for name in CARRIED
+            if name in frame.columns and name not in (RAW, ROW)
+        ]
         return [*(F.col(_quoted(name)) for name in self._target.names), *carried]
 
     @cached_property
@@ -177,12 +212,19 @@ def stored_letters(spark: SparkSession, session: Session, question: str) -> Data
     return spark.range(0, 1, 1, 1).mapInArrow(_reading(session, question), _STORED)
 
 
-def _from_json(letters: DataFrame, schema: StructType, stage: str) -> DataFrame:
-    """Return the rows that letters hold as JSON. One that is not of the schema's columns and types fails again."""
+def _from_json(
+    letters: DataFrame, schema: StructType, stage: str, more: Mapping[str, Column] | None = None
+) -> DataFrame:
+    """Return the rows that letters hold as JSON. One that is not of the schema's columns and types fails again.
+
+    :param more: columns beside them.
+    """
     # Bytes stand in base64 where Spark wrote the row, and in hexadecimal where PostgreSQL did.
     read = StructType([*(_as_text(field) for field in schema.fields), StructField(_CORRUPT, StringType())])
     options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": _CORRUPT}
-    rows = letters.withColumn("__row", F.from_json("parsed_row", read, options))
+    # Where jsonb could not hold the row, its exact text stands beside what could be shown.
+    text = F.coalesce(F.col("raw_value").cast("string"), F.col("parsed_row"))
+    rows = letters.withColumn("parsed_row", text).withColumn("__row", F.from_json("parsed_row", read, options))
     keys, names = F.json_object_keys("parsed_row"), F.array(*(F.lit(name) for name in schema.names))
     other = F.concat_ws(", ", F.array_except(keys, names), F.array_except(names, keys))
     problem = (
@@ -195,14 +237,32 @@ def _from_json(letters: DataFrame, schema: StructType, stage: str) -> DataFrame:
         error_class=F.substring_index(F.col("__problem"), ":", 1),
         message=F.col("__problem"),
         source=F.struct(F.col(LETTER_ID)),
-        parsed_row=F.col("parsed_row"),
     )
     bad = F.col("__problem").isNotNull()
     return rows.withColumn("__problem", problem).select(
         LETTER_ID,
         *(_value(field).alias(field.name) for field in schema.fields),
+        *(column.alias(name) for name, column in (more or {}).items()),
         F.when(bad, outcome(Outcome.DEAD_LETTER)).otherwise(outcome(Outcome.PASSED)).alias(OUTCOME),
         F.when(bad, again).alias(LETTER),
+    )
+
+
+def _unless_failed(rows: DataFrame, patch: str) -> DataFrame:
+    """Make the rows letters again whose repair has failed, whatever was read instead of their record."""
+    failed = F.startswith(F.col(LETTER_ID), F.lit(_FAILED))
+    again = letter(
+        stage="parse",
+        error_class=F.lit("PATCH_FAILED"),
+        message=F.lit(f"{RAW_VALUE}: {patch} fails on the record"),
+        source=F.struct(F.col(LETTER_ID)),
+    )
+    return rows.withColumns(
+        {
+            LETTER: F.when(failed, again).otherwise(F.col(LETTER)),
+            OUTCOME: F.when(failed, outcome(Outcome.DEAD_LETTER)).otherwise(F.col(OUTCOME)),
+            LETTER_ID: F.ltrim(F.col(LETTER_ID), F.lit(_FAILED)),
+        }
     )
 
 

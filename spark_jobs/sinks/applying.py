@@ -19,7 +19,7 @@ class MergeText:
         ordinals ``{first}`` and ``{last}``.
     :param answers: whether these answer the number of rows they wrote; else it is the number of rows they affected.
     :param order: make ``etl_ordered``: the rows that ``whole`` would write, numbered from 1.
-    :param row: data columns as JSON, and source, of the row ``{first}``.
+    :param row: data columns as JSON, and origin, of the row ``{first}``.
     :param audit: the question how many rows were left out that may not be (:mod:`spark_jobs.sinks.merge_audit`). Empty
         where nothing suppresses rows; None where no row at all may be left out. :param present: the question before it.
     """
@@ -109,6 +109,6 @@ class Merger:
         return int(self.cursor.scalar(statement)) if self.merge.answers else self.cursor.run(statement)
 
     def _refuse(self, ordinal: int, said: Refusal) -> None:
-        [(row, source)] = self.cursor.execute(self.merge.row.format(first=ordinal))
+        [(row, origin)] = self.cursor.execute(self.merge.row.format(first=ordinal))
         if self.refused is not None:
-            self.refused.add(said, str(row), source)
+            self.refused.add(said, str(row), origin)

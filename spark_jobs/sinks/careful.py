@@ -28,7 +28,7 @@ class CarefulCopy:
     """Copies into one table.
 
     :param bases: the PostgreSQL types of the columns, for the letters.
-    :param keep_source: whether the table has a column ``_source``.
+    :param keep_source: whether the table has a column ``_source``, for the row's origin.
     """
 
     cursor: Cursor
@@ -94,12 +94,12 @@ class CarefulCopy:
 
     def _refuse(self, rows: pa.Table, index: int, said: Refusal) -> None:
         values = _values(rows, index)
-        source = values.pop(SOURCE, None)
+        origin = values.pop(SOURCE, None)
         event_time = values.pop(EVENT_TIME, None)
         data = {name: value for name, value in values.items() if name in self.bases}
         text = None if event_time is None else str(event_time)
         row, odd = row_text(data, self.bases), has_odd_document(data, self.bases)
-        self.refused.add(said, row, None if source is None else str(source), text, keep_raw=odd)
+        self.refused.add(said, row, None if origin is None else str(origin), text, keep_raw=odd)
 
 
 def _values(rows: pa.Table, index: int) -> dict[str, object]:

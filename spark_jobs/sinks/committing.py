@@ -140,7 +140,7 @@ def conclude(cursor: Cursor, plan: CommitPlan, report: PartReport, books: Books,
 
 def check_limits(limit: Limit, books: Books) -> None:
     """Raise :class:`TooManyDeadLettersError` when the batch, read or written, is bad as a whole."""
-    limit.check(books.dead_lettered, books.source, "could not be read")
+    limit.check(books.dead_lettered, books.source, "could not be read, or transformed")
     limit.check(books.write_dead_lettered, books.sink, "were refused by the target")
 
 

@@ -7,14 +7,13 @@ from typing import Any
 
 from psycopg import sql
 from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
 
 from spark_jobs.contracts.config import WriteMode
 from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.tracker.connect import KEEPALIVE
 from spark_jobs.contracts.tracker.part_names import part_names
 from spark_jobs.contracts.tracker.records import BatchRecord
-from spark_jobs.rows import LETTER, OUTCOME, SOURCE
+from spark_jobs.rows import LETTER, OUTCOME, RAW, ROW, SOURCE, origin
 from spark_jobs.sinks import merging
 from spark_jobs.sinks.applying import MergeText
 from spark_jobs.sinks.committing import CommitPlan
@@ -165,12 +164,12 @@ class Plans:
         own = {column.name for column in self.target.columns}
         carried = []
         for name in types:
-            if name in own or (name == SOURCE and not careful):
+            if name in own or name in (ROW, RAW) or (name == SOURCE and not careful):
                 continue
-            # Columns that are the same in every row would cost as much as the data's.
-            if name in (OUTCOME, LETTER) and not self.sorts:
+            # Columns that are the same in every row would cost as much as the data's. With care any row may fail.
+            if name in (OUTCOME, LETTER) and not self.sorts and not careful:
                 continue
-            carried.append(F.to_json(SOURCE).alias(SOURCE) if name == SOURCE else column_of(name))
+            carried.append(origin(types).alias(SOURCE) if name == SOURCE else column_of(name))
         return [*self.target.sent(types), *carried]
 
     def _rows(self, schema: str, table: str, careful: bool, point: str, *, staged: bool = False) -> RowsPlan:

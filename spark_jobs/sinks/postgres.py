@@ -18,7 +18,7 @@ from spark_jobs.faults import reach
 from spark_jobs.logs.events import log_event
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.ability import two_phase_ability
-from spark_jobs.sinks.batch_result import Looked, SecondLook, Written
+from spark_jobs.sinks.batch_result import BatchRows, Looked, SecondLook, Written
 from spark_jobs.sinks.committing import stateless_books
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.plans import Plans
@@ -28,8 +28,16 @@ from spark_jobs.sinks.staged_commit import merge_staged, stage_parts
 from spark_jobs.sinks.staging import Staged, drop
 from spark_jobs.sinks.strategy import Means
 from spark_jobs.sinks.two_phase_commit import TwoPhaseCommit
+from spark_jobs.transforms.try_eval import expression_failed
 
 log = logging.getLogger("etl.batch")
+
+
+def _fault_of_a_row(error: Exception) -> tuple[str, str]:
+    """Return what happened and the words for it, empty when no row is at fault."""
+    if isinstance(error, RowsRefusedError):
+        return "rows_refused", error.found or str(error)
+    return "expression_failed", expression_failed(error) or ""
 
 
 class PostgresSink:
@@ -58,14 +66,14 @@ class PostgresSink:
 
     # -- single ----------------------------------------------------------------------------------------------------
 
-    def write_in_one_task(self, df: DataFrame, record: BatchRecord, event: dict[str, Any]) -> Written:
+    def write_in_one_task(self, rows: BatchRows, record: BatchRecord, event: dict[str, Any]) -> Written:
         """Write a stateless batch in one task and one transaction."""
-        report = self._quick_then_careful(lambda careful: self._one_task(df, record, event, careful=careful), record)
-        return Written(report.state, stateless_books(report), report.message)
+        report = self._quick_then_careful(lambda careful: self._one_task(rows, record, event, careful=careful), record)
+        return Written(report.state, stateless_books(report), report.tally.event_time_max, report.message)
 
-    def _one_task(self, df: DataFrame, record: BatchRecord, event: dict[str, Any], *, careful: bool) -> PartReport:
+    def _one_task(self, batch: BatchRows, record: BatchRecord, event: dict[str, Any], *, careful: bool) -> PartReport:
         plan = self._plans.single(record, event, careful=careful)
-        prepared = self._plans.prepare(df, careful=careful)
+        prepared = self._plans.prepare(batch(careful), careful=careful)
         rows = prepared.coalesce(1).mapInArrow(single_task(plan), REPORT_SCHEMA).collect()
         return self._settled(read_reports(rows)[0], record)
 
@@ -100,13 +108,16 @@ class PostgresSink:
         if not self._careful:
             try:
                 return write(False)
-            except RowsRefusedError as error:
+            except Exception as error:
+                event, said = _fault_of_a_row(error)
+                if not said:
+                    raise
                 batch_id = record.identity.batch_id
-                log_event(log, logging.WARNING, "rows_refused", batch=batch_id, going="row_by_row", first=error.found)
+                log_event(log, logging.WARNING, event, batch=batch_id, going="row_by_row", first=said)
                 reach("batch.before_second_look")
         report = write(True)
         # Where there was one bad row the next batch may have some: the quick way would only be in vain.
-        self._careful = report.refused > 0
+        self._careful = report.refused + report.tally.dead_lettered > 0
         return report
 
     def _settled(self, report: PartReport, record: BatchRecord) -> PartReport:
@@ -136,7 +147,7 @@ class PostgresSink:
         return stage_parts(self._plans, narrow, self._attempt, identity_text, rows=rows, careful=careful)
 
     def write_staged(
-        self, df: DataFrame, record: BatchRecord, event: dict[str, Any], second_look: SecondLook, *, again: bool
+        self, rows: BatchRows, record: BatchRecord, event: dict[str, Any], second_look: SecondLook, *, again: bool
     ) -> Written:
         """Stage from the executors, then merge and commit in one transaction.
 
@@ -146,7 +157,7 @@ class PostgresSink:
 
         def write(careful: bool) -> PartReport:
             name = f"{record.identity.query_id}:{record.identity.batch_id}"
-            prepared = self._plans.prepare(df, careful=careful)
+            prepared = self._plans.prepare(rows(careful), careful=careful)
             staged = self.stage(prepared, name, rows=True, careful=careful)
             try:
                 last.append(second_look(staged.tally))
@@ -156,7 +167,7 @@ class PostgresSink:
 
         report = self._written(write, record, last, again=again)
         reach("staged.after_drop")
-        return Written(report.state, last[-1].books_of(report))
+        return Written(report.state, last[-1].books_of(report), report.tally.event_time_max)
 
     def discard(self, staged: Staged | None) -> None:
         """Drop the tables of a staging, if there is one."""
@@ -167,7 +178,7 @@ class PostgresSink:
 
     def write_two_phase(
         self,
-        df: DataFrame,
+        rows: BatchRows,
         record: BatchRecord,
         event: dict[str, Any],
         second_look: SecondLook,
@@ -186,7 +197,7 @@ class PostgresSink:
             self._attempt += 1
             two_phase = TwoPhaseCommit(self._plans, self._attempt)
             two_phase.sweep()
-            prepared = self._plans.prepare(df, careful=careful)
+            prepared = self._plans.prepare(rows(careful), careful=careful)
             with two_phase.swept_on_failure():
                 reports = two_phase.prepare_parts(prepared.coalesce(most_parts), record, event, careful=careful)
                 total = PartReport.total(reports)
@@ -195,4 +206,4 @@ class PostgresSink:
             return total
 
         report = self._written(write, record, last, again=again)
-        return Written(report.state, last[-1].books_of(report))
+        return Written(report.state, last[-1].books_of(report), report.tally.event_time_max)

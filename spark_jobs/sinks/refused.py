@@ -24,6 +24,7 @@ _DATA_STATES = ("P0001", "44000")
 # A value of a wrong length breaks the protocol of COPY's binary form; with a line it is that row's fault.
 _PROTOCOL = "08P01"
 _DOCUMENTS = ("json", "jsonb")
+RECORD = {"raw_key", "raw_value", "raw_headers"}
 _LINE = re.compile(r", \D*(\d+)(?:, \w+ (.+))?$")
 # As many refused rows as may be looked for, one by one, before their share of the rows seen so far counts.
 _PATIENCE = 10_000
@@ -134,7 +135,7 @@ class RefusedRows:
         self,
         said: Refusal,
         row: str,
-        source: str | None,
+        origin: str | None,
         event_time: str | None = None,
         *,
         keep_raw: bool = False,
@@ -142,24 +143,29 @@ class RefusedRows:
         """Keep a row, as JSON, with what the server said about it; see :func:`envelope`."""
         self.count += 1
         self.last = f"{said.sqlstate} {said.message}"
-        self.letters.add(texts([envelope(said, row, source, event_time, keep_raw=keep_raw)]))
+        self.letters.add(texts([envelope(said, row, origin, event_time, keep_raw=keep_raw)]))
         if self.count >= _PATIENCE:
             self.limit.check(self.count, self._seen, f"so far were refused by the target, the last with {self.last}")
 
 
 def envelope(
-    said: Refusal, row: str, source: str | None, event_time: str | None = None, *, keep_raw: bool = False
+    said: Refusal, row: str, origin: str | None, event_time: str | None = None, *, keep_raw: bool = False
 ) -> str:
     """Return the dead letter of a refused row, as :func:`spark_jobs.rows.letter` makes them.
 
     :param row: JSON; bytes that are no UTF-8 stand in it as surrogates.
+    :param origin: JSON as :func:`spark_jobs.rows.origin` makes it; None for a row that is made of many.
     :param keep_raw: whether the row's bytes are kept even if jsonb can hold it.
     """
+    known: dict[str, str] = json.loads(origin) if origin else {}
     exact = row.encode(errors="surrogateescape")
     shown = _without_nul(exact.decode(errors="replace"))
-    origin = _without_nul(source or "{}")
+    coordinates = _without_nul(known.get("source", "{}"))
     # A letter that cannot be stored would stop the pipeline for ever: the bytes can be.
     stored = is_jsonb(shown, DEEPEST + 1)
+    # What jsonb cannot hold is kept byte for byte beside it, unless the record is there, of which it was made.
+    own = base64.b64encode(exact).decode() if keep_raw or shown != row or not stored else None
+    recorded = RECORD & known.keys()
     return json.dumps(
         {
             "stage": "write",
@@ -169,13 +175,12 @@ def envelope(
             "message": said.message,
             "column_name": said.column,
             "constraint_name": said.constraint,
-            "raw_key": None,
-            # What jsonb cannot hold is kept byte for byte beside it.
-            "raw_value": base64.b64encode(exact).decode() if keep_raw or shown != row or not stored else None,
-            "raw_headers": None,
+            "raw_key": known.get("raw_key"),
+            "raw_value": known.get("raw_value") if recorded else own,
+            "raw_headers": known.get("raw_headers"),
             "parsed_row": shown if stored else None,
-            "source": origin if is_jsonb(origin) else "{}",
-            "event_time": event_time,
+            "source": coordinates if is_jsonb(coordinates) else "{}",
+            "event_time": event_time or known.get("event_time"),
         }
     )
 

@@ -24,6 +24,7 @@ from spark_jobs.sinks.single import empty, merge_rows
 from spark_jobs.sinks.sorting import LetterSpool
 from spark_jobs.sinks.staged import staged_task
 from spark_jobs.sinks.staging import Staged, create, drop
+from spark_jobs.transforms.try_eval import expression_failed
 
 
 def stage_parts(
@@ -39,12 +40,14 @@ def stage_parts(
     staging = create(plans.ledger, plans.target if rows else None, plans.rule, attempt, comment, role)
     reach("staged.after_create")
     task = staged_task(plans.staged(staging, careful=careful))
-    reports = read_reports(df.mapInArrow(task, REPORT_SCHEMA).collect())
     try:
+        reports = read_reports(df.mapInArrow(task, REPORT_SCHEMA).collect())
         for report in reports:
             raise_for(report)
-    except RowsRefusedError:
-        drop(plans.ledger, staging, role)
+    except Exception as error:
+        # The batch is done again at once, row by row; what any other failure leaves, the next run sweeps.
+        if isinstance(error, RowsRefusedError) or expression_failed(error):
+            drop(plans.ledger, staging, role)
         raise
     return Staged.of(staging, reports)
 

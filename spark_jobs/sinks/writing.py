@@ -1,7 +1,8 @@
 """What every strategy does with a part's rows: sort out, mark, COPY; the quick way, or the careful one. Executor side.
 
 The quick way is one COPY after the other, and the first refused row fails the part: a clean batch pays nothing. The
-careful way, by which the driver has such a batch done again, finds the refused rows and keeps their source coordinates.
+careful way, by which the driver has such a batch done again, finds the refused rows and keeps their origin: source
+coordinates and, where the source has one, the record as it came (:func:`spark_jobs.rows.origin`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class RowsPlan:
     :param schema: unquoted, as is ``table``.
     :param columns: the data columns and their PostgreSQL types without modifiers.
     :param careful: whether refused rows are looked for.
-    :param keep_source: whether the table has a column ``_source`` for the row's coordinates.
+    :param keep_source: whether the table has a column ``_source`` for the row's origin.
     :param point: fault point between two bounded COPYs.
     """
 

@@ -1,6 +1,7 @@
 """Files that arrive in a folder: JSON lines, CSV, Parquet.
 
-A file is read once, when it first appears. Its rows name it as ``_file``; Parquet also numbers them (``_row``, from 0).
+A file is read once, when it first appears. Its rows name it as ``_file``, and where Spark began to read as
+``_block_start``, in bytes; Parquet numbers them instead (``_row``, from 0).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pyspark.sql.types import StringType, StructField, StructType
 from typing_extensions import override
 
 from spark_jobs.contracts.errors import ConfigError, SourceUnreachableError
-from spark_jobs.rows import LETTER, LETTER_ID, OUTCOME, Outcome, letter, outcome
+from spark_jobs.rows import LETTER, LETTER_ID, OUTCOME, RAW, Outcome, letter, outcome, raw_record
 from spark_jobs.sources.base import BatchSize, OffsetRange, Source
 from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
 
@@ -32,12 +33,12 @@ _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".snappy", ".deflate", ".xz")
 
 
 class FileSource(Source):
-    """What the three formats share. Coordinates of a row: ``_file`` (and ``_row`` for Parquet)."""
+    """What the three formats share. Coordinates of a row: ``_file`` and ``_block_start``, of Parquet ``_row``."""
 
     format: ClassVar[str]
     defaults: ClassVar[Mapping[str, str]] = {}
-    coordinates: tuple[str, ...] = ("_file",)
-    own_columns: tuple[str, ...] = ("_file",)
+    coordinates: tuple[str, ...] = ("_file", "_block_start")
+    own_columns: tuple[str, ...] = ("_file", "_block_start")
 
     def __init__(self, spark: SparkSession, schema: StructType, options: Mapping[str, str], path: str) -> None:
         self._spark = spark
@@ -118,10 +119,7 @@ class FileSource(Source):
             stage="parse",
             error_class=error_class(error),
             message=error,
-            source=F.struct(
-                F.col("_file").alias("file"),
-                F.col("_block").alias("block_start"),
-            ),
+            source=F.struct(*(F.col(name).alias(name.removeprefix("_")) for name in self.coordinates)),
             raw_value=raw,
         )
 
@@ -144,7 +142,7 @@ class JsonLinesFiles(FileSource):
             raw.filter(F.trim(F.col("value")) != "").select(
                 F.col("value").alias("__value"),
                 F.col("_metadata.file_path").alias("_file"),
-                F.col("_metadata.file_block_start").alias("_block"),
+                F.col("_metadata.file_block_start").alias("_block_start"),
             )
         )
 
@@ -161,8 +159,9 @@ class JsonLinesFiles(FileSource):
             parsed.frame.withColumn("__error", parsed.error)
             .withColumn(OUTCOME, F.when(bad, outcome(Outcome.DEAD_LETTER)).otherwise(outcome(Outcome.PASSED)))
             .withColumn(LETTER, F.when(bad, self._letter(error, F.col("__value").cast("binary"))))
+            .withColumn(RAW, raw_record(F.col("__value").cast("binary")))
         )
-        return drop_working_columns(sorted_out).drop("__value", "__error", "_block")
+        return drop_working_columns(sorted_out).drop("__value", "__error")
 
 
 class CsvFiles(FileSource):
@@ -201,7 +200,7 @@ class CsvFiles(FileSource):
     @override
     def sort(self, raw: DataFrame) -> DataFrame:
         located = raw.withColumn("_file", F.col("_metadata.file_path")).withColumn(
-            "_block", F.col("_metadata.file_block_start")
+            "_block_start", F.col("_metadata.file_block_start")
         )
         return self._sorted(located)
 
@@ -213,7 +212,7 @@ class CsvFiles(FileSource):
         fields = [F.col("__parsed")[field.name].alias(field.name) for field in self._schema.fields]
         # Of a text without any field there is no struct at all.
         corrupt = F.when(F.col("__parsed").isNull(), F.col("__value")).otherwise(F.col("__parsed")[_CORRUPT])
-        return self._sorted(rows.select(LETTER_ID, *fields, corrupt.alias(_CORRUPT), "_file", "_block"))
+        return self._sorted(rows.select(LETTER_ID, *fields, corrupt.alias(_CORRUPT), "_file", "_block_start"))
 
     @property
     def _record_options(self) -> dict[str, str]:
@@ -226,7 +225,7 @@ class CsvFiles(FileSource):
         return (
             located.withColumn(OUTCOME, F.when(bad, outcome(Outcome.DEAD_LETTER)).otherwise(outcome(Outcome.PASSED)))
             .withColumn(LETTER, F.when(bad, self._letter(error, F.col(_CORRUPT).cast("binary"))))
-            .drop(_CORRUPT, "_block")
+            .drop(_CORRUPT)
         )
 
 
@@ -250,7 +249,7 @@ class ParquetFiles(FileSource):
 
 def _place() -> list[Column]:
     place = F.from_json("source", "file STRING, block_start BIGINT")
-    return [place["file"].alias("_file"), place["block_start"].alias("_block")]
+    return [place["file"].alias("_file"), place["block_start"].alias("_block_start")]
 
 
 FORMATS: dict[str, type[FileSource]] = {source.format: source for source in (JsonLinesFiles, CsvFiles, ParquetFiles)}

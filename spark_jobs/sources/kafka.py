@@ -13,7 +13,7 @@ from pyspark.sql.types import StructType
 from typing_extensions import override
 
 from spark_jobs.contracts.errors import ConfigError, SourceUnreachableError
-from spark_jobs.rows import LETTER, LETTER_ID, OUTCOME, Outcome, letter, outcome
+from spark_jobs.rows import LETTER, LETTER_ID, OUTCOME, RAW, Outcome, letter, outcome, raw_record
 from spark_jobs.sources.base import BatchSize, Committer, OffsetRange, Source
 from spark_jobs.sources.commit_group import CommitGroup
 from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
@@ -197,20 +197,22 @@ class KafkaSource(Source):
             ),
         )
         parsed = parse_json(renamed, "__value", self._schema, {})
+        record = raw_record(F.col("__value"), F.col("_key"), F.col("_headers"))
         envelope = letter(
             stage="parse",
             error_class=error_class(F.col("__error")),
             message=F.col("__error"),
-            source=F.struct(*(F.col(f"_{name}").alias(name) for name in ("topic", "partition", "offset", "timestamp"))),
-            raw_value=F.col("__value"),
-            raw_key=F.col("_key"),
-            raw_headers=F.col("_headers"),
+            source=F.struct(*(F.col(name).alias(name.removeprefix("_")) for name in self.coordinates)),
+            raw_value=record["value"],
+            raw_key=record["key"],
+            raw_headers=record["headers"],
         )
         bad = F.col("__error").isNotNull()
         sorted_out = (
             parsed.frame.withColumn("__error", parsed.error)
             .withColumn(OUTCOME, F.when(bad, outcome(Outcome.DEAD_LETTER)).otherwise(outcome(Outcome.PASSED)))
             .withColumn(LETTER, F.when(bad, envelope))
+            .withColumn(RAW, record)
         )
         return drop_working_columns(sorted_out).drop("__value", "__error")
 

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from spark_jobs.contracts.config import Aggregation, AggregationTransform
 from spark_jobs.contracts.config.durations import parse_duration
 from spark_jobs.contracts.errors import ConfigError
-from spark_jobs.rows import LETTER, OUTCOME, SOURCE, Outcome, data_columns, json_text, letter, outcome, passed
+from spark_jobs.rows import LETTER, OUTCOME, Outcome, data_columns, outcome, passed, transform_letter
 
 FUNCTIONS: dict[str, Callable[[Column], Column]] = {
     "sum": F.sum,
@@ -65,13 +65,10 @@ class WindowedAggregation:
         if not self.window_column:
             return df
         missing = passed() & F.col(self.window_column).isNull()
-        data = data_columns(df)
-        envelope = letter(
-            stage="transform",
+        envelope = transform_letter(
+            df,
             error_class=F.lit("NULL_EVENT_TIME"),
             message=F.lit(f"the window column {self.window_column} is null"),
-            source=F.col(SOURCE),
-            parsed_row=json_text(F.struct(*(F.col(name) for name in data))),
         )
         return df.withColumn(LETTER, F.when(missing, envelope).otherwise(F.col(LETTER))).withColumn(
             OUTCOME, F.when(missing, outcome(Outcome.DEAD_LETTER)).otherwise(F.col(OUTCOME))

@@ -22,8 +22,13 @@ def select(df: DataFrame, columns: Mapping[str, str]) -> DataFrame:
     return df.select(*chosen, *[name for name in CARRIED if name in df.columns])
 
 
+def is_bare_column(expression: str) -> bool:
+    """Tell whether an expression is only a column's name, which cannot fail."""
+    return _BARE_COLUMN.fullmatch(expression) is not None
+
+
 def _computed(expression: str) -> Column:
     # A bare column stays what it is, because only so does it keep the watermark's mark for an aggregation behind it.
-    if _BARE_COLUMN.fullmatch(expression):
+    if is_bare_column(expression):
         return F.expr(expression)
     return F.when(passed(), F.expr(expression))

@@ -1,4 +1,4 @@
-"""select, filter and failing expressions; the target's table and types."""
+"""select and filter; the target's table and types."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pipeline_runs import Pipelines, file_pipeline, filter_by, select, write_lines
 
-from spark_jobs.contracts.errors import ConfigError, DataError, RowsSuppressedError, TargetMismatchError
+from spark_jobs.contracts.errors import ConfigError, RowsSuppressedError, TargetMismatchError
 
 
 def _pipeline(
@@ -38,28 +38,6 @@ def test_a_null_condition_filters(pipelines: Pipelines, inbox: Path) -> None:
     write_lines(inbox / "0.json", {"id": 1}, {"id": None})
     ended = pipelines.finish(_pipeline(pipelines, inbox, filter_by("id > 0")))
     assert ended.result.rows["filtered"] == 1
-
-
-@pytest.mark.parametrize(
-    ("transform", "expression"),
-    [
-        (select(id="id", number="CAST(text AS INT)"), "CAST(text AS INT)"),
-        (select(id="id", number="100 / (id - 3)"), "100 / (id - 3)"),
-        (filter_by("CAST(text AS INT) > 0"), "CAST(text AS INT) > 0"),
-    ],
-)
-def test_a_failing_expression_ends_the_run_and_names_expression_and_row(
-    pipelines: Pipelines, inbox: Path, transform: dict[str, Any], expression: str
-) -> None:
-    write_lines(inbox / "0.json", {"id": 1, "text": "1"}, {"id": 3, "text": "three"}, {"id": 4, "text": "4"})
-    ended = pipelines.run(_pipeline(pipelines, inbox, transform))
-    assert isinstance(ended.error, DataError)
-    assert expression in str(ended.error)
-    assert '"three"' in str(ended.error)
-    assert "0.json" in str(ended.error)
-    assert not ended.error.retryable
-    assert pipelines.one("SELECT count(*) FROM result") == 0
-    assert pipelines.one("SELECT count(*) FROM etl.batch_tracker") == 0
 
 
 def test_an_unknown_column_is_said_before_data_moves(pipelines: Pipelines, inbox: Path) -> None:
