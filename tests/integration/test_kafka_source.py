@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -157,6 +158,31 @@ def test_tombstones_and_bad_bytes_are_dead_letters(pipelines: Pipelines, kafka: 
     assert pipelines.rows("SELECT id FROM result") == [(7,)]
     totals = balanced_totals(pipelines, "numbers")
     assert (totals["dead_lettered_rows"], totals["written_rows"]) == (len(bad), 1)
+
+
+def test_letters_of_all_stages_have_the_record_as_it_came(
+    pipelines: Pipelines, kafka: KafkaBroker, new_topic: Any
+) -> None:
+    topic = new_topic(partitions=1)
+    headers = (("trace", b"\x01\xff"),)
+    values = [b"no json", b'{"id": 0 ,"x":1}', b'{"id": 99, "x": "\\u0000"}', b'{"id": 7}']
+    kafka.produce(topic, [Record(value, key=b"\xffkey", headers=headers, timestamp_ms=1000) for value in values])
+    config = _config(pipelines, kafka, topic)
+    config["transforms"] = [select(id="id", share="100 DIV id")]
+    config["load"]["autoCreateTable"] = False
+    pipelines.execute("CREATE TABLE result (id bigint CHECK (id < 50), share bigint)")
+    pipelines.finish(config)
+    assert pipelines.rows("SELECT id, share FROM result") == [(7, 14)]
+    letters = pipelines.rows(
+        "SELECT stage, (source->>'offset')::int, raw_value, raw_key, raw_headers->0->>'key', raw_headers->0->>'value', "
+        "source->>'timestamp', parsed_row FROM etl.dead_letter ORDER BY 2"
+    )
+    assert [letter[:3] for letter in letters] == [
+        (stage, place, values[place]) for place, stage in enumerate(("parse", "transform", "write"))
+    ]
+    assert {letter[3:6] for letter in letters} == {(b"\xffkey", "trace", b64encode(b"\x01\xff").decode())}
+    assert len({letter[6] for letter in letters}) == 1
+    assert [letter[7] for letter in letters] == [None, {"id": 0}, {"id": 99, "share": 1}]
 
 
 def _topic_with_a_hole(pipelines: Pipelines, kafka: KafkaBroker, new_topic: Any, options: dict[str, str]) -> str:
