@@ -26,14 +26,17 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from spark_jobs.contracts.breaker import postgres_system
 from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
 from spark_jobs.contracts.credentials import DatabaseConnection, HadoopLookup, resolve, resolve_database
-from spark_jobs.contracts.errors import ConfigError, EtlError
+from spark_jobs.contracts.errors import ConfigError, EtlError, Operation
 from spark_jobs.contracts.name_values import parse_name_values
 from spark_jobs.contracts.run_request import Resume, RunRequest
 from spark_jobs.contracts.tracker.connect import connect
 from spark_jobs.contracts.tracker.migrate import migrate, require_version
 from spark_jobs.contracts.tracker.runs import read_request, register_run
+from spark_jobs.runtime.breaker import RunBreaker
+from spark_jobs.runtime.retry import Retries
 from spark_jobs.runtime.run import Ended, PipelineRun, SessionFactory
 from spark_jobs.runtime.session import get_session, hadoop_credentials
 from spark_jobs.runtime.stopping import Stop
@@ -67,12 +70,29 @@ def run_file(
         resume=resume,
         tracker_schema=tracker_schema,
     )
+    retries = _retries(config, request, database, stop)
+    # What asks the ledger for the breaker's state asks the same database.
+    retries.call(partial(_register, request, database), guarded=False)
+    return carry_out(request, database, stop, session, hadoop_lookup, retries)
+
+
+def _register(request: RunRequest, database: DatabaseConnection) -> None:
     with connect(database, application_name="etl:control") as conn:
-        applied = migrate(conn, tracker_schema)
+        applied = migrate(conn, request.tracker_schema)
         if applied:
             log.info("event=tracker_migrated applied=%s", ",".join(applied))
-        register_run(conn, tracker_schema, request)
-    return carry_out(request, database, stop, session, hadoop_lookup)
+        register_run(conn, request.tracker_schema, request)
+
+
+def _retries(config: PipelineConfig, request: RunRequest, database: DatabaseConnection, stop: Stop) -> Retries:
+    """Return what the pipeline wants done about passing faults; nothing where it says nothing."""
+    handling = config.error_handling
+    if handling is None:
+        return Retries(None, stop)
+    breakers: dict[Operation, RunBreaker] = {}
+    if handling.circuit_breaker is not None and handling.circuit_breaker.enabled:
+        breakers["write"] = RunBreaker(postgres_system(database), handling.circuit_breaker, database, request)
+    return Retries(handling.retry, stop, breakers)
 
 
 def run_registered(
@@ -97,14 +117,19 @@ def carry_out(
     stop: Stop,
     session: SessionFactory,
     hadoop_lookup: HadoopLookup | None,
+    retries: Retries | None = None,
 ) -> Ended:
-    """Carry out a registered run."""
+    """Carry out a registered run.
+
+    :param retries: of who has registered it in this process.
+    """
     config = PipelineConfig.from_json(request.config)
     secrets: dict[str, str] = {}
     if config.extract.credential_id:
         found = resolve(config.extract.credential_id, hadoop_lookup=hadoop_lookup)
         secrets = reader_options(config.extract.source_type, found)
-    return PipelineRun(request, database, secrets, stop).execute(session)
+    retries = retries or _retries(config, request, database, stop)
+    return PipelineRun(request, database, secrets, stop, retries).execute(session)
 
 
 def _credential_id(config: PipelineConfig) -> str:
