@@ -21,6 +21,7 @@ COMMANDS = {
     "status": "Show each pipeline's last micro-batch, its run and whether its books balance.",
     "migrate": "Create or upgrade the ledger's tables.",
     "prepared": "Show or resolve what two-phase commits of drivers that died have left behind.",
+    "breakers": "Show the circuit breakers that runs share, or close one by hand.",
     "schema": "Print the JSON Schema of pipeline files, for editors.",
 }
 # The command's own parser reads everything after its name, --help included.

@@ -48,7 +48,8 @@ class Retries:
     def call(self, work: Callable[[], T], *, guarded: bool = True) -> T:
         """Return what ``work`` returns, doing it again after each passing fault as long as there are attempts.
 
-        :param guarded: whether the circuit breakers are asked before each attempt.
+        :param guarded: whether it is what the circuit breakers are for: they are asked before each attempt, and told of
+            a success. A target that takes no rows may well take the word that a run has failed.
         :raises EtlError: what ended the last attempt. :raises BreakerOpenError: a system is left alone; nothing is
             tried any more. :raises StopRequestedError: asked to stop while waiting. :raises FencedError: a newer run
             has taken over.
@@ -61,7 +62,9 @@ class Retries:
             except EtlError as error:
                 self._after(error)
             else:
-                self.succeeded()
+                self._streaks.clear()
+                if guarded:
+                    self.succeeded()
                 return done
 
     def succeeded(self) -> None:
@@ -89,9 +92,11 @@ class Retries:
                 breaker.succeeded()  # it has answered, whatever else went wrong
         if not (error.retryable and error.tried_again_in_run):
             raise error
-        streak = self._streaks.setdefault(kind, _Streak(self._settings.policy(kind) if self._settings else _NONE))
+        # Not kept while it fails: after its last attempt there may be other work, which has attempts of its own.
+        streak = self._streaks.pop(kind, None) or _Streak(self._settings.policy(kind) if self._settings else _NONE)
         number = streak.attempt
         wait = streak.failed(error)
+        self._streaks[kind] = streak
         log.warning(
             "event=retry kind=%s attempt=%d of=%d wait_seconds=%.3f error=%r",
             kind,

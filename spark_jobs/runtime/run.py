@@ -90,6 +90,8 @@ class PipelineRun:
         """
         request = self.request
         reach("run.before_claim")
+        # Whether a claim that fails has taken the next epoch, nobody knows: the old one says nothing any more.
+        self.retries.ledger = None
         epoch = self._claim()
         reach("run.after_claim")
         log.info("event=run_started run=%s pipeline=%s epoch=%d", request.run_id, request.pipeline_id, epoch)

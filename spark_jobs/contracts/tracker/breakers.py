@@ -18,8 +18,9 @@ from spark_jobs.contracts.tracker.connect import Connection, classified, query, 
 
 _READ: Final = """
 SELECT state, failures, successes, extract(epoch FROM reopen_at - clock_timestamp())::float AS seconds_left,
-       reopen_at, coalesce(last_failure ->> 'what', '') AS last_failure,
-       (SELECT min(expires_at) FROM {schema}.circuit_breaker_probe p WHERE p.system = b.system) AS probes_until
+       coalesce(last_failure ->> 'what', '') AS last_failure,
+       (SELECT extract(epoch FROM min(expires_at) - clock_timestamp())::float
+        FROM {schema}.circuit_breaker_probe p WHERE p.system = b.system) AS probes_left
 FROM {schema}.circuit_breaker b WHERE system = %(system)s"""
 
 _COUNT_FAILURE: Final = """
@@ -87,9 +88,8 @@ class _Known:
     failures: int = 0
     successes: int = 0
     seconds_left: float | None = None
-    reopen_at: datetime | None = None
     last_failure: str = ""
-    probes_until: datetime | None = None
+    probes_left: float | None = None
 
 
 class PostgresStorage(BreakerStorage):
@@ -197,11 +197,11 @@ class PostgresStorage(BreakerStorage):
         return bool(taken)
 
     def refusal(self) -> Refusal:
-        """Return until when it is open; half-open, until when the first probe is waited for."""
+        """Return until when it is open (half-open: until the first probe's end), by this process's clock."""
         known = self._known
         probing = known.state == pybreaker.STATE_HALF_OPEN
-        until = (known.probes_until if probing else known.reopen_at) or datetime.now(UTC)
-        return Refusal(until, known.last_failure, probing)
+        left = (known.probes_left if probing else known.seconds_left) or 0.0
+        return Refusal(datetime.now(UTC) + timedelta(seconds=max(left, 0.0)), known.last_failure, probing)
 
     def release(self) -> None:
         """Close the connection."""
