@@ -26,9 +26,10 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from spark_jobs.contracts.breaker import postgres_system
 from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
 from spark_jobs.contracts.credentials import DatabaseConnection, HadoopLookup, resolve, resolve_database
-from spark_jobs.contracts.errors import ConfigError, EtlError
+from spark_jobs.contracts.errors import ConfigError, EtlError, Operation
 from spark_jobs.contracts.exit_codes import ExitCode
 from spark_jobs.contracts.log_settings import LogFormat, LogLevel, log_format, log_level
 from spark_jobs.contracts.name_values import parse_name_values
@@ -42,7 +43,9 @@ from spark_jobs.logs import ids
 from spark_jobs.logs.ending import tell_error
 from spark_jobs.logs.events import log_event
 from spark_jobs.logs.formats import formatter
+from spark_jobs.runtime.breaker import RunBreaker
 from spark_jobs.runtime.replay import ReplayRun
+from spark_jobs.runtime.retry import Retries
 from spark_jobs.runtime.run import Ended, PipelineRun, SessionFactory
 from spark_jobs.runtime.session import get_session, hadoop_credentials
 from spark_jobs.runtime.stopping import Stop
@@ -78,12 +81,29 @@ def run_file(
         ids.begin(pipeline=request.pipeline_id, run=request.run_id)
         require_supported(config)
         database = resolve_database(_credential_id(config), config.load.database_settings, hadoop_lookup=hadoop_lookup)
-        with connect(database, application_name="etl:control") as conn:
-            applied = migrate(conn, tracker_schema)
-            if applied:
-                log_event(log, logging.INFO, "tracker_migrated", applied=",".join(applied))
-            register_run(conn, tracker_schema, request)
-        return carry_out(request, database, stop, session, hadoop_lookup)
+        retries = _retries(config, request, database, stop)
+        # What asks the ledger for the breaker's state asks the same database.
+        retries.call(partial(_register, request, database), guarded=False)
+        return carry_out(request, database, stop, session, hadoop_lookup, retries)
+
+
+def _register(request: RunRequest, database: DatabaseConnection) -> None:
+    with connect(database, application_name="etl:control") as conn:
+        applied = migrate(conn, request.tracker_schema)
+        if applied:
+            log_event(log, logging.INFO, "tracker_migrated", applied=",".join(applied))
+        register_run(conn, request.tracker_schema, request)
+
+
+def _retries(config: PipelineConfig, request: RunRequest, database: DatabaseConnection, stop: Stop) -> Retries:
+    """Return what the pipeline wants done about passing faults; nothing where it says nothing."""
+    handling = config.error_handling
+    if handling is None:
+        return Retries(None, stop)
+    breakers: dict[Operation, RunBreaker] = {}
+    if handling.circuit_breaker is not None and handling.circuit_breaker.enabled:
+        breakers["write"] = RunBreaker(postgres_system(database), handling.circuit_breaker, database, request)
+    return Retries(handling.retry, stop, breakers)
 
 
 def run_replay(
@@ -135,15 +155,20 @@ def carry_out(
     stop: Stop,
     session: SessionFactory,
     hadoop_lookup: HadoopLookup | None,
+    retries: Retries | None = None,
 ) -> Ended:
-    """Carry out a registered run."""
+    """Carry out a registered run.
+
+    :param retries: of who has registered it in this process.
+    """
     config = PipelineConfig.from_json(request.config)
     secrets: dict[str, str] = {}
     if config.extract.credential_id:
         found = resolve(config.extract.credential_id, hadoop_lookup=hadoop_lookup)
         secrets = reader_options(config.extract.source_type, found)
+    retries = retries or _retries(config, request, database, stop)
     kind = ReplayRun if request.replay else PipelineRun
-    return kind(request, database, secrets, stop).execute(session)
+    return kind(request, database, secrets, stop, retries).execute(session)
 
 
 def _credential_id(config: PipelineConfig) -> str:

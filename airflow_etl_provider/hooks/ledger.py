@@ -12,9 +12,11 @@ from uuid import UUID
 from airflow.sdk import BaseHook
 
 from airflow_etl_provider.credentials import connection
+from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.replay import LetterCount, ReplayRequest, ReplaySummary
 from spark_jobs.contracts.run_request import RunRequest, RunResult
+from spark_jobs.contracts.tracker.breakers import PostgresStorage
 from spark_jobs.contracts.tracker.connect import Connection, classified, connect, query
 from spark_jobs.contracts.tracker.letters import count_letters
 from spark_jobs.contracts.tracker.migrate import migrate, require_version
@@ -91,6 +93,25 @@ class LedgerHook(BaseHook):
         with closing(self.get_conn()) as conn:
             migrate(conn, self.schema)
             register_run(conn, self.schema, request)
+
+    def breaker_storage(
+        self, system: str, settings: CircuitBreaker, *, run_id: str, pipeline_id: str
+    ) -> PostgresStorage:
+        """Return where the circuit breaker of a system is kept; the ledger's tables are made or upgraded first."""
+
+        def session() -> Connection:
+            conn = self.get_conn()
+            try:
+                migrate(conn, self.schema)
+            except BaseException:
+                conn.close()
+                raise
+            return conn
+
+        seconds = settings.reset_timeout_seconds
+        return PostgresStorage(
+            session, self.schema, system, run_id=run_id, pipeline_id=pipeline_id, reset_seconds=seconds
+        )
 
     def retire(self, run_id: str) -> None:
         """Take the run's right to commit away, in about two seconds or with an error."""

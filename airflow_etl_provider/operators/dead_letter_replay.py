@@ -139,12 +139,12 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
         require_supported(config)
         return config
 
-    def _register(self, context: Context, config: PipelineConfig, ledger: LedgerHook) -> str:  # noqa: ARG002
+    def _register(self, context: Context, config: PipelineConfig, ledger: LedgerHook, run_id: str) -> str:  # noqa: ARG002
         if self._request is None or self._request.replay is None:
             raise EtlError("A replay is registered after it was loaded")
         ti = context["ti"]
         started_by = f"airflow {ti.dag_id}/{ti.task_id}/{ti.run_id}/{ti.map_index}/{ti.try_number}"
-        request = self._request.model_copy(update={"started_by": started_by})
+        request = self._request.model_copy(update={"run_id": run_id, "started_by": started_by})
         replay_id = str(self._request.replay.replay_id)
         store = context.get("task_state_store")
         if store is not None:

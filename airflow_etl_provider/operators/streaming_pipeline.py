@@ -13,6 +13,7 @@ from airflow.sdk import AssetAlias
 from airflow.sdk.exceptions import AirflowException
 
 from airflow_etl_provider.assets import event_extra, target_alias, target_asset
+from airflow_etl_provider.breaker import TaskBreaker, WhenOpen, breaker_answers
 from airflow_etl_provider.credentials import (
     REDACTION_KEY,
     connection,
@@ -67,6 +68,9 @@ class StreamingPipelineOperator(SparkSubmitOperator):
     :param stop_grace_seconds: how long a driver below the worker may take to end its micro-batch when the task is
         killed. Airflow gives a killed task five seconds in all; a longer grace is kept by a process that outlives the
         task, and the run may commit in it, unless a newer run is started.
+    :param breaker_open: for a pipeline with a circuit breaker, when its target keeps failing: ``wait`` until it may be
+        tried again, without a worker's slot, or ``skip``. No driver is started meanwhile; until when, and why, is in
+        the task's log and in its XCom ``breaker``.
     :raises AirflowFailException: the pipeline, a connection, the table or the data must be changed first.
     :raises AirflowException: anything that a retry may cure.
     """
@@ -95,6 +99,7 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         log_format: str | None = None,
         log_level: str | None = None,
         stop_grace_seconds: float = 3.0,
+        breaker_open: WhenOpen = "wait",
         name: str = "",
         **kwargs: Any,
     ) -> None:
@@ -108,13 +113,14 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         self.log_format = log_format
         self.log_level = log_level
         self.stop_grace_seconds = stop_grace_seconds
+        self.breaker_open = breaker_open
         self._environment: dict[str, str] = {}
         self._ledger: LedgerHook | None = None
         self._run_id: str | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # the base class returns nothing
         """Register, submit, wait; return the run's result."""
-        with airflow_errors():
+        with airflow_errors(), breaker_answers(self.breaker_open, context):
             config, log_options = self._load(), self._log_options()
             ledger = LedgerHook(
                 config.load.credential_id or "",
@@ -122,7 +128,13 @@ class StreamingPipelineOperator(SparkSubmitOperator):
                 connection_params=config.load.database_settings,
             )
             self._prepare_submit(config)
-            run_id = self._run_to_wait_for(context, ledger) or self._register(context, config, ledger)
+            new_id = str(uuid.uuid4())
+            breaker = TaskBreaker(config, ledger, new_id)
+            with breaker.watching():
+                run_id = self._run_to_wait_for(context, ledger)
+                if run_id is None:
+                    breaker.ask()
+                    run_id = self._register(context, config, ledger, new_id)
             self._ledger, self._run_id = ledger, run_id
             self.application_args = ["--run-id", run_id, "--credential", ledger.conn_id]
             self.application_args += ["--tracker-schema", self.tracker_schema]
@@ -131,8 +143,11 @@ class StreamingPipelineOperator(SparkSubmitOperator):
                 self.application_args += ["--connection-param", "=".join(setting)]
             self.application_args += log_options
             submit_error = self._submit(context)
-            require_finished(ledger.run(run_id), run_id, submit_error)
-            result = ledger.result(run_id)
+            with breaker.watching(submit_error):
+                row = ledger.run(run_id)
+                breaker.require_closed(row, submit_error)
+                require_finished(row, run_id, submit_error)
+                result = ledger.result(run_id)
             self._tell(context, config, ledger, result)
             return self._outcome(ledger, result)
 
@@ -231,10 +246,10 @@ class StreamingPipelineOperator(SparkSubmitOperator):
             ) from error
         return PipelineSubmitHook.taking_over(hook, application=application_file(), environment=self._environment)
 
-    def _register(self, context: Context, config: PipelineConfig, ledger: LedgerHook) -> str:
+    def _register(self, context: Context, config: PipelineConfig, ledger: LedgerHook, run_id: str) -> str:
         ti = context["ti"]
         request = RunRequest(
-            run_id=str(uuid.uuid4()),
+            run_id=run_id,
             pipeline_id=config.pipeline_id,
             config=config.to_mapping(),
             started_by=f"airflow {ti.dag_id}/{ti.task_id}/{ti.run_id}/{ti.map_index}/{ti.try_number}",

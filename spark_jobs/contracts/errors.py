@@ -6,9 +6,13 @@ whether the same work may succeed when it is done again unchanged. No error text
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from datetime import datetime
+from typing import Any, ClassVar, Literal
 
 from spark_jobs.contracts.exit_codes import ExitCode
+
+Operation = Literal["read", "write", "publish"]
+"""What a run does with a system outside: by it the settings of its retries are chosen."""
 
 
 class EtlError(Exception):
@@ -22,6 +26,12 @@ class EtlError(Exception):
 
     exit_code: ClassVar[ExitCode] = ExitCode.UNEXPECTED
     retryable: ClassVar[bool] = False
+    operation: ClassVar[Operation] = "write"
+    """What was being done when it failed."""
+    tried_again_in_run: ClassVar[bool] = True
+    """Whether a run does the same again by itself, where the error is retryable and the pipeline asks for retries."""
+    blames_system: ClassVar[bool] = False
+    """Whether it says that the system outside does not work: such failures open its circuit breaker."""
 
     def __init__(self, what: str, *, found: str = "", expected: str = "", cure: str = "") -> None:
         self.what = what
@@ -75,6 +85,7 @@ class DatabaseUnreachableError(EtlError):
 
     exit_code = ExitCode.DATABASE_UNREACHABLE
     retryable = True
+    blames_system = True
 
 
 class SourceUnreachableError(EtlError):
@@ -82,6 +93,7 @@ class SourceUnreachableError(EtlError):
 
     exit_code = ExitCode.SOURCE_UNREACHABLE
     retryable = True
+    operation = "read"
 
 
 class TargetMismatchError(EtlError):
@@ -123,6 +135,7 @@ class BooksDoNotBalanceError(EtlError):
 
     exit_code = ExitCode.BOOKS_DO_NOT_BALANCE
     retryable = True
+    tried_again_in_run = False  # the query runner has done so already, with a limit of its own
 
 
 class TooManyDeadLettersError(DataError):
@@ -165,16 +178,51 @@ class TransientError(EtlError):
 
     exit_code = ExitCode.TRANSIENT
     retryable = True
+    blames_system = True
 
 
 class TargetAlteredError(TransientError):
-    """The target table was altered under a run; the next run looks at it anew."""
+    """The target table was altered under a run; the next attempt looks at it anew."""
+
+    blames_system = False
 
 
 class LoginRefusedError(DatabaseUnreachableError):
     """PostgreSQL answers, but refuses this user, password or database: trying again unchanged does not help."""
 
     retryable = False
+    blames_system = False
+
+
+class BreakerOpenError(EtlError):
+    """A system that kept failing is left alone for a while; nothing was asked of it now.
+
+    :param system: which one, such as ``postgresql://host:5432/database``; no secrets.
+    :param until: when somebody may ask it again; knows its time zone.
+    :param failure: the last failure that it was seen with, in words.
+    :param probing: whether other runs are trying it at this moment.
+    """
+
+    exit_code = ExitCode.BREAKER_OPEN
+    retryable = True
+    tried_again_in_run = False
+
+    def __init__(self, system: str, until: datetime, *, failure: str = "", probing: bool = False) -> None:
+        self.system = system
+        self.until = until
+        self.failure = failure
+        moment = until.isoformat(timespec="milliseconds")
+        super().__init__(
+            f"{system}: breaker open until {moment}",
+            found="other runs are trying it, as many as may at once" if probing else failure or "failures in a row",
+            expected="a system that works",
+            cure="find out why it fails; a run that starts after that time tries it again and closes the breaker. "
+            "Sooner: `etl-pipeline breakers reset`",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the error with the system and the time, for whoever started the run."""
+        return {**super().to_json(), "system": self.system, "until": self.until.isoformat()}
 
 
 class ContractVersionError(LedgerVersionError):

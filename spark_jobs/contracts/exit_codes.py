@@ -24,6 +24,8 @@ class ExitCode(IntEnum):
     LEDGER_VERSION = 13
     LEDGER_CONFLICT = 14
     TRANSIENT = 15
+    BREAKER_OPEN = 16
+    """A system that kept failing is left alone until the time that the error names."""
     STOPPED_COMMITTED = 30
     """Stopped on request; the micro-batch under way was committed (or none was under way)."""
     STOPPED_ROLLED_BACK = 31

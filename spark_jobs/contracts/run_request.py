@@ -76,6 +76,8 @@ class RunResult(BaseModel):
     duration_seconds: float
     ledger: Literal["balanced", "unbalanced"]
     dead_letters: int
+    retries: int = 0
+    """Attempts that failed and were followed by another one."""
 
 
 def _version_error(found: str) -> ContractVersionError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -71,6 +72,7 @@ class BatchCommit:
     target: TargetTable
     stop: Stop
     progress: SourceProgress
+    on_commit: Callable[[], None]
     totals: Totals = field(default_factory=Totals)
     failure: Exception | None = None
     rolled_back: bool = False
@@ -152,6 +154,7 @@ class BatchCommit:
         self.totals.written += written.books.written
         _tell(batch, written, choice, monotonic() - started)
         self.progress.committed(batch.offsets)
+        self.on_commit()
 
     def _require_own_query(self) -> None:
         # Asked once: a running query keeps its id.

@@ -22,7 +22,7 @@ _EVERY_SECONDS = 10.0
 class Heartbeat:
     """Beats at most every ten seconds. A heartbeat that fails is logged: the commits find out for themselves."""
 
-    def __init__(self, ledger: Ledger, application_id: str) -> None:
+    def __init__(self, ledger: Ledger, application_id: str | None) -> None:
         self._ledger = ledger
         self._application_id = application_id
         self._conn: Connection | None = None

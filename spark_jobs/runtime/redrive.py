@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 
 from spark_jobs.contracts.errors import BooksDoNotBalanceError, ConfigError, SourceUnreachableError
 from spark_jobs.contracts.replay import RAW_VALUE, ReplayRequest
-from spark_jobs.contracts.tracker.connect import classified, classify, query, short_transaction
+from spark_jobs.contracts.tracker.connect import classified, classify, query, raw, short_transaction
 from spark_jobs.contracts.tracker.fence import check_fence
 from spark_jobs.contracts.tracker.records import BatchRecord, Books
 from spark_jobs.faults import reach
@@ -73,7 +73,13 @@ class Redrive:
     ledger: Ledger
     request: ReplayRequest
 
-    def check(self, letters: int) -> None:
+    def outcome(self, record: BatchRecord) -> str:
+        """Ask what became of the letters of a micro-batch that was committed without an answer."""
+        with classified("Asking what became of the letters of a micro-batch"):
+            rows = raw(self.ledger.connection(), redrive_settling(self.ledger, self.request, record).outcome)
+        return str(rows[0][0])
+
+    def check(self, first: int, last: int) -> None:
         """Return if all letters that were taken can be sent.
 
         :raises ConfigError: the source is no Kafka topic, or letters have no raw record.
@@ -85,7 +91,7 @@ class Redrive:
                 expected="kafka",
                 cure="Use mode reprocess",
             )
-        others = self._count(0, letters, f"NOT ({_SENDABLE})")
+        others = self._count(first, last, f"NOT ({_SENDABLE})")
         if others:
             raise ConfigError(
                 f"{others} of the letters hold no raw record that could be sent again",

@@ -21,6 +21,7 @@ from spark_jobs.contracts.config import PipelineConfig, require_supported
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.events import BatchCommitted
 from spark_jobs.contracts.replay import ClassOutcome, LetterSample, ReplayMode, ReplayRequest, ReplaySummary
+from spark_jobs.contracts.tracker.connect import classified, raw
 from spark_jobs.contracts.tracker.records import BatchIdentity, BatchRecord, Books
 from spark_jobs.contracts.tracker.replays import finish_replay, open_replay, release, total
 from spark_jobs.faults import reach
@@ -49,9 +50,45 @@ _MOST_SAMPLES = 20
 _BEAT_SECONDS = 2.0
 
 
+@dataclass(slots=True)
+class Outcomes:
+    """What became of the letters so far."""
+
+    classes: list[ClassOutcome] = field(default_factory=list)
+    samples: list[LetterSample] = field(default_factory=list)
+
+    def add(self, outcome: str) -> None:
+        """Add what became of a micro-batch's letters."""
+        found: dict[str, Any] = json.loads(outcome)
+        self.classes = total([*self.classes, *(ClassOutcome(**one) for one in found["classes"])])
+        self.samples = [*self.samples, *(LetterSample(**one) for one in found["samples"])][:_MOST_SAMPLES]
+
+    def summary(self, request: ReplayRequest) -> ReplaySummary:
+        """Return what became of all."""
+        sums = {
+            name: sum(getattr(one, name) for one in self.classes) for name in ("taken", "replayed", "failed", "parked")
+        }
+        return ReplaySummary(
+            replay_id=request.replay_id,
+            pipeline_id=request.letters.pipeline_id,
+            mode=request.mode,
+            dry_run=request.dry_run,
+            **sums,
+            classes=tuple(self.classes),
+            samples=tuple(self.samples),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ReplayRun(PipelineRun):
-    """Carries out one registered replay; its end is recorded as any run's."""
+    """Carries out one registered replay; its end is recorded as any run's.
+
+    A further attempt takes what the one before has given back.
+
+    :param outcomes: what became of the letters in all attempts.
+    """
+
+    outcomes: Outcomes = field(default_factory=Outcomes)
 
     def _run(self, session: SessionFactory, ledger: Ledger) -> None:
         request = self.request.replay
@@ -70,40 +107,12 @@ class ReplayRun(PipelineRun):
 
 
 @dataclass(slots=True)
-class _Outcomes:
-    """What became of the letters so far."""
-
-    classes: list[ClassOutcome] = field(default_factory=list)
-    samples: list[LetterSample] = field(default_factory=list)
-
-    def add(self, outcome: str) -> None:
-        found: dict[str, Any] = json.loads(outcome)
-        self.classes = total([*self.classes, *(ClassOutcome(**one) for one in found["classes"])])
-        self.samples = [*self.samples, *(LetterSample(**one) for one in found["samples"])][:_MOST_SAMPLES]
-
-    def summary(self, request: ReplayRequest) -> ReplaySummary:
-        sums = {
-            name: sum(getattr(one, name) for one in self.classes) for name in ("taken", "replayed", "failed", "parked")
-        }
-        return ReplaySummary(
-            replay_id=request.replay_id,
-            pipeline_id=request.letters.pipeline_id,
-            mode=request.mode,
-            dry_run=request.dry_run,
-            **sums,
-            classes=tuple(self.classes),
-            samples=tuple(self.samples),
-        )
-
-
-@dataclass(slots=True)
 class _Replay:
     spark: SparkSession
     flow: Flow
     ledger: Ledger
     request: ReplayRequest
-    run_of: PipelineRun
-    outcomes: _Outcomes = field(default_factory=_Outcomes)
+    run_of: ReplayRun
 
     def run(self) -> None:
         """Replay everything that was taken, or give it back."""
@@ -121,15 +130,16 @@ class _Replay:
             dry_run=request.dry_run,
         )
         try:
-            write.check(taken.letters)
-            for number, first in enumerate(range(0, taken.letters, request.letters_per_batch)):
-                self._batch(write, number, first, min(first + request.letters_per_batch, taken.letters))
+            last = taken.first + taken.letters
+            write.check(taken.first, last)
+            for number, first in enumerate(range(taken.first, last, request.letters_per_batch), taken.batches):
+                self._batch(write, number, first, min(first + request.letters_per_batch, last))
         except Exception:
             with suppress(EtlError):
                 ledger.forget_connection()
                 release(ledger.connection(), ledger.schema, [] if request.dry_run else [request.replay_id])
             raise
-        summary = self.outcomes.summary(request)
+        summary = self.run_of.outcomes.summary(request)
         finish_replay(ledger.connection(), ledger.schema, summary)
         counts = {name: getattr(summary, name) for name in ("taken", "replayed", "failed", "parked")}
         log_event(log, logging.INFO, "replay_finished", **counts, dry_run=request.dry_run)
@@ -146,7 +156,8 @@ class _Replay:
             reach("replay.after_batch")
         finally:
             stop.leave_batch()
-        self.outcomes.add(written.outcome)
+        self.run_of.retries.succeeded()
+        self.run_of.outcomes.add(written.outcome or write.outcome(record))
         books, seconds = written.books, monotonic() - started
         log_event(
             log,
@@ -160,7 +171,7 @@ class _Replay:
             dry_run=self.request.dry_run,
         )
         if self.request.rate is not None:
-            stop.pause((last - first) / self.request.rate - seconds)
+            stop.wait(max((last - first) / self.request.rate - seconds, 0))
 
     def _record(self, number: int, first: int, last: int) -> BatchRecord:
         return BatchRecord(
@@ -207,7 +218,7 @@ class _Replay:
             dry_run=self.request.dry_run,
         )
         frame = ReplayFrame(self.spark, self.flow, self.request, session)
-        return _Reprocess(self.spark, frame, PostgresSink(plans, 1), self.ledger, self.request)
+        return _Reprocess(self.spark, frame, plans, PostgresSink(plans, 1), self.ledger, self.request)
 
     def _redrive(self) -> Redrive:
         return Redrive(self.spark, self.flow, self.ledger, self.request)
@@ -219,15 +230,22 @@ class _Reprocess:
 
     spark: SparkSession
     frame: ReplayFrame
+    plans: ReplayPlans
     sink: PostgresSink
     ledger: Ledger
     request: ReplayRequest
     kinds: dict[Kind, int] = field(default_factory=dict)
 
-    def check(self, letters: int) -> None:
+    def check(self, first: int, last: int) -> None:
         """Return if the letters that were taken can go through the pipeline."""
-        self.kinds = {kind: self._count(kind, letters) for kind in Kind}
+        self.kinds = {kind: self._count(kind, first, last) for kind in Kind}
         self.frame.check(self.kinds)
+
+    def outcome(self, record: BatchRecord) -> str:
+        """Ask what became of the letters of a micro-batch that was committed without an answer."""
+        with classified("Asking what became of the letters of a micro-batch"):
+            rows = raw(self.ledger.connection(), self.plans.settling(record).outcome)
+        return str(rows[0][0])
 
     def batch(self, record: BatchRecord, event: dict[str, Any]) -> Written:
         """Write and settle the letters of the batch's positions, in one transaction."""
@@ -257,9 +275,9 @@ class _Reprocess:
             )
         return written
 
-    def _count(self, kind: Kind, letters: int) -> int:
+    def _count(self, kind: Kind, first: int, last: int) -> int:
         conn, schema = self.ledger.connection(), self.ledger.schema
-        return count_letters_of(conn, schema, self.request.replay_id, 0, letters, self._condition(kind))
+        return count_letters_of(conn, schema, self.request.replay_id, first, last, self._condition(kind))
 
     def _condition(self, kind: Kind) -> str:
         return kind.condition(self.frame.flow)

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from pyspark.sql import SparkSession
 
 from spark_jobs.contracts.config import PipelineConfig, require_supported
 from spark_jobs.contracts.credentials import DatabaseConnection
-from spark_jobs.contracts.errors import EtlError, FencedError
+from spark_jobs.contracts.errors import BreakerOpenError, EtlError, FencedError
 from spark_jobs.contracts.exit_codes import ExitCode
 from spark_jobs.contracts.run_request import EndState, RunRequest, RunResult
 from spark_jobs.contracts.tracker import recovery
@@ -28,6 +29,7 @@ from spark_jobs.runtime.flow import Flow, streaming_of
 from spark_jobs.runtime.mdc import JvmIds, jvm_ids
 from spark_jobs.runtime.query_runner import QueryRunner
 from spark_jobs.runtime.readiness import ready_query
+from spark_jobs.runtime.retry import Retries
 from spark_jobs.runtime.source_progress import SourceProgress
 from spark_jobs.runtime.spark_errors import translate
 from spark_jobs.runtime.stopping import Stop, StopRequestedError
@@ -63,12 +65,14 @@ class PipelineRun:
 
     :param database: connection of the target and of its ledger: both are in one database, or nothing is atomic.
     :param source_secrets: reader options from the source's connection.
+    :param retries: what the run does again after a passing fault.
     """
 
     request: RunRequest
     database: DatabaseConnection
     source_secrets: dict[str, str]
     stop: Stop
+    retries: Retries
 
     def execute(self, session: SessionFactory) -> Ended:
         """Claim the epoch, run the query, and record the end in the tracker. Raises nothing that a run can meet."""
@@ -77,37 +81,53 @@ class PipelineRun:
             return self._execute(session)
 
     def _execute(self, session: SessionFactory) -> Ended:
+        error = None
+        try:
+            self.retries.call(partial(self._attempt, session))
+        except EtlError as raised:
+            error = raised
+            if not isinstance(error, StopRequestedError):
+                log_event(log, logging.ERROR, "run_failed", run=self.request.run_id, exc_info=True)
+        return self._finish(error)
+
+    def _attempt(self, session: SessionFactory) -> None:
+        """Do what a driver does; again, it is as if the cluster had started the driver again.
+
+        Each attempt takes an epoch of its own: it fences what the one before may have left running, and finishes or
+        undoes what that one had decided or prepared.
+        """
         request = self.request
         reach("run.before_claim")
-        try:
-            epoch = self._claim()
-        except EtlError as refused:
-            return self._finish(refused)
+        # Whether a claim that fails has taken the next epoch, nobody knows: the old one says nothing any more.
+        self.retries.ledger = None
+        epoch = self._claim()
         reach("run.after_claim")
         ids.add(epoch=epoch)
         log_event(log, logging.INFO, "run_started", run=request.run_id, pipeline=request.pipeline_id, epoch=epoch)
         ledger = Ledger(self.database, request.tracker_schema, request.pipeline_id, request.run_id, epoch)
-        error = None
+        self.retries.ledger = ledger
         try:
             self._run(session, ledger)
-        except Exception as raised:  # noqa: BLE001 - it becomes the run's end, and the log has its trace
+        except Exception as raised:
             error = _taken_over(ledger) or _as_etl_error(raised)
-            if not isinstance(error, StopRequestedError):
-                log_event(log, logging.ERROR, "run_failed", run=request.run_id, exc_info=True)
+            if error is raised:
+                raise
+            raise error from raised
         finally:
             ledger.close()
-        return self._finish(error)
 
     def _claim(self) -> int:
         request = self.request
         with connect(self.database, application_name="etl:control") as conn:
-            return claim_epoch(
+            epoch = claim_epoch(
                 conn,
                 request.tracker_schema,
                 request.pipeline_id,
                 request.run_id,
                 lock_timeout_ms=request.takeover_ms,
             )
+            self.retries.record(conn, request.tracker_schema, request.run_id)
+            return epoch
 
     def _run(self, session: SessionFactory, ledger: Ledger) -> None:
         config = PipelineConfig.from_json(self.request.config)
@@ -141,6 +161,7 @@ class PipelineRun:
                 target=table,
                 stop=self.stop,
                 progress=progress,
+                on_commit=self.retries.succeeded,
             )
             try:
                 QueryRunner(commit, spark.sparkContext.applicationId).run()
@@ -177,8 +198,11 @@ class PipelineRun:
 
     def _finish(self, error: EtlError | None) -> Ended:
         exit_code = error.exit_code if error else ExitCode.FINISHED
+        record = partial(self._record_end, error, exit_code)
+        # A system that is left alone is asked once more, for this.
+        again = not isinstance(error, BreakerOpenError | StopRequestedError)
         try:
-            result = self._record_end(error, exit_code)
+            result = self.retries.call(record, guarded=False) if again else record()
         except EtlError as unreachable:
             log_event(log, logging.ERROR, "run_end_not_recorded", run=self.request.run_id, exc_info=True)
             return Ended((error or unreachable).exit_code, None, error or unreachable)
@@ -189,6 +213,7 @@ class PipelineRun:
         state: EndState = _state(error)
         name = application_name(request.pipeline_id, 0, request.tracker_schema)
         with connect(self.database, application_name=name) as conn:
+            self.retries.record(conn, request.tracker_schema, request.run_id)
             result = summarise_run(conn, request.tracker_schema, request.run_id).model_copy(update={"state": state})
             finish_run(
                 conn,
@@ -210,6 +235,7 @@ class PipelineRun:
             duplicates=result.duplicates,
             rows_in=result.rows.get("source", 0),
             written=result.rows.get("written", 0),
+            retries=result.retries,
         )
         return result
 

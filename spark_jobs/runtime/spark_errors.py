@@ -76,11 +76,11 @@ def _broker(_match: str, text: str) -> EtlError:
 
 
 def _lost_executors(_match: str, text: str) -> EtlError:
-    return TransientError("Executors were lost", found=_short(text), cure="Run the pipeline again")
+    return ExecutorsLostError("Executors were lost", found=_short(text), cure="Run the pipeline again")
 
 
 def _two_queries(_match: str, text: str) -> EtlError:
-    return TransientError(
+    return CheckpointSharedError(
         "Another driver wrote to the pipeline's checkpoint",
         found=_short(text),
         expected="one query at a time; an older driver may have woken up, and is fenced by now",
@@ -92,6 +92,18 @@ class SourceLossError(SourceUnreachableError):
     """Offsets are gone for good; the same work will not succeed later."""
 
     retryable = False
+
+
+class ExecutorsLostError(TransientError):
+    """Spark's own fault; no system outside is to blame."""
+
+    blames_system = False
+
+
+class CheckpointSharedError(TransientError):
+    """Two drivers wrote to one checkpoint; no system outside is to blame."""
+
+    blames_system = False
 
 
 _KNOWN = (

@@ -69,6 +69,10 @@ class Stop:
         """Ask the run to stop; safe to call from a signal handler."""
         self._asked.set()
 
+    def wait(self, seconds: float) -> None:
+        """Wait, but not longer than until somebody asks."""
+        self._asked.wait(seconds)
+
     def enter_batch(self) -> None:
         """Say that a micro-batch begins.
 
@@ -85,11 +89,6 @@ class Stop:
         with self._edge:
             return self.asked and not self.in_batch
 
-    def pause(self, seconds: float) -> None:
-        """Wait; ends early when somebody asks to stop."""
-        if seconds > 0:
-            self._asked.wait(seconds)
-
     def leave_batch(self) -> None:
         """Say that a micro-batch has ended, one way or the other."""
         self._in_batch.clear()
@@ -105,7 +104,9 @@ class Stop:
         self.ask()
 
     def on_jvm_shutdown(self, spark: SparkSession) -> None:
-        """Ask when the JVM is told to end, and hold it until the run has come to its end."""
+        """Ask when the JVM is told to end, and hold it until the run has come to its end. Once is enough."""
+        if self._hook is not None:
+            return
         self._jvm = spark._jvm
         ensure_callback_server_started(spark.sparkContext._gateway)  # type: ignore[no-untyped-call]
         manager = self._jvm.org.apache.hadoop.util.ShutdownHookManager.get()

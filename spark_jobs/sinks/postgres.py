@@ -124,7 +124,7 @@ class PostgresSink:
         if report.state == parts.UNKNOWN:
             log_event(log, logging.WARNING, "commit_without_answer", batch=record.identity.batch_id, settling="ledger")
             if self._ledger.settle_unknown(record.identity) == "committed":
-                report.state = parts.COMMITTED
+                report.state, report.message = parts.COMMITTED, ""
                 return report
             raise TransientError(
                 f"The connection was lost at the commit of micro-batch {record.identity.batch_id}",

@@ -48,6 +48,7 @@ def test_from_nothing_and_again(conn):
         "schema_migration", "pipeline", "pipeline_run", "pipeline_query",
         "batch_tracker", "batch_file", "source_gap", "dead_letter", "batch_decision", "batch_part",
         "dead_letter_tally", "dead_letter_replay", "dead_letter_replay_item", "dead_letter_redrive",
+        "run_retry", "circuit_breaker", "circuit_breaker_probe", "circuit_breaker_event",
     }  # fmt: skip
 
 

@@ -43,3 +43,36 @@ def test_a_server_that_crashes_loses_nothing_of_the_batch(
     assert pipelines.rows("SELECT id FROM result ORDER BY id") == [(number,) for number in range(20)]
     assert pipelines.rows("SELECT sum(written_rows) FROM etl.batch_tracker") == [(20,)]
     assert pipelines.rows("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()") == []
+
+
+@pytest.mark.parametrize(
+    ("point", "load"),
+    [
+        ("single.before_commit", {"writeMode": "append"}),
+        ("staged.before_merge", {"writeMode": "upsert", "keys": "id"}),
+        ("two_phase.after_prepare", {"writeMode": "append"}),
+        ("two_phase.after_decision", {"writeMode": "append"}),
+        ("two_phase.between_commits", {"writeMode": "append"}),
+    ],
+)
+def test_a_driver_that_retries_goes_on_by_itself(
+    pipelines: Pipelines, garage: Garage, postgres_server: Any, point: str, load: dict[str, str]
+) -> None:
+    """What was decided before the crash is finished before the query starts again."""
+    inbox = pipelines.folder / "in box"
+    load = {**load, "writeStrategy": point.partition(".")[0]}
+    config = file_pipeline("crashing", inbox, pipelines.checkpoints, schema="id INT", load=load)
+    config["errorHandlingConfig"] = {"retryConfig": {"initialDelayMs": 10}, "circuitBreakerConfig": {}}
+    for half in range(2):
+        write_lines(inbox / f"{half}.json", *[{"id": half * 10 + i} for i in range(10)])
+    driver = garage.driver()
+    driver.stopped_at(config, point)
+    postgres_server.kill()
+    postgres_server.start()
+    driver.wake()
+    answer = driver.answer()
+    assert answer.exit_code == ExitCode.FINISHED, answer
+    assert pipelines.rows("SELECT id FROM result ORDER BY id") == [(number,) for number in range(20)]
+    assert pipelines.rows("SELECT sum(written_rows) FROM etl.batch_tracker") == [(20,)]
+    assert pipelines.rows("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()") == []
+    assert pipelines.one("SELECT count(*) FROM pg_tables WHERE tablename LIKE 'stage%'") == 0

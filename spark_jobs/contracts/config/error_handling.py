@@ -1,4 +1,4 @@
-"""Retry, circuit breaker and dead letters, in both spellings of the references; not supported yet where active."""
+"""Retry, circuit breaker and dead letters, in both spellings of the references."""
 
 from __future__ import annotations
 
@@ -7,35 +7,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from spark_jobs.contracts.config.enumerations import RetryStrategy, RetryStrategyText
-from spark_jobs.contracts.config.section import Flag, Int, Long, Number, Section, StringMap, Text
-
-
-class Retry(Section):
-    """Attempts after a passing fault."""
-
-    strategy: RetryStrategyText = Field(RetryStrategy.EXPONENTIAL, description="`exponential`, `fixed` or `none`.")
-    max_attempts: Int = Field(1, description="Attempts in all; 1 is no retry.")
-    initial_delay_seconds: Number | None = Field(None, description="First wait; or `initialDelayMs`.")
-    max_delay_seconds: Number | None = Field(None, description="Longest wait; or `maxDelayMs`.")
-    initial_delay_ms: Long | None = Field(None, description="First wait in milliseconds; or `initialDelaySeconds`.")
-    max_delay_ms: Long | None = Field(None, description="Longest wait in milliseconds; or `maxDelaySeconds`.")
-    backoff_multiplier: Number = Field(2.0, description="How much longer each wait is than the one before.")
-    jitter: Flag = Field(True, description="Whether waits vary at random.")
-
-    @property
-    def active(self) -> bool:
-        """Whether it asks for a second attempt."""
-        return self.strategy is not RetryStrategy.NONE and self.max_attempts > 1
-
-
-class CircuitBreaker(Section):
-    """A pause for a target that keeps failing."""
-
-    enabled: Flag = Field(True, description="Whether there is one.")
-    failure_threshold: Int = Field(5, description="Failures after which it opens.")
-    reset_timeout_seconds: Number = Field(60.0, description="Seconds until it tries again.")
-    half_open_max_attempts: Int = Field(1, description="Successes after which it closes.")
+from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
+from spark_jobs.contracts.config.retry import Retry
+from spark_jobs.contracts.config.section import Flag, Section, StringMap, Text
 
 
 class DeadLetterQueue(Section):
@@ -61,9 +35,13 @@ class ErrorHandling(Section):
         "deadLetterQueue": "dlqConfig",
     }
 
-    retry: Retry | None = Field(None, alias="retryConfig", description="Attempts after a passing fault.")
+    retry: Retry | None = Field(
+        None, alias="retryConfig", description="Attempts after a passing fault; without it a run makes one."
+    )
     circuit_breaker: CircuitBreaker | None = Field(
-        None, alias="circuitBreakerConfig", description="A pause for a target that keeps failing."
+        None,
+        alias="circuitBreakerConfig",
+        description="A pause for a target that keeps failing; without it there is none.",
     )
     dead_letter_queue: DeadLetterQueue | None = Field(
         None, alias="dlqConfig", description="Another home for dead letters."

@@ -95,11 +95,6 @@ def _streaming(streaming: Streaming) -> Iterator[Problem]:
 
 def _error_handling(handling: ErrorHandling) -> Iterator[Problem]:
     where = ("errorHandlingConfig",)
-    if handling.retry and handling.retry.active:
-        hint = "retries of the Airflow task do the same work again, exactly once"
-        yield _not_yet((*where, "retryConfig"), "retry", '"maxAttempts": 1 or "strategy": "none"', hint)
-    if handling.circuit_breaker and handling.circuit_breaker.enabled:
-        yield _not_yet((*where, "circuitBreakerConfig"), "the circuit breaker", '"enabled": false')
     if handling.dead_letter_queue and handling.dead_letter_queue.enabled:
         hint = "rows that cannot be read are kept in PostgreSQL, in the ledger's table dead_letter, without any setting"
         yield _not_yet((*where, "dlqConfig"), "another home for dead letters", '"enabled": false', hint)

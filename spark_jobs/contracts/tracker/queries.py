@@ -23,6 +23,7 @@ _UNBALANCED: Final = """
 
 _RUN: Final = """
 SELECT run.run_id, run.pipeline_id, run.state, run.duplicates,
+       (SELECT count(*) FROM {schema}.run_retry r WHERE r.run_id = run.run_id) AS retries,
        extract(
            epoch FROM coalesce(run.ended_at, clock_timestamp()) - coalesce(run.started_at, run.registered_at)
        )::float AS duration_seconds
@@ -40,6 +41,7 @@ SELECT (SELECT start_offsets FROM {schema}.batch_tracker WHERE run_id = %(run_id
 _STATUS: Final = """
 SELECT pipeline.pipeline_id, pipeline.epoch, run.run_id, run.state AS run_state, run.exit_code,
        run.registered_at, run.started_at, run.heartbeat_at, run.ended_at,
+       (SELECT count(*) FROM {schema}.run_retry r WHERE r.run_id = run.run_id) AS retries,
        last.batch_id AS last_batch_id, last.query_id AS last_query_id, last.processed_at AS last_commit_at,
        extract(epoch FROM clock_timestamp() - last.processed_at)::float AS last_commit_age_seconds, last.watermark,
        books.batches, books.rows, books.duplicates, books.unbalanced,
@@ -80,6 +82,8 @@ class PipelineStatus(BaseModel):
     started_at: datetime | None
     heartbeat_at: datetime | None
     ended_at: datetime | None
+    retries: int
+    """What the newest run did again after passing faults."""
     last_query_id: str | None
     last_batch_id: int | None
     last_commit_at: datetime | None

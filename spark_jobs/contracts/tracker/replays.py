@@ -31,17 +31,21 @@ WITH chosen AS (
     INSERT INTO {schema}.dead_letter_replay_item (
         replay_id, position, dead_letter_id, status_before, stage, error_class
     )
-    SELECT %(replay_id)s, row_number() OVER (ORDER BY first_failed_at, dead_letter_id), dead_letter_id, status, stage,
-        error_class
+    SELECT %(replay_id)s, %(first)s + row_number() OVER (ORDER BY first_failed_at, dead_letter_id), dead_letter_id,
+        status, stage, error_class
     FROM chosen RETURNING dead_letter_id
 )
 SELECT count(*) FROM taken"""
 _MARK: Final = """
 UPDATE {schema}.dead_letter d SET status = 'replaying', replay_id = i.replay_id
-FROM {schema}.dead_letter_replay_item i WHERE i.replay_id = %(replay_id)s AND d.dead_letter_id = i.dead_letter_id"""
+FROM {schema}.dead_letter_replay_item i
+WHERE i.replay_id = %(replay_id)s AND i.position > %(first)s AND d.dead_letter_id = i.dead_letter_id"""
 _OPEN: Final = """
 INSERT INTO {schema}.dead_letter_replay (replay_id, pipeline_id, mode, dry_run, request, requested_by, letters)
-VALUES (%(replay_id)s, %(pipeline_id)s, %(mode)s, %(dry_run)s, %(request)s, %(by)s, 0)"""
+VALUES (%(replay_id)s, %(pipeline_id)s, %(mode)s, %(dry_run)s, %(request)s, %(by)s, 0)
+ON CONFLICT (replay_id) DO UPDATE SET state = 'open', ended_at = NULL RETURNING letters"""
+_BATCHES: Final = """
+SELECT coalesce(max(batch_id) + 1, 0) FROM {schema}.batch_tracker WHERE pipeline_id = %s AND query_id = %s"""
 # What failed as often as it may waits for a person.
 _PARK: Final = """
 UPDATE {schema}.dead_letter SET status = 'parked', closed_at = NULL
@@ -78,15 +82,19 @@ SELECT request FROM {schema}.pipeline_run WHERE pipeline_id = %s ORDER BY regist
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a replay took.
+    """What an attempt at a replay took.
 
-    :param letters: how many; their positions are 1 to that. :param released: how many it had to free from replays whose
-        drivers are gone. :param parked: how many had failed as often as they may.
+    :param letters: how many. :param first: their positions are above this one, without holes.
+    :param batches: how many micro-batches earlier attempts have committed.
+    :param released: how many letters it had to free from replays whose drivers are gone.
+    :param parked: how many had failed as often as they may.
     """
 
     letters: int
+    first: int
+    batches: int
     released: int
-    parked: int = 0
+    parked: int
 
 
 def replay_request(
@@ -126,7 +134,8 @@ def open_replay(conn: Connection, schema: str, request: ReplayRequest, run_id: s
     """Take the letters that the request chooses, the oldest first; letters that another replay has are left alone.
 
     A dry run takes none away from others. Letters of replays whose drivers are gone are freed first. Those that failed
-    as often as they may are parked, and those that a redrive has perhaps sent are left to another redrive.
+    as often as they may are parked, and those that a redrive has perhaps sent are left to another redrive. A further
+    attempt at the same replay goes on behind the positions and micro-batches of the one before.
 
     :raises FencedError: a newer run of the replay exists.
     """
@@ -147,7 +156,9 @@ def open_replay(conn: Connection, schema: str, request: ReplayRequest, run_id: s
         "most": request.max_attempts,
     }
     with short_transaction(conn, "Taking dead letters"):
-        query(conn, schema, _OPEN, values)
+        opened = query(conn, schema, _OPEN, values).fetchone()
+        values["first"] = first = int(opened[0]) if opened else 0
+        batches = query(conn, schema, _BATCHES, (request.own_pipeline_id, str(request.replay_id))).fetchone()
         parked = 0 if request.dry_run else query(conn, schema, _PARK.replace("CONDITIONS", where), values).rowcount
         take = _TAKE.replace("CONDITIONS", where).replace("LOCKING", locking)
         row = query(conn, schema, take, values).fetchone()
@@ -158,10 +169,10 @@ def open_replay(conn: Connection, schema: str, request: ReplayRequest, run_id: s
             conn,
             schema,
             "UPDATE {schema}.dead_letter_replay SET letters = %(letters)s WHERE replay_id = %(replay_id)s",
-            {**values, "letters": letters},
+            {**values, "letters": first + letters},
         )
         check_fence(conn, schema, request.own_pipeline_id, run_id, epoch, lock=True)
-    return Taken(letters, released, parked)
+    return Taken(letters, first, int(batches[0]) if batches else 0, released, parked)
 
 
 def release(conn: Connection, schema: str, replays: Sequence[UUID]) -> int:
