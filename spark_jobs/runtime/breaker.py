@@ -89,5 +89,4 @@ class RunBreaker:
             log_event(log, logging.INFO, "breaker_in_process", system=self._system, reason=away.found or away.what)
 
     def _tell(self, before: str, after: str) -> None:
-        changed = {"from": before, "to": after}
-        log_event(log, logging.WARNING, "breaker_changed", system=self._system, **changed)
+        log_event(log, logging.WARNING, "breaker_changed", system=self._system, was=before, now=after)
