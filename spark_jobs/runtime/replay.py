@@ -29,7 +29,7 @@ from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.executors import require_ready_executors
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.heartbeat import Heartbeat
-from spark_jobs.runtime.mdc import jvm_ids
+from spark_jobs.runtime.mdc import JvmIds, jvm_ids
 from spark_jobs.runtime.redrive import Redrive
 from spark_jobs.runtime.replay_frame import Kind, ReplayFrame
 from spark_jobs.runtime.run import PipelineRun, SessionFactory
@@ -123,7 +123,9 @@ class _Replay:
         try:
             write.check(taken.letters)
             for number, first in enumerate(range(0, taken.letters, request.letters_per_batch)):
-                self._batch(write, number, first, min(first + request.letters_per_batch, taken.letters))
+                JvmIds(self.spark).set({"batch": number})
+                with ids.batch_scope(**{**ids.current(), "batch": number}):
+                    self._batch(write, number, first, min(first + request.letters_per_batch, taken.letters))
         except Exception:
             with suppress(EtlError):
                 ledger.forget_connection()
