@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import typer
-
-from spark_jobs.cli.progress import run_log
+from spark_jobs.cli.logged_run import carry_out_logged
 from spark_jobs.cli.run import spark_settings, with_log_file
 from spark_jobs.cli.tracker_session import tracker_session
 from spark_jobs.contracts.credentials import resolve_database
@@ -18,8 +16,6 @@ from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.log_settings import log_format, log_level
 from spark_jobs.contracts.replay import ReplayRequest, ReplaySummary
 from spark_jobs.contracts.tracker.replays import read_summary
-from spark_jobs.logs.ending import tell_error
-from spark_jobs.logs.ids import run_scope
 
 log = logging.getLogger("etl.replay")
 
@@ -36,7 +32,7 @@ def carry_out_replay(
 ) -> ReplaySummary:
     """Replay, and return what came of it.
 
-    :raises EtlError: before it was registered. :raises typer.Exit: it ended with an error, which was printed.
+    :raises typer.Exit: it did not begin, or ended with an error, which was told.
     """
     form, level = log_format(None, "--log-format"), log_level(None, "--log-level")
     log_path = Path(tempfile.mkstemp(prefix="etl-replay-", suffix=".log")[1])
@@ -49,18 +45,15 @@ def carry_out_replay(
     stop = Stop()
     stop.on_signals()
     name = f"etl-pipeline dead-letters replay {request.letters.pipeline_id}"
-    with run_scope(), run_log(log_path, request.letters.pipeline_id, form, level):
-        ended = run_replay(
-            request,
-            resolve_database(credential_id),
-            tracker_schema=schema,
-            stop=stop,
-            session=partial(get_session, name, conf, master=master),
-        )
-    stop.ended(int(ended.exit_code))
-    if ended.error is not None:
-        tell_error(log, ended.error, form, f"The log is in {log_path}")
-        raise typer.Exit(int(ended.exit_code))
+    session = partial(get_session, name, conf, master=master)
+    carry_out_logged(
+        lambda: run_replay(request, resolve_database(credential_id), tracker_schema=schema, stop=stop, session=session),
+        stop,
+        log_path,
+        request.letters.pipeline_id,
+        form,
+        level,
+    )
     with tracker_session(credential_id) as conn:
         summary = read_summary(conn, schema, request.replay_id)
     if summary is None:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spark_jobs.cli.progress import run_log, show_result
+from spark_jobs.cli.logged_run import carry_out_logged
+from spark_jobs.cli.progress import show_result
 from spark_jobs.cli.tracker_session import SCHEMA
-from spark_jobs.contracts.errors import ConfigError, EtlError
+from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.log_settings import LogFormat
 from spark_jobs.contracts.log_settings import log_format as chosen_format
 from spark_jobs.contracts.log_settings import log_level as chosen_level
 from spark_jobs.contracts.name_values import parse_name_values
 from spark_jobs.contracts.run_request import Resume
-from spark_jobs.logs.ending import tell_error
-from spark_jobs.logs.events import log_event
-from spark_jobs.logs.ids import run_scope
 
-log = logging.getLogger("etl.run")
+if TYPE_CHECKING:
+    from spark_jobs.runtime.run import Ended
 
 
 def run(
@@ -72,36 +70,22 @@ def run(
 
     stop = Stop()
     stop.on_signals()
-    name, hint, error = f"etl-pipeline {file.name}", f"The log is in {log_path}", None
+    name = f"etl-pipeline {file.name}"
     session = partial(get_session, name, with_log_file(settings, log_path, form), master=master)
-    with run_scope(), run_log(log_path, file.stem, form, level):
-        try:
-            ended = run_file(file, variables, resume=resume, tracker_schema=schema, stop=stop, session=session)
-            error = ended.error
-        except EtlError as refused:
-            log.debug("The run did not begin", exc_info=True)
-            ended, error, hint = None, refused, ""
-        except Exception as broken:  # noqa: BLE001 - its trace goes into the log, where it is masked
-            log_event(log, logging.ERROR, "driver_failed", exc_info=True)
-            ended, error = None, _without_a_word(broken)
-        if error is not None and form == "json":
-            tell_error(log, error, form)
-    if ended is not None:
-        stop.ended(int(ended.exit_code))
-    if ended is not None and ended.result is not None:
-        show_result(ended.result, as_json=json_result)
-    if error is not None:
-        if form == "plain":
-            tell_error(log, error, form, hint)
-        raise typer.Exit(int(error.exit_code))
-
-
-def _without_a_word(broken: Exception) -> EtlError:
-    return EtlError(
-        "The run ended with an error that this program has no word for",
-        found=f"{type(broken).__name__}: {broken}",
-        cure="Read the trace in the log; nothing of the micro-batch under way was written",
+    carry_out_logged(
+        partial(run_file, file, variables, resume=resume, tracker_schema=schema, stop=stop, session=session),
+        stop,
+        log_path,
+        file.stem,
+        form,
+        level,
+        show=partial(_show, as_json=json_result),
     )
+
+
+def _show(ended: Ended, *, as_json: bool) -> None:
+    if ended.result is not None:
+        show_result(ended.result, as_json=as_json)
 
 
 def spark_settings(given: Mapping[str, str], packages: str | None, jars: str | None) -> dict[str, str]:

@@ -117,7 +117,8 @@ class BatchCommit:
     def _carry_out(self, df: DataFrame, batch_id: int) -> None:
         try:
             self.current_batch = batch_id
-            self._jvm_ids.set(current())
+            # The thread in the JVM keeps what it was told with its first batch.
+            self._jvm_ids.set({"batch": batch_id} if self._is_own else current())
             self.stop.enter_batch()
             log_event(log, logging.DEBUG, "batch_started", batch=batch_id)
             self._commit(df, batch_id)

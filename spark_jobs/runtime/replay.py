@@ -30,7 +30,7 @@ from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.executors import require_ready_executors
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.heartbeat import Heartbeat
-from spark_jobs.runtime.mdc import jvm_ids
+from spark_jobs.runtime.mdc import JvmIds, jvm_ids
 from spark_jobs.runtime.redrive import Redrive
 from spark_jobs.runtime.replay_frame import Kind, ReplayFrame
 from spark_jobs.runtime.run import PipelineRun, SessionFactory
@@ -133,7 +133,9 @@ class _Replay:
             last = taken.first + taken.letters
             write.check(taken.first, last)
             for number, first in enumerate(range(taken.first, last, request.letters_per_batch), taken.batches):
-                self._batch(write, number, first, min(first + request.letters_per_batch, last))
+                JvmIds(self.spark).set({"batch": number})
+                with ids.batch_scope(**{**ids.current(), "batch": number}):
+                    self._batch(write, number, first, min(first + request.letters_per_batch, last))
         except Exception:
             with suppress(EtlError):
                 ledger.forget_connection()

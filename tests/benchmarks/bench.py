@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import append
+import error_handling
 import kafka
+import letters_table
 import memory
 import replay
 import small_batches
@@ -44,8 +46,10 @@ _IN_SESSION: dict[str, Callable[[Bench, int], Iterator[Figure]]] = {
     "kafka": kafka.figures,
     "small": small_batches.figures,
     "replay": replay.figures,
+    "bad": error_handling.bad_rows,
+    "healthy": error_handling.healthy,
 }
-PARTS = (*_IN_SESSION, "memory")
+PARTS = (*_IN_SESSION, "memory", "letters")
 
 
 def main() -> None:
@@ -54,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2_000_000, help="rows of append, upsert and Kafka")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=PARTS, action="append", help="this part only; may be given several times")
+    parser.add_argument("--letters", type=int, default=10_000_000, help="dead letters to look through")
     parser.add_argument("--memory-rows", type=int, nargs="+", default=(1_000_000, 5_000_000, 20_000_000))
     chosen = parser.parse_args()
     parts = chosen.only or list(PARTS)
@@ -78,6 +83,8 @@ def _figures(parts: list[str], chosen: argparse.Namespace, server: PostgresServe
                     yield from measure(bench, chosen.rounds)
     if "memory" in parts:
         yield from memory.figures(server, folder, chosen.memory_rows)
+    if "letters" in parts:
+        yield from letters_table.figures(server, chosen.letters, chosen.rounds)
 
 
 @contextmanager

@@ -110,6 +110,7 @@ def write_pipeline(
     schema: str,
     load: Mapping[str, Any],
     transforms: Sequence[Mapping[str, Any]] = (),
+    error_handling: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a pipeline's file."""
     file = folder / f"{name}.json"
@@ -126,6 +127,8 @@ def write_pipeline(
             "triggerMode": "availablenow",
         },
     }
+    if error_handling is not None:
+        config["errorHandlingConfig"] = error_handling
     file.write_text(json.dumps(config))
     return file
 

@@ -51,7 +51,7 @@ class Said:
 
 @pytest.fixture(scope="module")
 def said(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Said]]:
-    """Four commands in one process, one after the other: the first one's log file has the JVM's lines of all."""
+    """Commands in one process, one after the other: the first one's log file has the JVM's lines of all."""
     folder = tmp_path_factory.mktemp("structured logs")
     postgres_server.create_database(DATABASE)
     with postgres_server.connect(DATABASE, autocommit=True) as conn:
@@ -67,7 +67,7 @@ def said(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFacto
         "AIRFLOW_CONN_WAREHOUSE": f"postgres://odd:{quote(ODD, safe='')}@{server}",
         "AIRFLOW_CONN_STRANGER": f"postgres://odd:{quote(ODD[::-1], safe='')}@{server}",
     }
-    commands = [(name, ["run", *words]) for name, words in _commands(folder)]
+    commands = list(_commands(folder))
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("one_terminal.py"))],
         input=json.dumps(commands),
@@ -78,7 +78,8 @@ def said(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFacto
         check=True,
     )
     parts = dict(_parts(done.stderr))
-    yield {name: Said(*parts[name], (folder / f"{name}.log").read_text()) for name in parts}
+    logs = {name: folder / f"{name}.log" for name in parts}
+    yield {name: Said(*parts[name], log.read_text() if log.exists() else "") for name, log in logs.items()}
     postgres_server.drop_database(DATABASE)
     with postgres_server.connect("postgres", autocommit=True) as conn:
         conn.execute("DROP ROLE odd")
@@ -91,6 +92,11 @@ def _commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
         write_lines(folder / "good" / f"{number}.json", {"id": number + 1, "name": ODD})
     yield _command(folder, "failing", "bad", transforms=[select(id="1 / id", name="name")])
     yield _command(folder, "good", "good", options={"maxFilesPerTrigger": "1"})
+    write_lines(folder / "odd" / "0.json", "{ no JSON")
+    yield _command(folder, "lettered", "odd")
+    replay = ["dead-letters", "replay", "--connection", "warehouse", *QUICK, "--all", "--pipeline"]
+    yield "replay", [*replay, "lettered"]
+    yield "no-replay", [*replay, "nobody"]
     yield _command(folder, "stranger", "good", load={"credentialId": "stranger"})
     name, words = _command(folder, "plain", "bad", transforms=[select(id="1 / id", name="name")])
     yield name, [*words, "--log-format", "plain", "--log-level", "warning"]
@@ -103,7 +109,7 @@ def _command(folder: Path, name: str, data: str, **parts: Any) -> tuple[str, lis
     )
     path = folder / f"{name}.json"
     path.write_text(json.dumps(document))
-    return name, [str(path), *QUICK, "--log-file", str(folder / f"{name}.log")]
+    return name, ["run", str(path), *QUICK, "--log-file", str(folder / f"{name}.log")]
 
 
 def _parts(output: str) -> Iterator[tuple[str, tuple[int, str]]]:
@@ -184,6 +190,21 @@ def test_a_refused_login_is_an_object_with_the_run(said: dict[str, Said]) -> Non
     assert stranger.lines[-1]["event"] == "error"
 
 
+def test_a_replays_lines_have_its_ids(said: dict[str, Said]) -> None:
+    replay = said["replay"]
+    [settled] = [line for line in replay.lines if line.get("event") == "letters_settled"]
+    assert (settled["batch"], settled["letters"], settled["failed"]) == (0, 1, 1)
+    assert settled["pipeline"] == f"lettered/replay/{settled['query']}"
+    assert {line["run"] for line in replay.lines} == {settled["run"]}
+
+
+def test_a_refused_replay_is_an_object(said: dict[str, Said]) -> None:
+    refused = said["no-replay"]
+    assert refused.code != ExitCode.FINISHED
+    assert refused.lines[-1]["event"] == "error"
+    assert "nobody" in refused.lines[-1]["what"] + refused.lines[-1]["found"]
+
+
 def test_plain_lines_have_the_ids_and_cannot_be_forged(said: dict[str, Said]) -> None:
     plain = said["plain"]
     assert plain.code == ExitCode.DATA_ERROR, plain.err
@@ -213,7 +234,7 @@ def test_an_error_without_a_word_is_an_object_too(
     name, words = _command(tmp_path, "early", "nowhere")
     faults = tmp_path / "faults"
     faults.write_text("run.before_claim fail\n")
-    words = ["run", *words] if command == "spark_jobs.cli" else [words[0], "--log-format", "json"]
+    words = words if command == "spark_jobs.cli" else [words[1], "--log-format", "json"]
     done = subprocess.run(
         [sys.executable, "-m", command, *words],
         env={

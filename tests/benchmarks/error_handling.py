@@ -1,0 +1,97 @@
+"""What care for errors costs: switched on in a healthy run, and one row in a hundred that is bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from peers import Bench, rounds
+from report import Figure
+from rows import SCHEMA, TABLE, parquet
+
+_EVERY = 100
+# The whole of reference/002, the letters at home in PostgreSQL.
+_CARE = {
+    "retryConfig": {"strategy": "exponential", "maxAttempts": 5, "initialDelaySeconds": 10, "maxDelaySeconds": 300},
+    "circuitBreakerConfig": {"enabled": True, "failureThreshold": 10, "resetTimeoutSeconds": 120},
+    "dlqConfig": {"dlqType": "postgresql"},
+    "failFast": False,
+}
+# What becomes of a bad line: text that ends within it, or a price that the table's check refuses.
+_LINES = {"clean": "value", "unreadable": "left(value, 40)", "refused": "replace(value, '\"price\":', '\"price\":-')"}
+# A first look that is enough, or a second one: the batch is rolled back and written again row by row.
+_GOALS = {"unreadable": 0.7, "refused": 0.5}
+_STRATEGIES = ("single", "staged")
+
+
+def healthy(bench: Bench, number: int) -> Iterator[Figure]:
+    """Measure appends with retry, breaker and dead-letter queue beside the same without."""
+    data = parquet(bench.spark, bench.folder, bench.rows)
+    extract = {"sourceType": "file", "connectionParams": {"path": str(data), "format": "parquet"}}
+    peers: dict[str, Callable[[], Any]] = {
+        f"{strategy}, {'on' if care else 'off'}": partial(_run, bench, extract, strategy, care)
+        for strategy in _STRATEGIES
+        for care in (None, _CARE)
+    }
+    seconds = rounds(number, peers, lambda: _fresh(bench), lambda _: _check(bench, 0))
+    rates = {name: bench.rows / took / 1000 for name, took in seconds.items()}
+    for strategy in _STRATEGIES:
+        on, off = f"{strategy}, on", f"{strategy}, off"
+        name = f"healthy append, {strategy}: retry, breaker and dead-letter queue on"
+        yield Figure(name, rates[on], "krows/s", "all of them off", rates[on] / rates[off], 0.95)
+
+
+def bad_rows(bench: Bench, number: int) -> Iterator[Figure]:
+    """Measure lines of which one in a hundred is bad beside clean ones."""
+    lines = {kind: _lines(bench, kind) for kind in _LINES}
+    peers: dict[str, Callable[[], Any]] = {
+        f"{kind}, {strategy}": partial(_run, bench, _json(path), strategy, None)
+        for kind, path in lines.items()
+        for strategy in _STRATEGIES
+    }
+    bad = len(range(0, bench.rows, _EVERY))
+    seconds = rounds(
+        number,
+        peers,
+        lambda: _fresh(bench),
+        lambda name: _check(bench, 0 if name.startswith("clean") else bad),
+    )
+    rates = {name: bench.rows / took / 1000 for name, took in seconds.items()}
+    for kind, goal in _GOALS.items():
+        for strategy in _STRATEGIES:
+            mine, clean = rates[f"{kind}, {strategy}"], rates[f"clean, {strategy}"]
+            yield Figure(f"JSON lines, 1 % {kind}: {strategy}", mine, "krows/s", "clean lines", mine / clean, goal)
+
+
+def _run(bench: Bench, extract: Mapping[str, Any], strategy: str, care: Mapping[str, Any] | None) -> None:
+    load = {"writeStrategy": strategy}
+    bench.run(bench.pipeline(extract=extract, schema=SCHEMA, load=load, error_handling=care))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return {"sourceType": "file", "connectionParams": {"path": str(path), "format": "json"}}
+
+
+def _lines(bench: Bench, kind: str) -> Path:
+    """Write the rows as JSON lines, every hundredth spoilt in the way of ``kind``, in a file for each core."""
+    path = bench.folder / f"lines-{kind}"
+    rows = bench.spark.read.schema(SCHEMA).parquet(str(parquet(bench.spark, bench.folder, bench.rows)))
+    # A price of at least a cent: -0 would pass the check.
+    texts = rows.selectExpr("id", "to_json(struct(id, customer, sku, note, price + 0.01 AS price, at)) AS value")
+    spoilt = texts.selectExpr(f"CASE WHEN id % {_EVERY} = 0 THEN {_LINES[kind]} ELSE value END")
+    spoilt.coalesce(2).write.mode("overwrite").text(str(path))
+    return path
+
+
+def _fresh(bench: Bench) -> None:
+    bench.sql("DROP TABLE IF EXISTS peer", f"CREATE TABLE peer ({TABLE}, CHECK (price >= 0))")
+    if bench.sql("SELECT to_regclass('etl.dead_letter') IS NOT NULL") == (True,):
+        bench.sql("TRUNCATE etl.dead_letter")
+    bench.sql("CHECKPOINT")
+
+
+def _check(bench: Bench, bad: int) -> None:
+    found = bench.sql("SELECT (SELECT count(*) FROM peer), (SELECT count(*) FROM etl.dead_letter)")
+    assert found == (bench.rows - bad, bad), found
