@@ -104,7 +104,14 @@ def carry_out(
     if config.extract.credential_id:
         found = resolve(config.extract.credential_id, hadoop_lookup=hadoop_lookup)
         secrets = reader_options(config.extract.source_type, found)
-    return PipelineRun(request, database, secrets, stop).execute(session)
+    return PipelineRun(request, database, secrets, stop, _copy_secrets(config, hadoop_lookup)).execute(session)
+
+
+def _copy_secrets(config: PipelineConfig, hadoop_lookup: HadoopLookup | None) -> dict[str, str]:
+    queue = config.error_handling.dead_letter_queue if config.error_handling else None
+    if queue is None or not queue.enabled or not queue.credential_id:
+        return {}
+    return reader_options(queue.backend.value, resolve(queue.credential_id, hadoop_lookup=hadoop_lookup))
 
 
 def _credential_id(config: PipelineConfig) -> str:

@@ -24,6 +24,7 @@ class ExitCode(IntEnum):
     LEDGER_VERSION = 13
     LEDGER_CONFLICT = 14
     TRANSIENT = 15
+    LETTERS_NOT_PUBLISHED = 17
     STOPPED_COMMITTED = 30
     """Stopped on request; the micro-batch under way was committed (or none was under way)."""
     STOPPED_ROLLED_BACK = 31

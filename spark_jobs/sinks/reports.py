@@ -10,6 +10,7 @@ from spark_jobs.contracts.errors import (
     BooksDoNotBalanceError,
     CheckpointMismatchError,
     DataError,
+    DeadLetterRefusedError,
     EtlError,
     ExecutorsNotReadyError,
     FencedError,
@@ -22,6 +23,7 @@ from spark_jobs.contracts.errors import (
 )
 from spark_jobs.contracts.tracker.connect import classify_state
 from spark_jobs.sinks import parts
+from spark_jobs.sinks.committing import LettersFoundError
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.single import refused_rows
 
@@ -29,10 +31,12 @@ from spark_jobs.sinks.single import refused_rows
 _FROM_TASKS: tuple[type[EtlError], ...] = (
     BooksDoNotBalanceError,
     CheckpointMismatchError,
+    DeadLetterRefusedError,
     EtlError,
     ExecutorsNotReadyError,
     FencedError,
     LedgerConflictError,
+    LettersFoundError,
     RowsSuppressedError,
     TargetAlteredError,
     TooManyDeadLettersError,

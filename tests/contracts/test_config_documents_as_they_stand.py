@@ -136,8 +136,6 @@ def test_the_production_example_of_reference_002(tmp_path: Path) -> None:
         "streamingConfigJson.lateDataConfig.strategy",
         "errorHandlingConfig.retryConfig",
         "errorHandlingConfig.circuitBreakerConfig",
-        "errorHandlingConfig.dlqConfig",
-        "errorHandlingConfig.failFast",
     ]
 
 

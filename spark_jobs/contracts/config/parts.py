@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spark_jobs.contracts.config.error_handling import ErrorHandling
 from spark_jobs.contracts.config.extract import Extract
 from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.config.pipeline import PipelineConfig
@@ -22,6 +23,7 @@ class Parts:
     transforms: tuple[Transform, ...] | None
     load: Load | None
     streaming: Streaming | None
+    error_handling: ErrorHandling | None
     schemas: Mapping[str, Any]
     is_streaming: bool
     has_streaming: bool
@@ -39,6 +41,7 @@ class Parts:
             transforms=None if "transforms" in failed else values.get("transforms") or (),
             load=valid("load"),
             streaming=valid("streamingConfigJson"),
+            error_handling=valid("errorHandlingConfig"),
             schemas=config.schemas if config else values.get("schemas") or {},
             is_streaming="streaming" in str(values.get("mode", "")).lower(),
             has_streaming=values.get("streamingConfigJson") is not None or "streamingConfigJson" in failed,

@@ -65,7 +65,9 @@ class PipelineConfig(Section):
         None, alias="streamingConfigJson", description="How Spark runs the query; required by `mode` `streaming`."
     )
     error_handling: ErrorHandling | None = Field(
-        None, alias="errorHandlingConfig", description="Not supported yet where active; also spelled `errorHandling`."
+        None,
+        alias="errorHandlingConfig",
+        description="What happens when something fails; also spelled `errorHandling`.",
     )
     data_quality: dict[str, Any] | None = Field(
         None, alias="dataQualityConfig", description="Not supported yet; also spelled `dataQuality`."

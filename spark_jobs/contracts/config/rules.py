@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spark_jobs.contracts.config import aggregation_rules, load_rules, result_rules, source_rules
+from spark_jobs.contracts.config import aggregation_rules, dead_letter_rules, load_rules, result_rules, source_rules
 from spark_jobs.contracts.config.columns import Columns
 from spark_jobs.contracts.config.keys import Document
 from spark_jobs.contracts.config.parts import Parts
@@ -17,6 +17,7 @@ def check(parts: Parts, document: Document) -> None:
     result = aggregation_rules.check(parts, document)
     attempt(load_rules.check, parts, document)
     result_rules.check(parts, result, document)
+    attempt(dead_letter_rules.check, parts, document)
 
 
 def fill_in(config: PipelineConfig) -> None:

@@ -100,8 +100,3 @@ def _error_handling(handling: ErrorHandling) -> Iterator[Problem]:
         yield _not_yet((*where, "retryConfig"), "retry", '"maxAttempts": 1 or "strategy": "none"', hint)
     if handling.circuit_breaker and handling.circuit_breaker.enabled:
         yield _not_yet((*where, "circuitBreakerConfig"), "the circuit breaker", '"enabled": false')
-    if handling.dead_letter_queue and handling.dead_letter_queue.enabled:
-        hint = "rows that cannot be read are kept in PostgreSQL, in the ledger's table dead_letter, without any setting"
-        yield _not_yet((*where, "dlqConfig"), "another home for dead letters", '"enabled": false', hint)
-    if not handling.fail_fast:
-        yield _not_yet((*where, "failFast"), "going on after a failure", '"failFast": true')
