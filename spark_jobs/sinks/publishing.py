@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
 
 import pyarrow as pa
@@ -83,13 +84,19 @@ class LetterPublisher:
         """
         if self._batch is None:
             raise RuntimeError("no batch was begun")
-        batch, failed_at = self._batch, datetime.now(UTC)
+        started, batch, failed_at = monotonic(), self._batch, datetime.now(UTC)
         count = sum(one.count for one in letters)
         rows = identified(self._conn(), letters, batch.identity, failed_at)
         staged = self._few(cursor, rows, count) or self._shares(letters, batch, failed_at, count)
         frame = letters_frame(staged, batch, failed_at)
         self._do(lambda: self.copy.write(frame, batch), "The dead letters of the micro-batch cannot be written")
-        log.info("event=letters_published batch=%d letters=%d to=%r", batch.identity.batch_id, count, self.copy.place)
+        log.info(
+            "event=letters_published batch=%d letters=%d to=%r milliseconds=%d",
+            batch.identity.batch_id,
+            count,
+            self.copy.place,
+            int((monotonic() - started) * 1000),
+        )
         reach("letters.after_publish")
         return ((insert_identified(self._conn(), self.ledger.ident, rows, batch.identity), count),)
 
