@@ -37,7 +37,10 @@ def credential_ids(config: PipelineConfig) -> tuple[str, ...]:
             expected="load.credentialId, the id of an Airflow connection to PostgreSQL",
             cure="add it to the pipeline file and create the connection",
         )
-    named = (config.load.credential_id, config.extract.credential_id)
+    handling = config.error_handling
+    queue = handling.dead_letter_queue if handling else None
+    copy = queue.credential_id if queue and queue.enabled else None
+    named = (config.load.credential_id, config.extract.credential_id, copy)
     return tuple(dict.fromkeys(name for name in named if name))
 
 

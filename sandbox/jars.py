@@ -16,7 +16,7 @@ from sandbox.java import java
 from sandbox.java_trust import trust_settings
 from sandbox.places import cache_dir, only_one
 
-Group = Literal["spark-kafka", "broker", "jdbc"]
+Group = Literal["spark-kafka", "broker", "jdbc", "spark-s3"]
 _PINS = Path(__file__).with_name("ivy.xml")
 
 

@@ -52,6 +52,7 @@ POINTS: Final[Mapping[str, str]] = {
     "staged.before_commit": "everything is written and the fence's row is locked, COMMIT was not sent",
     "staged.after_commit": "the batch is committed, its staging tables are there",
     "staged.after_drop": "the staging tables are dropped",
+    "letters.after_publish": "the dead letters are written elsewhere, the batch that has them is not committed",
     "two_phase.in_copy": "rows were copied into the target, the part is not prepared",
     "two_phase.before_prepare": "the part is complete and not prepared",
     "two_phase.after_prepare": "the part is prepared, its task has not asked whether it lost",

@@ -26,8 +26,9 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from spark_jobs.contracts.breaker import postgres_system
+from spark_jobs.contracts.breaker import kafka_system, postgres_system
 from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
+from spark_jobs.contracts.config.enumerations import DeadLetterBackend
 from spark_jobs.contracts.credentials import DatabaseConnection, HadoopLookup, resolve, resolve_database
 from spark_jobs.contracts.errors import ConfigError, EtlError, Operation
 from spark_jobs.contracts.exit_codes import ExitCode
@@ -103,6 +104,9 @@ def _retries(config: PipelineConfig, request: RunRequest, database: DatabaseConn
     breakers: dict[Operation, RunBreaker] = {}
     if handling.circuit_breaker is not None and handling.circuit_breaker.enabled:
         breakers["write"] = RunBreaker(postgres_system(database), handling.circuit_breaker, database, request)
+        queue = handling.dead_letter_queue
+        if queue is not None and queue.backend is DeadLetterBackend.KAFKA and queue.brokers:
+            breakers["publish"] = RunBreaker(kafka_system(queue.brokers), handling.circuit_breaker, database, request)
     return Retries(handling.retry, stop, breakers)
 
 
@@ -168,7 +172,15 @@ def carry_out(
         secrets = reader_options(config.extract.source_type, found)
     retries = retries or _retries(config, request, database, stop)
     kind = ReplayRun if request.replay else PipelineRun
-    return kind(request, database, secrets, stop, retries).execute(session)
+    copy_secrets = _copy_secrets(config, hadoop_lookup)
+    return kind(request, database, secrets, stop, retries, copy_secrets).execute(session)
+
+
+def _copy_secrets(config: PipelineConfig, hadoop_lookup: HadoopLookup | None) -> dict[str, str]:
+    queue = config.error_handling.dead_letter_queue if config.error_handling else None
+    if queue is None or not queue.enabled or not queue.credential_id:
+        return {}
+    return reader_options(queue.backend.value, resolve(queue.credential_id, hadoop_lookup=hadoop_lookup))
 
 
 def _credential_id(config: PipelineConfig) -> str:

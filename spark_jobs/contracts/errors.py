@@ -149,6 +149,19 @@ class DeadLettersTakenError(EtlError):
     retryable = True
 
 
+class DeadLetterRefusedError(DataError):
+    """``failFast``: a row became a dead letter. Nothing of its micro-batch was committed."""
+
+
+class LettersNotPublishedError(EtlError):
+    """The copy of the dead letters cannot be written. The micro-batch that has them was not committed."""
+
+    exit_code = ExitCode.LETTERS_NOT_PUBLISHED
+    operation = "publish"
+    blames_system = True
+    retryable = True
+
+
 class TwoPhaseUnavailableError(EtlError):
     """``two_phase`` was asked for, and the server or the target table does not allow it."""
 

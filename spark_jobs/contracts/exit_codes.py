@@ -26,6 +26,7 @@ class ExitCode(IntEnum):
     TRANSIENT = 15
     BREAKER_OPEN = 16
     """A system that kept failing is left alone until the time that the error names."""
+    LETTERS_NOT_PUBLISHED = 17
     STOPPED_COMMITTED = 30
     """Stopped on request; the micro-batch under way was committed (or none was under way)."""
     STOPPED_ROLLED_BACK = 31

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 
 from spark_jobs.contracts.errors import CheckpointMismatchError
@@ -20,12 +20,14 @@ class MicroBatch:
 
     :param watermark_ms: at the batch's start; 0 without a watermark.
     :param late_watermark_ms: what rows of this batch are compared with: the watermark of the batch before.
+    :param planned_at: when Spark planned it; the same when it is done again.
     """
 
     identity: BatchIdentity
     offsets: OffsetRange
     watermark_ms: int
     late_watermark_ms: int
+    planned_at: datetime
 
     @property
     def watermark(self) -> datetime | None:
@@ -68,6 +70,7 @@ def identify(checkpoint: Checkpoint, pipeline_id: str, query_id: str, batch_id: 
         offsets=OffsetRange(start, entry.source, files),
         watermark_ms=entry.watermark_ms,
         late_watermark_ms=before.watermark_ms if before else 0,
+        planned_at=datetime.fromtimestamp(entry.planned_ms / 1000, UTC),
     )
 
 

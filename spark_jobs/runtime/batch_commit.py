@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
@@ -42,7 +42,9 @@ from spark_jobs.runtime.stopping import Stop, StopRequestedError
 from spark_jobs.runtime.target_table import TargetTable
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.batch_result import BatchRows, SecondLook, Written
+from spark_jobs.sinks.committing import LettersFoundError
 from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.letter_frames import LettersBatch
 from spark_jobs.sinks.postgres import PostgresSink
 from spark_jobs.sinks.strategy import Choice, Result, choose
 
@@ -144,10 +146,11 @@ class BatchCommit:
         reach("batch.after_identity")
         choice = self._choose(batch)
         record = self._record(batch, choice, started)
-        written = self._written(df, batch, record, choice)
+        written, choice = self._written(df, batch, record, choice)
         if written.state == parts.ALREADY_THERE:
             self._skip(None, batch)
             return
+        self.sink.committed(written.books)
         reach("batch.after_commit")
         if self._read_again and written.event_time_max is not None:
             see_event_time(self._running_query(), written.event_time_max)
@@ -207,13 +210,14 @@ class BatchCommit:
         if aggregation is not None:
             mode = self.flow.streaming.output_mode
             result = Result(mode, aggregation.windows_per_row, self._state_rows(batch))
-        return choose(
+        choice = choose(
             self.flow.config.load.write_strategy,
             self.flow.source.size(batch.offsets),
             self.sink.means(),
             result=result,
             gaps_possible=may_skip(self.flow.source) and result is None,
         )
+        return self.sink.fitting(choice, stateful=self.flow.stateful)
 
     def _state_rows(self, batch: MicroBatch) -> int | None:
         if batch.identity.batch_id == 0:
@@ -235,9 +239,17 @@ class BatchCommit:
             follows=batch.identity.batch_id > self.first_batch,
         )
 
-    def _written(self, df: DataFrame, batch: MicroBatch, record: BatchRecord, choice: Choice) -> Written:
+    def _written(self, df: DataFrame, batch: MicroBatch, record: BatchRecord, choice: Choice) -> tuple[Written, Choice]:
+        self.sink.begin(LettersBatch(batch.identity, batch.planned_at))
         try:
-            return self._write(df, batch, record, choice)
+            return self._write(df, batch, record, choice), choice
+        except LettersFoundError:
+            # Tasks commit where the driver cannot publish first; and of a stateless pipeline, which alone comes here,
+            # a batch may be evaluated again.
+            log_event(log, logging.INFO, "letters_found", batch=batch.identity.batch_id, going="staged")
+            staged = Choice(WriteStrategy.STAGED, f"{choice.reason}; staged, as it has dead letters to publish")
+            again = replace(record, strategy=staged.strategy.value, strategy_reason=staged.reason)
+            return self._write(df, batch, again, staged), staged
         except EtlError:
             raise
         except Exception:

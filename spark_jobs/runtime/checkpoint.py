@@ -27,10 +27,12 @@ class OffsetEntry:
 
     :param watermark_ms: the watermark at the batch's start (it evicts state); lateness uses the entry before.
     :param source: the end offset of the only source, parsed; None while the source has none.
+    :param planned_ms: when Spark planned the micro-batch, which it does once.
     """
 
     watermark_ms: int
     source: Any
+    planned_ms: int = 0
 
 
 class Checkpoint:
@@ -109,7 +111,8 @@ class Checkpoint:
                 cure="Give the pipeline a checkpointLocation of its own",
             )
         source = None if sources[0] == "-" else json.loads(sources[0])
-        return OffsetEntry(int(json.loads(metadata)["batchWatermarkMs"]), source)
+        times = json.loads(metadata)
+        return OffsetEntry(int(times["batchWatermarkMs"]), source, int(times["batchTimestampMs"]))
 
     def initial_offset(self) -> Any:
         """Return where the first batch started, as Kafka's source keeps it; None for other sources."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from pyspark.sql import SparkSession
 
 from spark_jobs.contracts.config import PipelineConfig, require_supported
+from spark_jobs.contracts.config.secret_values import is_secret_key
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import BreakerOpenError, EtlError, FencedError
 from spark_jobs.contracts.exit_codes import ExitCode
@@ -35,9 +36,12 @@ from spark_jobs.runtime.spark_errors import translate
 from spark_jobs.runtime.stopping import Stop, StopRequestedError
 from spark_jobs.runtime.target_table import TargetTable
 from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.letter_copies import build_copy
+from spark_jobs.sinks.letter_copy import LetterCopy
 from spark_jobs.sinks.merging import merge_rule
 from spark_jobs.sinks.plans import Plans, dead_letter_limit, writing_session
 from spark_jobs.sinks.postgres import PostgresSink
+from spark_jobs.sinks.publishing import LetterPublisher
 from spark_jobs.sinks.staging import sweep
 from spark_jobs.sinks.target import Target
 
@@ -66,6 +70,7 @@ class PipelineRun:
     :param database: connection of the target and of its ledger: both are in one database, or nothing is atomic.
     :param source_secrets: reader options from the source's connection.
     :param retries: what the run does again after a passing fault.
+    :param copy_secrets: options from the connection of the dead letters' copy.
     """
 
     request: RunRequest
@@ -73,6 +78,7 @@ class PipelineRun:
     source_secrets: dict[str, str]
     stop: Stop
     retries: Retries
+    copy_secrets: Mapping[str, str] = field(default_factory=dict)
 
     def execute(self, session: SessionFactory) -> Ended:
         """Claim the epoch, run the query, and record the end in the tracker. Raises nothing that a run can meet."""
@@ -143,6 +149,9 @@ class PipelineRun:
     def _stream(self, spark: SparkSession, config: PipelineConfig, ledger: Ledger, jvm: JvmIds) -> None:
         flow = Flow.build(spark, config, self.source_secrets)
         flow.source.check()
+        copy = build_copy(spark, config, self.copy_secrets)
+        if copy is not None:
+            copy.check()
         table = TargetTable(flow, ledger)
         target = table.open()
         checkpoint = Checkpoint(spark, streaming_of(config).checkpoint_location)
@@ -157,7 +166,7 @@ class PipelineRun:
                 query_id=ready.query_id,
                 first_batch=ready.first_batch,
                 ledger=ledger,
-                sink=self._sink(flow, ledger, target, spark.sparkContext.defaultParallelism),
+                sink=self._sink(spark, flow, ledger, target, copy),
                 target=table,
                 stop=self.stop,
                 progress=progress,
@@ -189,12 +198,27 @@ class PipelineRun:
             )
         reach("run.after_recovery")
 
-    @staticmethod
-    def _sink(flow: Flow, ledger: Ledger, target: Target, parallelism: int) -> PostgresSink:
-        load = flow.config.load
+    def _sink(
+        self, spark: SparkSession, flow: Flow, ledger: Ledger, target: Target, copy: LetterCopy | None
+    ) -> PostgresSink:
+        load, handling = flow.config.load, flow.config.error_handling
         session = writing_session(ledger, load.role)
-        plans = Plans(ledger, target, merge_rule(load), session, dead_letter_limit(load), sorts=flow.sorts)
-        return PostgresSink(plans, parallelism, load.write_parallelism)
+        parallelism = spark.sparkContext.defaultParallelism
+        plans = Plans(
+            ledger,
+            target,
+            merge_rule(load),
+            session,
+            dead_letter_limit(load),
+            sorts=flow.sorts,
+            fail_fast=handling is not None and handling.fail_fast,
+            elsewhere=copy is not None,
+        )
+        publisher = None
+        if copy is not None:
+            secrets = tuple(value for name, value in self.copy_secrets.items() if is_secret_key(name))
+            publisher = LetterPublisher(spark, copy, ledger, session, parallelism, secrets)
+        return PostgresSink(plans, parallelism, load.write_parallelism, publisher)
 
     def _finish(self, error: EtlError | None) -> Ended:
         exit_code = error.exit_code if error else ExitCode.FINISHED

@@ -37,6 +37,8 @@ class CommitPlan:
         number, each with the number that must come out.
     :param where: first part of the names of its fault points.
     :param settling: of a replay: the letters whose rows the batch's are.
+    :param fail_fast: whether the first dead letter ends the batch.
+    :param hands_over: whether a batch with dead letters is the driver's to commit, which has them published first.
     """
 
     tracker: str
@@ -48,9 +50,18 @@ class CommitPlan:
     letters_from: tuple[tuple[str, int], ...] = ()
     where: str = "single"
     settling: Settling | None = None
+    fail_fast: bool = False
+    hands_over: bool = False
 
 
 BooksOf = Callable[[PartReport], Books]
+
+Publish = Callable[[Cursor, CommitPlan, LetterSpool], CommitPlan]
+"""Has the letters written elsewhere as well, empties the spool, and returns the plan that stores them from then on."""
+
+
+class LettersFoundError(EtlError):
+    """A task found dead letters that must be published before the batch commits. It has written nothing."""
 
 
 def stateless_books(report: PartReport) -> Books:
@@ -106,17 +117,28 @@ def begin_batch(cursor: Cursor, plan: CommitPlan) -> bool:
 
 
 def commit(
-    cursor: Cursor, plan: CommitPlan, report: PartReport, letters: LetterSpool, books: Books, started: float
+    cursor: Cursor,
+    plan: CommitPlan,
+    report: PartReport,
+    letters: LetterSpool,
+    books: Books,
+    started: float,
+    publish: Publish | None = None,
 ) -> None:
     """Write everything that belongs to the batch beside its rows, and commit.
 
     Sets the report's state: ``unknown`` from the moment COMMIT is sent until its answer is there.
 
+    :param publish: of the driver, where dead letters are written elsewhere as well.
+
     :raises BooksDoNotBalanceError: nothing is committed. :raises FencedError: a newer run has taken over.
     :raises TooManyDeadLettersError: nothing is committed. :raises TargetAlteredError: nothing is committed.
+    :raises LettersNotPublishedError: nothing is committed. :raises LettersFoundError: nothing is committed.
     """
     require_unaltered(cursor, plan.target)
     check_limits(plan.limit, books)
+    if publish is not None:
+        plan = publish(cursor, plan, letters)
     write_letters(cursor, plan, letters)
     conclude(cursor, plan, report, books, started)
 
@@ -145,7 +167,12 @@ def check_limits(limit: Limit, books: Books) -> None:
 
 
 def write_letters(cursor: Cursor, plan: CommitPlan, letters: LetterSpool) -> None:
-    """Store the dead letters of this transaction's own rows, and those that tasks staged."""
+    """Store the dead letters of this transaction's own rows, and those that tasks staged.
+
+    :raises LettersFoundError: they are not this transaction's to store.
+    """
+    if plan.hands_over and letters.count:
+        raise LettersFoundError("The micro-batch has dead letters, which are published before it commits")
     for chunk in letters.batches():
         cursor.execute(plan.letters, (*plan.record.identity.key, json.dumps(chunk)))
     for statement, expected in plan.letters_from:

@@ -30,17 +30,23 @@ _ATTEMPT = (
 )
 
 
-def insert_letters(schema: str, letters: str, pipeline: str, query: str, batch: str) -> str:
+def insert_letters(
+    schema: str, letters: str, pipeline: str, query: str, batch: str, *, identified: bool = False
+) -> str:
     """Return the statement that stores dead letters.
 
     :param schema: the tracker's schema, quoted. :param letters: SQL of a set of rows ``letter(envelope)``.
     :param pipeline: SQL of the pipeline's id; likewise ``query`` and ``batch``.
+    :param identified: whether a letter brings its ``id`` and ``failed_at``.
     """
     # The commit point of a dead letter is its batch's: this runs in the same transaction.
+    own = ("dead_letter_id, first_failed_at, last_failed_at, ", "letter.id, letter.failed_at, letter.failed_at, ")
+    names, values = own if identified else ("", "")
     return (
-        f"INSERT INTO {schema}.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, sqlstate, message, "  # noqa: S608
-        "column_name, constraint_name, raw_key, raw_value, raw_headers, parsed_row, source, event_time, attempt) "
-        f"SELECT {pipeline}, {query}, {batch}, l.stage, l.error_class, l.sqlstate, l.message, l.column_name, "
+        f"INSERT INTO {schema}.dead_letter ({names}pipeline_id, query_id, batch_id, stage, error_class, "  # noqa: S608
+        "sqlstate, message, column_name, constraint_name, raw_key, raw_value, raw_headers, parsed_row, source, "
+        "event_time, attempt) "
+        f"SELECT {values}{pipeline}, {query}, {batch}, l.stage, l.error_class, l.sqlstate, l.message, l.column_name, "
         "l.constraint_name, decode(l.raw_key, 'base64'), decode(l.raw_value, 'base64'), l.raw_headers::jsonb, "
         f"l.parsed_row::jsonb, l.source::jsonb, {_EVENT_TIME}, {_ATTEMPT} "
         f"FROM {letters}, json_to_record(letter.envelope::json) AS l({LETTER_COLUMNS})"
@@ -51,6 +57,16 @@ def insert_letters_from_json(schema: str) -> str:
     """Return the statement for a JSON array of envelopes. Parameters: pipeline, query, batch id, array; all text."""
     letters = "json_array_elements_text($4::json) AS letter(envelope)"
     return insert_letters(schema, letters, "$1::text", "$2::text", "$3::bigint")
+
+
+def insert_identified(conn: Connection, schema: str, rows: str, identity: BatchIdentity) -> str:
+    """Return the statement that stores letters which have their ids already, and answers their number.
+
+    :param schema: the tracker's schema, quoted. :param rows: query for rows ``(id, failed_at, envelope)``.
+    """
+    literals = [sql.Literal(value).as_string(conn) for value in identity.key]
+    statement = insert_letters(schema, f"({rows}) AS letter", *literals, identified=True)
+    return f"WITH written AS ({statement} RETURNING 1) SELECT count(*) FROM written"  # noqa: S608
 
 
 def counted_letters_from(

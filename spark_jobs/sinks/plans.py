@@ -20,6 +20,7 @@ from spark_jobs.sinks.committing import CommitPlan
 from spark_jobs.sinks.copying import Session
 from spark_jobs.sinks.dead_letter_rows import counted_letters_from, insert_letters_from_json
 from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.letter_ids import LetterSet
 from spark_jobs.sinks.merging import MergeRule
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.refused import Limit
@@ -42,6 +43,8 @@ class Plans:
     """Makes the plans of one run's batches.
 
     :param sorts: whether rows may carry another outcome than having passed.
+    :param fail_fast: whether the first dead letter ends a batch.
+    :param elsewhere: whether dead letters are written elsewhere as well, before the batch commits.
     """
 
     ledger: Ledger
@@ -50,6 +53,8 @@ class Plans:
     session: Session
     limit: Limit
     sorts: bool = True
+    fail_fast: bool = False
+    elsewhere: bool = False
     _selects: dict[bool, list[Column]] = field(default_factory=dict, compare=False)
 
     @property
@@ -59,15 +64,24 @@ class Plans:
         return self.rule.mode is WriteMode.UPSERT or self.target.has_insert_triggers or not self.target.direct
 
     def single(
-        self, record: BatchRecord, event: dict[str, Any], *, careful: bool, letters: Staged | None = None
+        self,
+        record: BatchRecord,
+        event: dict[str, Any],
+        *,
+        careful: bool,
+        letters: Staged | None = None,
+        by_driver: bool = False,
     ) -> SinglePlan:
-        """Return the plan of one transaction."""
+        """Return the plan of one transaction.
+
+        :param by_driver: whether it is the driver's, and not a task's.
+        """
         conn = self.ledger.connection()
         overwrite = self.rule.mode is WriteMode.OVERWRITE
         plan = SinglePlan(
             session=self.session,
             rows=self._rows(str(self.target.table.schema), self.target.table.table, careful, "single.in_copy"),
-            commit=self.commit(record, event, "single", letters),
+            commit=self.commit(record, event, "single", letters, hands_over=self.elsewhere and not by_driver),
             before=self.emptying() if overwrite else None,
         )
         if not self.merges:
@@ -87,7 +101,7 @@ class Plans:
         rows = None
         if staging.rows:
             rows = self._rows(staging.schema, staging.rows, careful, "staged.in_copy", staged=True)
-        return StagedPlan(self.session, staging.schema, rows, staging.letters, self.limit)
+        return StagedPlan(self.session, staging.schema, rows, staging.letters, self.limit, self.fail_fast)
 
     def two_phase(self, record: BatchRecord, event: dict[str, Any], attempt: int, *, careful: bool) -> TwoPhasePlan:
         """Return the plan of the tasks that prepare their parts.
@@ -99,14 +113,17 @@ class Plans:
         return TwoPhasePlan(
             session=self.session,
             rows=self._rows(str(self.target.table.schema), self.target.table.table, careful, "two_phase.in_copy"),
-            commit=self.commit(record, event, "two_phase"),
+            commit=self.commit(record, event, "two_phase", hands_over=self.elsewhere),
             names=part_names(key.pipeline_id, ledger.schema, key.query_id, key.batch_id, ledger.epoch, attempt),
         )
 
-    def commit(self, record: BatchRecord, event: dict[str, Any], where: str, *staged: Staged | None) -> CommitPlan:
+    def commit(
+        self, record: BatchRecord, event: dict[str, Any], where: str, *staged: Staged | None, hands_over: bool = False
+    ) -> CommitPlan:
         """Return the plan of a transaction's end.
 
         :param staged: stagings whose dead letters belong to the batch.
+        :param hands_over: whether a batch with dead letters is another transaction's to commit.
         """
         found = tuple(one for one in staged if one is not None and one.letters)
         return CommitPlan(
@@ -118,7 +135,14 @@ class Plans:
             limit=self.limit,
             letters_from=tuple((self.letters_from(one, record), one.letters) for one in found),
             where=where,
+            fail_fast=self.fail_fast,
+            hands_over=hands_over,
         )
+
+    def letter_set(self, staged: Staged, origin: int) -> LetterSet:
+        """Return the dead letters of a staging as they are read for their copy elsewhere."""
+        attempts = tuple(report.attempt for report in staged.reports)
+        return LetterSet(staged.staging.identifier(staged.staging.letters), attempts, origin, staged.letters)
 
     def letters_from(self, staged: Staged, record: BatchRecord) -> str:
         """Return the statement that takes the dead letters from a staging."""

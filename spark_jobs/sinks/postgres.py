@@ -7,26 +7,33 @@ row with balanced books and the notification, and that locked the fence's row la
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from pyspark.sql import DataFrame
 
+from spark_jobs.contracts.config import WriteStrategy
 from spark_jobs.contracts.errors import TransientError
-from spark_jobs.contracts.tracker.records import BatchRecord
+from spark_jobs.contracts.tracker.records import BatchRecord, Books
 from spark_jobs.faults import reach
 from spark_jobs.logs.events import log_event
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.ability import two_phase_ability
 from spark_jobs.sinks.batch_result import BatchRows, Looked, SecondLook, Written
-from spark_jobs.sinks.committing import stateless_books
+from spark_jobs.sinks.committing import CommitPlan, LettersFoundError, Publish, stateless_books
+from spark_jobs.sinks.cursor import Cursor
+from spark_jobs.sinks.letter_frames import LettersBatch
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.plans import Plans
+from spark_jobs.sinks.publishing import LetterPublisher
 from spark_jobs.sinks.reports import RowsRefusedError, raise_for, read_reports
 from spark_jobs.sinks.single import single_task, write_single
-from spark_jobs.sinks.staged_commit import merge_staged, stage_parts
+from spark_jobs.sinks.sorting import LetterSpool
+from spark_jobs.sinks.staged_commit import merge_staged, stage_parts, stage_spool
 from spark_jobs.sinks.staging import Staged, drop
-from spark_jobs.sinks.strategy import Means
+from spark_jobs.sinks.strategy import Choice, Means
 from spark_jobs.sinks.two_phase_commit import TwoPhaseCommit
 from spark_jobs.transforms.try_eval import expression_failed
 
@@ -44,15 +51,19 @@ class PostgresSink:
     """Writes one pipeline's batches into one table.
 
     :param parallelism: most tasks that write at once, unless ``asked`` (``load.writeParallelism``) says otherwise.
+    :param publisher: writes dead letters elsewhere as well.
     """
 
-    def __init__(self, plans: Plans, parallelism: int, asked: int | None = None) -> None:
+    def __init__(
+        self, plans: Plans, parallelism: int, asked: int | None = None, publisher: LetterPublisher | None = None
+    ) -> None:
         self._plans = plans
         self._ledger = plans.ledger
         self._parallelism = asked or parallelism
         self._asked = asked
         self._attempt = 0
         self._careful = False
+        self._publisher = publisher
 
     @property
     def role(self) -> str | None:
@@ -64,11 +75,62 @@ class PostgresSink:
         ability = two_phase_ability(self._ledger.connection(), self._plans.target, self._ledger.schema, self.role)
         return Means(self._plans.rule.mode, ability, self._parallelism, self._asked)
 
+    # -- dead letters elsewhere ------------------------------------------------------------------------------------
+
+    def begin(self, batch: LettersBatch) -> None:
+        """Say which batch comes now; see :meth:`LetterPublisher.begin`."""
+        if self._publisher is not None:
+            self._publisher.begin(batch)
+
+    def committed(self, books: Books) -> None:
+        """Say that the batch is committed."""
+        if self._publisher is not None:
+            self._publisher.committed(letters=bool(books.dead_lettered or books.write_dead_lettered))
+
+    def fitting(self, choice: Choice, *, stateful: bool) -> Choice:
+        """Return the choice, or ``staged`` where letters are to be expected: there the driver can publish them."""
+        if self._publisher is None:
+            return choice
+        if stateful and choice.strategy is WriteStrategy.TWO_PHASE:
+            # A part may refuse results, and an aggregation is evaluated once only.
+            return Choice(WriteStrategy.STAGED, f"{choice.reason}; staged, as dead letters are published")
+        if not stateful and self._publisher.expected and choice.strategy is not WriteStrategy.STAGED:
+            return Choice(WriteStrategy.STAGED, f"{choice.reason}; staged, as the batch before had dead letters")
+        return choice
+
+    @contextmanager
+    def _publishing(self, record: BatchRecord, *stagings: Staged | None) -> Iterator[Publish | None]:
+        """Give what publishes the letters of these stagings and those that the driver finds."""
+        if self._publisher is None:
+            yield None
+            return
+        publisher, spooled = self._publisher, list[Staged]()
+
+        def publish(cursor: Cursor, plan: CommitPlan, letters: LetterSpool) -> CommitPlan:
+            if letters.count:
+                self._attempt += 1
+                spooled.append(stage_spool(self._plans, letters, self._attempt, _name(record)))
+                letters.clear()
+            found = [
+                self._plans.letter_set(staged, origin)
+                for origin, staged in enumerate((*stagings, *spooled))
+                if staged is not None and staged.letters
+            ]
+            return replace(plan, letters_from=publisher.publish(cursor, found)) if found else plan
+
+        try:
+            yield publish
+        finally:
+            for staged in spooled:
+                self.discard(staged)
+
     # -- single ----------------------------------------------------------------------------------------------------
 
     def write_in_one_task(self, rows: BatchRows, record: BatchRecord, event: dict[str, Any]) -> Written:
         """Write a stateless batch in one task and one transaction."""
-        report = self._quick_then_careful(lambda careful: self._one_task(rows, record, event, careful=careful), record)
+        report = self._quick_then_careful(
+            lambda careful: self._one_task(rows, record, event, careful=careful), record, in_tasks=True
+        )
         return Written(report.state, stateless_books(report), report.tally.event_time_max, report.message)
 
     def _one_task(self, batch: BatchRows, record: BatchRecord, event: dict[str, Any], *, careful: bool) -> PartReport:
@@ -85,26 +147,41 @@ class PostgresSink:
         looked = second_look(None)
 
         def write(careful: bool) -> PartReport:
-            plan = self._plans.single(looked.record, event, careful=careful, letters=looked.letters)
-            return self._settled(write_single(plan, table.to_batches(), looked.books_of), record)
+            plan = self._plans.single(looked.record, event, careful=careful, letters=looked.letters, by_driver=True)
+            with self._publishing(record, None, looked.letters) as publish:
+                report = write_single(plan, table.to_batches(), looked.books_of, publish=publish)
+            return self._settled(report, record)
 
         report = self._written(write, record, [looked])
         return Written(report.state, looked.books_of(report))
 
     def _written(
-        self, write: Callable[[bool], PartReport], record: BatchRecord, looks: Sequence[Looked], *, again: bool = True
+        self,
+        write: Callable[[bool], PartReport],
+        record: BatchRecord,
+        looks: Sequence[Looked],
+        *,
+        again: bool = True,
+        in_tasks: bool = False,
     ) -> PartReport:
         """Write, and drop what the looks at the batch have staged, however it ends.
 
         :param again: whether the batch may be evaluated a second time. If not, it is written with care at once.
         """
         try:
-            return self._quick_then_careful(write, record) if again else write(True)
+            return self._quick_then_careful(write, record, in_tasks=in_tasks) if again else write(True)
         finally:
             for looked in looks:
                 self.discard(looked.letters)
 
-    def _quick_then_careful(self, write: Callable[[bool], PartReport], record: BatchRecord) -> PartReport:
+    def _quick_then_careful(
+        self, write: Callable[[bool], PartReport], record: BatchRecord, *, in_tasks: bool = False
+    ) -> PartReport:
+        """Write, and again with care where rows were refused.
+
+        :param in_tasks: whether tasks store the dead letters.
+        :raises LettersFoundError: there are some, which must be published first.
+        """
         if not self._careful:
             try:
                 return write(False)
@@ -115,6 +192,9 @@ class PostgresSink:
                 batch_id = record.identity.batch_id
                 log_event(log, logging.WARNING, event, batch=batch_id, going="row_by_row", first=said)
                 reach("batch.before_second_look")
+                if in_tasks and self._publisher is not None:
+                    self._careful = True
+                    raise LettersFoundError("Rows have become dead letters", found=said) from error
         report = write(True)
         # Where there was one bad row the next batch may have some: the quick way would only be in vain.
         self._careful = report.refused + report.tally.dead_lettered > 0
@@ -156,12 +236,13 @@ class PostgresSink:
         last: list[Looked] = []
 
         def write(careful: bool) -> PartReport:
-            name = f"{record.identity.query_id}:{record.identity.batch_id}"
             prepared = self._plans.prepare(rows(careful), careful=careful)
-            staged = self.stage(prepared, name, rows=True, careful=careful)
+            staged = self.stage(prepared, _name(record), rows=True, careful=careful)
             try:
                 last.append(second_look(staged.tally))
-                return self._settled(merge_staged(self._plans, staged, last[-1], event, careful=careful), record)
+                with self._publishing(record, staged, last[-1].letters) as publish:
+                    report = merge_staged(self._plans, staged, last[-1], event, careful=careful, publish=publish)
+                return self._settled(report, record)
             finally:
                 self.discard(staged)
 
@@ -205,5 +286,9 @@ class PostgresSink:
                 two_phase.commit(last[-1], reports, total, event, stateless=again)
             return total
 
-        report = self._written(write, record, last, again=again)
+        report = self._written(write, record, last, again=again, in_tasks=True)
         return Written(report.state, last[-1].books_of(report), report.tally.event_time_max)
+
+
+def _name(record: BatchRecord) -> str:
+    return f"{record.identity.query_id}:{record.identity.batch_id}"

@@ -86,9 +86,11 @@ class ReplayPlans(Plans):
     max_attempts: int = 1
     dry_run: bool = False
 
-    def commit(self, record: BatchRecord, event: dict[str, Any], where: str, *staged: Staged | None) -> CommitPlan:
+    def commit(
+        self, record: BatchRecord, event: dict[str, Any], where: str, *staged: Staged | None, hands_over: bool = False
+    ) -> CommitPlan:
         """Return the plan of a transaction's end, which settles the letters of the batch's positions."""
-        plan = Plans.commit(self, record, event, where, *staged)
+        plan = Plans.commit(self, record, event, where, *staged, hands_over=hands_over)
         return replace(plan, letters=self._text(_AGAIN), settling=self.settling(record))
 
     def settling(self, record: BatchRecord) -> Settling:

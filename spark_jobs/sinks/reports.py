@@ -10,6 +10,7 @@ from spark_jobs.contracts.errors import (
     BooksDoNotBalanceError,
     CheckpointMismatchError,
     DataError,
+    DeadLetterRefusedError,
     DeadLettersTakenError,
     EtlError,
     ExecutorsNotReadyError,
@@ -23,6 +24,7 @@ from spark_jobs.contracts.errors import (
 )
 from spark_jobs.contracts.tracker.connect import classify_state
 from spark_jobs.sinks import parts
+from spark_jobs.sinks.committing import LettersFoundError
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.single import refused_rows
 
@@ -31,10 +33,12 @@ _FROM_TASKS: tuple[type[EtlError], ...] = (
     BooksDoNotBalanceError,
     CheckpointMismatchError,
     DeadLettersTakenError,
+    DeadLetterRefusedError,
     EtlError,
     ExecutorsNotReadyError,
     FencedError,
     LedgerConflictError,
+    LettersFoundError,
     RowsSuppressedError,
     TargetAlteredError,
     TooManyDeadLettersError,

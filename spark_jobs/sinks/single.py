@@ -16,7 +16,7 @@ from spark_jobs.contracts.errors import RowsSuppressedError
 from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.applying import Merger, MergeText
-from spark_jobs.sinks.committing import BooksOf, CommitPlan, begin_batch, commit, stateless_books
+from spark_jobs.sinks.committing import BooksOf, CommitPlan, Publish, begin_batch, commit, stateless_books
 from spark_jobs.sinks.copying import Session, sqlstate, transaction
 from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.parts import PartReport, in_task
@@ -45,17 +45,24 @@ class SinglePlan:
 
 
 def write_single(
-    plan: SinglePlan, batches: Iterable[pa.RecordBatch], books_of: BooksOf, attempt: int = 0
+    plan: SinglePlan,
+    batches: Iterable[pa.RecordBatch],
+    books_of: BooksOf,
+    attempt: int = 0,
+    publish: Publish | None = None,
 ) -> PartReport:
-    """Write and commit one whole batch; errors of PostgreSQL come back in the report, to be classified."""
+    """Write and commit one whole batch; errors of PostgreSQL come back in the report, to be classified.
+
+    :param publish: of the driver, where dead letters are written elsewhere as well.
+    """
     report = PartReport(part=0, attempt=attempt)
-    letters = LetterSpool()
+    letters = LetterSpool(fail_fast=plan.commit.fail_fast)
     started = monotonic()
     # The first rows may take long to come, and an open transaction would idle meanwhile.
     rows = begun(batches)
     try:
         with transaction(plan.session) as cursor:
-            _write(plan, cursor, rows, books_of, report, letters, started)
+            _write(plan, cursor, rows, books_of, report, letters, started, publish)
     except Error as error:
         # Once COMMIT was sent, an error without the server's word leaves it open whether it happened.
         open_question = report.state == parts.UNKNOWN and not sqlstate(error)
@@ -82,6 +89,7 @@ def _write(
     report: PartReport,
     letters: LetterSpool,
     started: float,
+    publish: Publish | None,
 ) -> None:
     if not begin_batch(cursor, plan.commit):
         cursor.run("ROLLBACK")
@@ -99,7 +107,7 @@ def _write(
         _merge(plan, cursor, report, refused)
     report.refused = refused.count if refused else 0
     report.doing = ""
-    commit(cursor, plan.commit, report, letters, books_of(report), started)
+    commit(cursor, plan.commit, report, letters, books_of(report), started, publish)
 
 
 def _merge(plan: SinglePlan, cursor: Cursor, report: PartReport, refused: RefusedRows | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute
 
+from spark_jobs.contracts.errors import DeadLetterRefusedError
 from spark_jobs.sinks.plain_arrow import tiny
 
 # pyarrow makes these functions when it is imported; no stub knows them.
@@ -25,6 +27,7 @@ SOURCE = "__source"
 _PASSED, _DEAD, _FILTERED, _LATE = range(4)
 _MEMORY_BYTES = 8 << 20
 LETTERS_PER_BATCH = 1000
+_EXCERPT = 100
 
 
 @dataclass(slots=True)
@@ -57,16 +60,25 @@ TALLY_FIELDS = tuple(field.name for field in fields(Tally))
 
 
 class LetterSpool:
-    """Dead letters of one part, kept on the executor's disk until the part's rows are written. Memory stays flat."""
+    """Dead letters of one part, kept on the executor's disk until the part's rows are written. Memory stays flat.
 
-    def __init__(self) -> None:
+    :param fail_fast: whether the first letter ends the part.
+    """
+
+    def __init__(self, *, fail_fast: bool = False) -> None:
+        self._fail_fast = fail_fast
         self._file: IO[str] = tempfile.SpooledTemporaryFile(  # noqa: SIM115
             max_size=_MEMORY_BYTES, mode="w+", encoding="utf-8", newline="\n"
         )
         self.count = 0
 
     def add(self, letters: pa.Array) -> None:
-        """Keep letters, each one JSON text."""
+        """Keep letters, each one JSON text.
+
+        :raises DeadLetterRefusedError: none may be kept.
+        """
+        if self._fail_fast and len(letters):
+            raise refused_letter(letters[0].as_py())
         for text in letters.to_pylist():
             self._file.write(_clean(text) + "\n")
         self.count += len(letters)
@@ -85,9 +97,35 @@ class LetterSpool:
         if chunk:
             yield chunk
 
+    def clear(self) -> None:
+        """Forget the letters: they are somewhere else."""
+        self._file.seek(0)
+        self._file.truncate()
+        self.count = 0
+
     def close(self) -> None:
         """Remove the file."""
         self._file.close()
+
+
+def refused_letter(envelope: str) -> DeadLetterRefusedError:
+    """Return the error of a run that may have no dead letters, for the first that it has."""
+    said = json.loads(envelope)
+    where = str(said["source"])
+    located = {"offset", "row"} & json.loads(where).keys()
+    if not located:
+        # Without a number of its own in the source, a row is known by what it holds.
+        raw = base64.b64decode(said.get("raw_value") or "").decode(errors="replace")
+        row = said.get("parsed_row") or raw
+        where += f", {row[:_EXCERPT]!r}{' …' if len(row) > _EXCERPT else ''}"
+    state = f" ({said['sqlstate']})" if said.get("sqlstate") else ""
+    return DeadLetterRefusedError(
+        "A row of the micro-batch became a dead letter, and errorHandlingConfig.failFast is true",
+        found=f"stage {said['stage']}, {said['error_class']}{state}: {said['message']}; the row: {where}",
+        expected="rows that can be read and written, all of them",
+        cure="Nothing of the micro-batch was written. Correct the row where it comes from, or the pipeline; or set "
+        "failFast to false: bad rows are kept in the table dead_letter, and the others land",
+    )
 
 
 def _clean(text: str) -> str:

@@ -30,6 +30,7 @@ class StagedPlan:
     :param rows: the staging table of the rows; None when only dead letters are looked for.
     :param letters: staging table of the dead letters (``envelope`` TEXT, ``_attempt`` BIGINT), and of one row for each
         attempt that has no envelope and says in ``_rows`` BIGINT how many rows it staged.
+    :param fail_fast: whether the first dead letter ends the part.
     """
 
     session: Session
@@ -37,12 +38,13 @@ class StagedPlan:
     rows: RowsPlan | None
     letters: str
     limit: Limit
+    fail_fast: bool = False
 
 
 def stage_part(plan: StagedPlan, batches: Iterable[pa.RecordBatch], part: int, attempt: int) -> PartReport:
     """Stage one part; errors of PostgreSQL come back in the report."""
     report = PartReport(part=part, attempt=attempt)
-    letters = LetterSpool()
+    letters = LetterSpool(fail_fast=plan.fail_fast)
     first = next(iterator := iter(batches), None)
     if first is None:
         return report
@@ -73,7 +75,7 @@ def _stage(
         )
         report.doing = ""
         report.refused = refused.count if refused else 0
-    copy_rows(cursor, plan.schema, plan.letters, _letter_batches(letters, report))
+    copy_rows(cursor, plan.schema, plan.letters, letter_batches(letters, report))
 
 
 def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -81,7 +83,8 @@ def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa
     yield from rest
 
 
-def _letter_batches(letters: LetterSpool, report: PartReport) -> Iterator[pa.RecordBatch]:
+def letter_batches(letters: LetterSpool, report: PartReport) -> Iterator[pa.RecordBatch]:
+    """Yield what an attempt leaves in the letters' staging table."""
     for chunk in letters.batches():
         yield _letters(chunk, report.attempt, None)
     yield _letters([None], report.attempt, report.written)

@@ -8,13 +8,13 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from spark_jobs.contracts.config import WriteMode
-from spark_jobs.contracts.errors import BooksDoNotBalanceError
+from spark_jobs.contracts.errors import BooksDoNotBalanceError, DeadLetterRefusedError
 from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.applying import Merger
 from spark_jobs.sinks.batch_result import Looked
-from spark_jobs.sinks.committing import commit, is_committed
-from spark_jobs.sinks.copying import sqlstate, transaction
+from spark_jobs.sinks.committing import Publish, commit, is_committed
+from spark_jobs.sinks.copying import copy_rows, sqlstate, transaction
 from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.plans import Plans
@@ -22,7 +22,7 @@ from spark_jobs.sinks.refused import RefusedRows
 from spark_jobs.sinks.reports import RowsRefusedError, raise_for, read_reports
 from spark_jobs.sinks.single import empty, merge_rows
 from spark_jobs.sinks.sorting import LetterSpool
-from spark_jobs.sinks.staged import staged_task
+from spark_jobs.sinks.staged import letter_batches, staged_task
 from spark_jobs.sinks.staging import Staged, create, drop
 from spark_jobs.transforms.try_eval import expression_failed
 
@@ -46,19 +46,41 @@ def stage_parts(
             raise_for(report)
     except Exception as error:
         # The batch is done again at once, row by row; what any other failure leaves, the next run sweeps.
-        if isinstance(error, RowsRefusedError) or expression_failed(error):
+        if isinstance(error, RowsRefusedError | DeadLetterRefusedError) or expression_failed(error):
             drop(plans.ledger, staging, role)
         raise
     return Staged.of(staging, reports)
 
 
-def merge_staged(plans: Plans, staged: Staged, looked: Looked, event: dict[str, Any], *, careful: bool) -> PartReport:
+def stage_spool(plans: Plans, letters: LetterSpool, attempt: int, comment: str) -> Staged:
+    """Stage dead letters that the driver found, in a session of its own, so that executors can read them.
+
+    :param attempt: number of the attempt within this driver's epoch; no two are the same.
+    """
+    staging = create(plans.ledger, None, plans.rule, attempt, comment, plans.session.role)
+    report = PartReport(part=0, attempt=0, refused=letters.count)
+    with transaction(plans.session) as cursor:
+        copy_rows(cursor, staging.schema, staging.letters, letter_batches(letters, report))
+        cursor.run("COMMIT")
+    return Staged.of(staging, [report])
+
+
+def merge_staged(
+    plans: Plans,
+    staged: Staged,
+    looked: Looked,
+    event: dict[str, Any],
+    *,
+    careful: bool,
+    publish: Publish | None = None,
+) -> PartReport:
     """Merge and commit what the winning attempts staged; errors of PostgreSQL come back in the report.
 
+    :param publish: where dead letters are written elsewhere as well.
     :raises BooksDoNotBalanceError: the staging table lacks rows.
     """
     total = PartReport(part=0, attempt=0, tally=staged.tally, refused=staged.refused)
-    letters = LetterSpool()
+    letters = LetterSpool(fail_fast=plans.fail_fast)
     started = monotonic()
     try:
         with transaction(plans.session) as cursor:
@@ -72,7 +94,7 @@ def merge_staged(plans: Plans, staged: Staged, looked: Looked, event: dict[str, 
                 empty(cursor, *plans.emptying())
             if staged.reports:
                 _merge_rows(cursor, plans, staged, total, RefusedRows(letters, plan.limit) if careful else None)
-            commit(cursor, plan, total, letters, looked.books_of(total), started)
+            commit(cursor, plan, total, letters, looked.books_of(total), started, publish)
     except Error as error:
         open_question = total.state == parts.UNKNOWN and not sqlstate(error)
         total.fail(sqlstate(error), str(error))

@@ -46,7 +46,7 @@ def prepare_part(plan: TwoPhasePlan, batches: Iterable[pa.RecordBatch], part: in
     :raises TargetAlteredError: nothing of the part is left.
     """
     report = PartReport(part=part, attempt=attempt)
-    letters = LetterSpool()
+    letters = LetterSpool(fail_fast=plan.commit.fail_fast)
     rows = begun(batches)
     try:
         with transaction(plan.session) as cursor:

@@ -17,7 +17,7 @@ from spark_jobs.rows import LETTER, LETTER_ID, OUTCOME, RAW, Outcome, letter, ou
 from spark_jobs.sources.base import BatchSize, Committer, OffsetRange, Source
 from spark_jobs.sources.commit_group import CommitGroup
 from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
-from spark_jobs.sources.kafka_admin import list_topics
+from spark_jobs.sources.kafka_admin import list_topics, require_connector
 from spark_jobs.sources.subscription import SUBSCRIPTIONS, Offsets, resumed_offsets, subscribed_partitions
 
 # Options that only a stream has, or that a batch read of a past range sets itself.
@@ -69,7 +69,7 @@ class KafkaSource(Source):
                 cure="Name the brokers as host:port,host:port",
             )
         self._check_group()
-        self._check_connector()
+        require_connector(self._spark)
         self._check_topics()
 
     def _check_group(self) -> None:
@@ -81,20 +81,6 @@ class KafkaSource(Source):
                 expected="a group that nobody reads with",
                 cure="Give extract.commitGroup a name of its own, or leave kafka.group.id out",
             )
-
-    def _check_connector(self) -> None:
-        try:
-            self._spark._jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(  # type: ignore[union-attr]
-                "org.apache.spark.sql.kafka010.KafkaSourceProvider"
-            )
-        except Exception as error:
-            version = self._spark.version
-            raise ConfigError(
-                "Spark's Kafka connector is not on the class path",
-                expected=f"org.apache.spark:spark-sql-kafka-0-10_2.13:{version}",
-                cure=f"Start with --packages org.apache.spark:spark-sql-kafka-0-10_2.13:{version}, or give its jars "
-                "by --jars",
-            ) from error
 
     def _check_topics(self) -> None:
         names = self._option("subscribe")

@@ -11,13 +11,33 @@ from typing import Any, TypeAlias
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
-from spark_jobs.contracts.errors import SourceUnreachableError
+from spark_jobs.contracts.errors import ConfigError, SourceUnreachableError
 
 Partition: TypeAlias = tuple[str, int]
 _TIMEOUT_MS = 15_000
 _CONNECT_SECONDS = 5.0
 # As Kafka's own client reads an address: a protocol and brackets may stand around the host.
 _ADDRESS = re.compile(r"^(?:[0-9a-zA-Z\-%._]*://)?\[?([0-9a-zA-Z\-%._:]*)\]?:([0-9]+)$")
+
+
+def require_connector(spark: SparkSession) -> None:
+    """Return when Spark's Kafka connector is on the class path.
+
+    :raises ConfigError: it is not, with the option that brings it.
+    """
+    jvm: Any = spark._jvm
+    try:
+        jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(
+            "org.apache.spark.sql.kafka010.KafkaSourceProvider"
+        )
+    except Exception as error:
+        version = spark.version
+        raise ConfigError(
+            "Spark's Kafka connector is not on the class path",
+            expected=f"org.apache.spark:spark-sql-kafka-0-10_2.13:{version}",
+            cure=f"Start with --packages org.apache.spark:spark-sql-kafka-0-10_2.13:{version}, or give its jars "
+            "by --jars",
+        ) from error
 
 
 def list_topics(spark: SparkSession, client_options: Mapping[str, str]) -> set[str]:

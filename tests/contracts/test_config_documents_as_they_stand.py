@@ -134,8 +134,6 @@ def test_the_production_example_of_reference_002(tmp_path: Path) -> None:
     assert [problem.path for problem in unsupported(config)] == [
         "load.schemaName",
         "streamingConfigJson.lateDataConfig.strategy",
-        "errorHandlingConfig.dlqConfig",
-        "errorHandlingConfig.failFast",
     ]
 
 

@@ -63,7 +63,7 @@ RIGHT: list[Document] = [
     windowed(streamingConfigJson__lateDataConfig={"strategy": "log_and_drop"}),
     stateless(transforms=[{"transformType": "Select", "parameters": {"columns": {"a": "b"}}}]),
     stateless(transforms=[{"transform_type": "filter", "parameters": {"condition": "a > 1"}}]),
-    stateless(errorHandling={"retry": {"maxAttempts": 5}, "deadLetterQueue": {"type": "kafka"}}),
+    stateless(errorHandling={"retry": {"maxAttempts": 5}, "deadLetterQueue": {"type": "S3", "bucketPath": "/a"}}),
     stateless(errorHandlingConfig=None),
     stateless(load__sinkType="Postgres", extract__connectionParams__includeHeaders=True),
 ]

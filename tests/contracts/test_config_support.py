@@ -38,9 +38,6 @@ USED: list[tuple[Document, str]] = [
         windowed(streamingConfigJson__lateDataConfig={"strategy": "separateStream", "table": "late"}),
         "streamingConfigJson.lateDataConfig.strategy",
     ),
-    (_handling(dlqConfig={"dlqType": "kafka"}), "errorHandlingConfig.dlqConfig"),
-    (_handling(deadLetterQueue={"enabled": "true"}), "errorHandlingConfig.dlqConfig"),
-    (_handling(failFast=False), "errorHandlingConfig.failFast"),
     (stateless(dataQualityConfig={"rules": []}), "dataQualityConfig"),
     (stateless(dataQuality={"rules": []}), "dataQualityConfig"),
 ]
@@ -73,7 +70,7 @@ def test_everything_not_supported_at_once() -> None:
     document = stateless(
         mode="batch",
         streamingConfigJson__stateTimeout="1 day",
-        errorHandling={"failFast": False},
+        errorHandling={"retry": {"maxAttempts": 2}},
     )
     with pytest.raises(UnsupportedConfigError) as caught:
         require_supported(parse(document))
@@ -86,7 +83,10 @@ UNUSED: list[Document] = [
     _handling(retryConfig={"maxAttempts": 9, "strategy": "no_retry"}),
     _handling(circuitBreakerConfig={"enabled": False}),
     _handling(deadLetterQueue={"enabled": "false", "type": "kafka"}),
+    _handling(deadLetterQueue={"enabled": "true"}),
+    _handling(dlqConfig={"dlqType": "kafka", "topic": "letters", "bootstrapServers": "k:9092"}),
     _handling(failFast=True),
+    _handling(failFast="false"),
     stateless(dataQuality={"enabled": False}),
     stateless(streamingConfigJson__enableIdempotence=True),
     windowed(streamingConfigJson__lateDataConfig={"strategy": "drop"}),

@@ -16,6 +16,7 @@ import duckdb
 import pytest
 from drivers import Garage
 from pipeline_runs import Pipelines, aggregation, file_pipeline, write_lines
+from test_redrive_crashes import POINTS as REDRIVE_POINTS
 from test_replay_crashes import POINTS as REPLAY_POINTS
 
 from spark_jobs.faults import POINTS
@@ -93,10 +94,14 @@ COMBINATIONS = [
 
 # Results of an aggregation in two phases: the driver prepares the dead letters beside the parts.
 _WINDOWS = (*_LETTERS, "two_phase.after_decision", "recovery.before_finish", "two_phase.between_commits")
+# Between the copy of the dead letters and the commit of the batch that has them.
+_COPIED = ("letters.after_publish",)
 MATRIX: dict[str, Sequence[str]] = {
     **{f"{combination.strategy} {combination.mode}": combination.points for combination in COMBINATIONS},
     "two_phase windows": _WINDOWS,
     "replay": REPLAY_POINTS,
+    "redrive": REDRIVE_POINTS,
+    "single, letters copied": _COPIED,
 }
 """The points at which a kill is made, for each strategy with each mode."""
 
@@ -154,6 +159,32 @@ def test_a_kill_between_results_and_dead_letters_parts_them_never(pipelines: Pip
     books = "SELECT sum(source_rows), sum(dead_lettered_rows), sum(written_rows) FROM etl.batch_tracker"
     assert pipelines.rows(books) == [(6 * hours, hours, hours - 1)]
     _check_nothing_is_left(pipelines)
+
+
+def test_a_kill_behind_the_copy_of_the_letters_leaves_one_set_of_files(pipelines: Pipelines, garage: Garage) -> None:
+    inbox, copies = pipelines.folder / "in box", pipelines.folder / "letters"
+    config = {
+        **file_pipeline("copied", inbox, pipelines.checkpoints, schema="id INT, amount INT"),
+        "errorHandlingConfig": {"dlqConfig": {"dlqType": "files", "bucketPath": str(copies), "partitionBy": "hour"}},
+    }
+    for number, point in enumerate(_COPIED):
+        write_lines(inbox / f"{number}.json", {"id": number, "amount": 1}, "not json", "not json")
+        garage.driver().killed_at(config, point)
+        before = _copied(copies)
+        assert len(before) == 2 * (number + 1)
+        assert pipelines.one("SELECT count(*) FROM etl.dead_letter") == 2 * number
+    answer = garage.driver(another=False).run(config)
+    assert (answer.exit_code, answer.error) == (0, "")
+    assert _copied(copies) == before
+    assert pipelines.rows("SELECT dead_letter_id::text FROM etl.dead_letter ORDER BY 1") == before
+    assert pipelines.rows("SELECT id FROM result ORDER BY 1") == [(number,) for number in range(len(_COPIED))]
+    _check_nothing_is_left(pipelines)
+
+
+def _copied(folder: Path) -> list[Any]:
+    with duckdb.connect() as duck:
+        query = f"SELECT dead_letter_id FROM read_parquet('{folder}/**/*.parquet', hive_partitioning=true) ORDER BY 1"
+        return duck.execute(query).fetchall()
 
 
 def _check_nothing_is_left(pipelines: Pipelines) -> None:

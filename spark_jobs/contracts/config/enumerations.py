@@ -96,12 +96,35 @@ class RetryStrategy(StrEnum):
     NONE = "none"
 
 
+class DeadLetterBackend(StrEnum):
+    """Where dead letters are, beside the ledger's table."""
+
+    POSTGRESQL = "postgresql"
+    KAFKA = "kafka"
+    FILES = "files"
+
+
+class LetterPartitions(StrEnum):
+    """By what the folders of dead letters' files are divided."""
+
+    DATE = "date"
+    HOUR = "hour"
+    PIPELINE = "pipeline"
+
+
 _EXPONENTIAL = {"exponential-backoff": RetryStrategy.EXPONENTIAL}
 _NO_RETRY = {"no-retry": RetryStrategy.NONE, "fixed-delay": RetryStrategy.FIXED}
 _LATE = {
     "log-drop": LateDataStrategy.LOG_AND_DROP,
     "dlq": LateDataStrategy.SEND_TO_DLQ,
     "separate": LateDataStrategy.SEPARATE_STREAM,
+}
+
+_BACKENDS = {
+    "postgres": DeadLetterBackend.POSTGRESQL,
+    "database": DeadLetterBackend.POSTGRESQL,
+    "s3": DeadLetterBackend.FILES,
+    "file": DeadLetterBackend.FILES,
 }
 
 PipelineModeText = Annotated[PipelineMode, spelled(PipelineMode), any_case("streaming", "batch")]
@@ -124,3 +147,9 @@ RetryStrategyText = Annotated[
     spelled(RetryStrategy, _EXPONENTIAL | _NO_RETRY),
     any_case("exponential", "fixed", "none", *_EXPONENTIAL, *_NO_RETRY),
 ]
+DeadLetterBackendText = Annotated[
+    DeadLetterBackend,
+    spelled(DeadLetterBackend, _BACKENDS),
+    any_case(*(member.value for member in DeadLetterBackend), *_BACKENDS),
+]
+LetterPartitionsText = Annotated[LetterPartitions, spelled(LetterPartitions), any_case("date", "hour", "pipeline")]

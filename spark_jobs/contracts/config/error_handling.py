@@ -8,22 +8,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
+from spark_jobs.contracts.config.dead_letters import DeadLetterQueue
 from spark_jobs.contracts.config.retry import Retry
-from spark_jobs.contracts.config.section import Flag, Section, StringMap, Text
-
-
-class DeadLetterQueue(Section):
-    """Where rows go that cannot be read or written."""
-
-    also_spelled: ClassVar[Mapping[str, str]] = {"type": "dlqType"}
-
-    enabled: Flag = Field(True, description="Whether there is one.")
-    dlq_type: Text | None = Field(None, description="`postgresql`, `kafka` or `s3`; also spelled `type`.")
-    bootstrap_servers: Text | None = Field(None, description="Kafka: the brokers.")
-    topic: Text | None = Field(None, description="Kafka: the topic.")
-    bucket_path: Text | None = Field(None, description="Object storage: the directory.")
-    partition_by: Text | None = Field(None, description="Object storage: `date`, `hour` or `pipeline`.")
-    config: StringMap = Field(default_factory=dict, description="The backend's own options.")
+from spark_jobs.contracts.config.section import Flag, Section
 
 
 class ErrorHandling(Section):
@@ -44,6 +31,10 @@ class ErrorHandling(Section):
         description="A pause for a target that keeps failing; without it there is none.",
     )
     dead_letter_queue: DeadLetterQueue | None = Field(
-        None, alias="dlqConfig", description="Another home for dead letters."
+        None, alias="dlqConfig", description="A copy of the dead letters for other readers."
     )
-    fail_fast: Flag = Field(True, description="End the run at the first failure. `false` is not supported yet.")
+    fail_fast: Flag = Field(
+        False,
+        description="End the run at the first dead letter, with nothing of its micro-batch written; else dead letters "
+        "are kept and the other rows land.",
+    )

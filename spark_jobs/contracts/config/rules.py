@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from spark_jobs.contracts.config import aggregation_rules, failure_rules, load_rules, result_rules, source_rules
+from spark_jobs.contracts.config import (
+    aggregation_rules,
+    dead_letter_rules,
+    failure_rules,
+    load_rules,
+    result_rules,
+    source_rules,
+)
 from spark_jobs.contracts.config.columns import Columns
 from spark_jobs.contracts.config.keys import Document
 from spark_jobs.contracts.config.parts import Parts
@@ -18,6 +25,7 @@ def check(parts: Parts, document: Document) -> None:
     attempt(load_rules.check, parts, document)
     attempt(failure_rules.check, parts, document)
     result_rules.check(parts, result, document)
+    attempt(dead_letter_rules.check, parts, document)
 
 
 def fill_in(config: PipelineConfig) -> None:

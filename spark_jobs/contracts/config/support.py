@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spark_jobs.contracts.config.enumerations import LateDataStrategy, PipelineMode
-from spark_jobs.contracts.config.error_handling import ErrorHandling
 from spark_jobs.contracts.config.extract import FORMATS, PLANNED_FORMATS, PLANNED_SOURCES, SOURCES
 from spark_jobs.contracts.config.load import SINKS, Load
 from spark_jobs.contracts.config.pipeline import PipelineConfig
@@ -20,8 +19,6 @@ def unsupported(config: PipelineConfig) -> list[Problem]:
     found = [*_mode(config), *_source(config), *_transforms(config), *_load(config.load)]
     if config.streaming:
         found += _streaming(config.streaming)
-    if config.error_handling:
-        found += _error_handling(config.error_handling)
     if config.data_quality and config.data_quality.get("enabled") not in (False, "false"):
         found.append(
             _not_yet(("dataQualityConfig",), "data quality rules", "no rules", "a filter drops and counts rows")
@@ -91,12 +88,3 @@ def _streaming(streaming: Streaming) -> Iterator[Problem]:
     if strategy in (LateDataStrategy.SEND_TO_DLQ, LateDataStrategy.SEPARATE_STREAM):
         hint = "both count late rows in the ledger; a longer delayThreshold makes fewer rows late"
         yield _not_yet((*where, "lateDataConfig", "strategy"), strategy.value, "drop or logAndDrop", hint)
-
-
-def _error_handling(handling: ErrorHandling) -> Iterator[Problem]:
-    where = ("errorHandlingConfig",)
-    if handling.dead_letter_queue and handling.dead_letter_queue.enabled:
-        hint = "rows that cannot be read are kept in PostgreSQL, in the ledger's table dead_letter, without any setting"
-        yield _not_yet((*where, "dlqConfig"), "another home for dead letters", '"enabled": false', hint)
-    if not handling.fail_fast:
-        yield _not_yet((*where, "failFast"), "going on after a failure", '"failFast": true')

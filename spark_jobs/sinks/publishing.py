@@ -1,0 +1,149 @@
+"""Have a batch's dead letters written elsewhere as well, before the batch commits: driver side.
+
+Letters are staged in the database by whoever finds them. From there Spark's own writers take them, on the executors;
+few of them go through the driver, which is quicker than to start tasks that read. What cannot be written elsewhere
+ends the batch's transaction: nothing is dropped to keep going.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+
+from spark_jobs.contracts.errors import EtlError, LettersNotPublishedError
+from spark_jobs.faults import reach
+from spark_jobs.logs.events import log_event
+from spark_jobs.sinks.copying import Session
+from spark_jobs.sinks.cursor import Cursor
+from spark_jobs.sinks.dead_letter_rows import insert_identified
+from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.letter_copy import LetterCopy
+from spark_jobs.sinks.letter_frames import STAGED, LettersBatch, letters_frame
+from spark_jobs.sinks.letter_ids import LetterSet, identified
+from spark_jobs.sinks.plain_arrow import texts
+from spark_jobs.sinks.reading_letters import SharesPlan, letters_task
+
+log = logging.getLogger("etl.batch")
+
+# What may pass through the driver's memory at once.
+_FEW = 1000
+_FEW_BYTES = 4 << 20
+_PER_SHARE = 10_000
+_REASON = re.compile(r"(?:[A-Za-z_$][\w$]*\.)+[A-Z]\w*(?:Error|Exception)\b.*")
+
+
+@dataclass(slots=True)
+class LetterPublisher:
+    """Publishes the letters of one run's batches.
+
+    :param parallelism: most tasks that publish at once.
+    :param secrets: what no message may show.
+    """
+
+    spark: SparkSession
+    copy: LetterCopy
+    ledger: Ledger
+    session: Session
+    parallelism: int
+    secrets: Sequence[str] = ()
+    expected: bool = False
+    """Whether the batch before had letters: the next one may have some."""
+    _batch: LettersBatch | None = field(default=None, init=False)
+    _uncertain: bool = field(default=True, init=False)
+
+    def begin(self, batch: LettersBatch) -> None:
+        """Say which batch comes now. What an attempt at it wrote that did not commit is removed, where that can be.
+
+        Only the first batch of a run, and one that did not commit in this run, can have been begun before.
+
+        :raises LettersNotPublishedError: it cannot be removed.
+        """
+        self._batch = batch
+        if self._uncertain:
+            self._do(lambda: self.copy.withdraw(batch), "What an earlier attempt has written cannot be removed")
+        self._uncertain = True
+
+    def committed(self, *, letters: bool) -> None:
+        """Say that the batch is committed, and whether it had dead letters."""
+        self._uncertain = False
+        self.expected = letters
+
+    def publish(self, cursor: Cursor, letters: Sequence[LetterSet]) -> tuple[tuple[str, int], ...]:
+        """Publish the letters of the batch.
+
+        :param cursor: of the batch's transaction.
+        :return: statements that store the same letters in the ledger's table, each with the number that must come out.
+        :raises LettersNotPublishedError: not all of them are there; the batch must not commit.
+        """
+        if self._batch is None:
+            raise RuntimeError("no batch was begun")
+        started, batch, failed_at = monotonic(), self._batch, datetime.now(UTC)
+        count = sum(one.count for one in letters)
+        rows = identified(self._conn(), letters, batch.identity, failed_at)
+        staged = self._few(cursor, rows, count) or self._shares(letters, batch, failed_at, count)
+        frame = letters_frame(staged, batch, failed_at)
+        self._do(lambda: self.copy.write(frame, batch), "The dead letters of the micro-batch cannot be written")
+        log_event(
+            log,
+            logging.INFO,
+            "letters_published",
+            batch=batch.identity.batch_id,
+            letters=count,
+            to=self.copy.place,
+            milliseconds=int((monotonic() - started) * 1000),
+        )
+        reach("letters.after_publish")
+        return ((insert_identified(self._conn(), self.ledger.ident, rows, batch.identity), count),)
+
+    def _few(self, cursor: Cursor, rows: str, count: int) -> DataFrame | None:
+        if count > _FEW:
+            return None
+        size = f"SELECT coalesce(sum(octet_length(envelope)), 0)::bigint FROM ({rows}) AS letter"  # noqa: S608
+        if cursor.scalar(size) > _FEW_BYTES:
+            return None
+        found = cursor.execute(f"SELECT id::text, envelope FROM ({rows}) AS letter")  # noqa: S608
+        ids, envelopes = zip(*found, strict=True) if found else ((), ())
+        table = pa.table({"id": texts(ids), "envelope": texts(envelopes)})
+        return self.spark.createDataFrame(table, STAGED).coalesce(1)
+
+    def _shares(self, letters: Sequence[LetterSet], batch: LettersBatch, failed_at: datetime, count: int) -> DataFrame:
+        shares = max(min(self.parallelism, -(-count // _PER_SHARE), 256), 1)
+        queries = tuple(
+            identified(self._conn(), letters, batch.identity, failed_at, share=(number, shares))
+            for number in range(shares)
+        )
+        task = letters_task(SharesPlan(self.session, queries))
+        return self.spark.range(0, shares, 1, shares).mapInArrow(task, STAGED)
+
+    def _conn(self) -> Any:
+        return self.ledger.connection()
+
+    def _do(self, act: Any, what: str) -> None:
+        try:
+            act()
+        except EtlError:
+            raise
+        except Exception as error:
+            raise LettersNotPublishedError(
+                f"{what}: {self.copy.place}",
+                found=self._reason(error),
+                expected="a copy of every dead letter (errorHandlingConfig.dlqConfig) before the micro-batch commits",
+                cure="Nothing of the micro-batch was committed. See to that place, and run again; or set "
+                "dlqConfig.enabled to false: the table dead_letter has all letters in any case",
+            ) from error
+
+    def _reason(self, error: Exception) -> str:
+        lines = [match.group(0) for match in _REASON.finditer(str(error))]
+        # The last cause is the first thing that went wrong.
+        text = lines[-1] if lines else (str(error).splitlines() or [type(error).__name__])[0]
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return text[:400]
