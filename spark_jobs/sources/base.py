@@ -56,8 +56,8 @@ class Source(ABC):
     """A source of rows: as a stream, and any past offset range again as a batch.
 
     Both give the same columns: the schema's, the source's own (``_file``, ``_offset``, …) and the carried ones of
-    :mod:`spark_jobs.rows`. A value that does not fit the schema is a row with the outcome ``DEAD_LETTER``, never an
-    exception and never a row of nulls.
+    :mod:`spark_jobs.rows`, ``__raw`` among them where a row is made of one record. A value that does not fit the schema
+    is a row with the outcome ``DEAD_LETTER``, never an exception and never a row of nulls.
     """
 
     #: The coordinates of a row in its source, kept with dead letters and named in errors.

@@ -118,8 +118,8 @@ def _differences(db: duckdb.DuckDBPyConnection, uri: str) -> list[tuple[Any, ...
             "SELECT raw_value FROM letter WHERE stage = 'parse'",
         ),
         "rows that PostgreSQL refused": (
-            f"SELECT number, place.sqlstate FROM sent JOIN ({places}) AS place USING (kind) {refused}",
-            "SELECT line, sqlstate FROM letter WHERE stage = 'write'",
+            f"SELECT number, place.sqlstate, sent FROM sent JOIN ({places}) AS place USING (kind) {refused}",
+            "SELECT line, sqlstate, raw_value FROM letter WHERE stage = 'write'",
         ),
     }
     return [
