@@ -44,7 +44,7 @@ from spark_jobs.sinks import parts
 from spark_jobs.sinks.batch_result import BatchRows, SecondLook, Written
 from spark_jobs.sinks.committing import LettersFoundError
 from spark_jobs.sinks.ledger import Ledger
-from spark_jobs.sinks.letter_frames import LettersBatch
+from spark_jobs.sinks.letter_copy import LettersBatch
 from spark_jobs.sinks.postgres import PostgresSink
 from spark_jobs.sinks.strategy import Choice, Result, choose
 

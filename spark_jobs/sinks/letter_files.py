@@ -12,12 +12,36 @@ from urllib.parse import quote
 
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import BinaryType, DataType, LongType, StringType, StructField, StructType, TimestampType
 from typing_extensions import override
 
 from spark_jobs.contracts.config.enumerations import LetterPartitions
 from spark_jobs.contracts.errors import LettersNotPublishedError
-from spark_jobs.sinks.letter_copy import LetterCopy
-from spark_jobs.sinks.letter_frames import LettersBatch
+from spark_jobs.sinks.letter_copy import HEADERS, LetterCopy, LettersBatch
+from spark_jobs.sinks.letter_rows import file_rows
+
+_TEXT = StringType()
+_COLUMNS: Mapping[str, DataType] = {
+    "dead_letter_id": _TEXT,
+    "pipeline_id": _TEXT,
+    "query_id": _TEXT,
+    "batch_id": LongType(),
+    "stage": _TEXT,
+    "error_class": _TEXT,
+    "sqlstate": _TEXT,
+    "message": _TEXT,
+    "column_name": _TEXT,
+    "constraint_name": _TEXT,
+    "raw_key": BinaryType(),
+    "raw_value": BinaryType(),
+    "raw_headers": HEADERS,
+    "parsed_row": _TEXT,
+    "source": _TEXT,
+    "event_time": TimestampType(),
+    "attempt": LongType(),
+    "first_failed_at": TimestampType(),
+    "last_failed_at": TimestampType(),
+}
 
 
 class LetterFiles(LetterCopy):
@@ -25,6 +49,9 @@ class LetterFiles(LetterCopy):
 
     :param options: of Spark's Parquet writer and of the file system, secrets among them; never shown.
     """
+
+    schema = StructType([StructField(name, kind) for name, kind in _COLUMNS.items()])
+    make_rows = staticmethod(file_rows)
 
     def __init__(
         self, spark: SparkSession, folder: str, partitions: LetterPartitions, options: Mapping[str, str]
@@ -56,8 +83,8 @@ class LetterFiles(LetterCopy):
             ) from error
 
     @override
-    def write(self, letters: DataFrame, batch: LettersBatch) -> None:
-        letters.write.mode("overwrite").options(**self._options).parquet(self.leaf(batch))
+    def write(self, rows: DataFrame, batch: LettersBatch) -> None:
+        rows.write.mode("overwrite").options(**self._options).parquet(self.leaf(batch))
 
     @override
     def withdraw(self, batch: LettersBatch) -> None:

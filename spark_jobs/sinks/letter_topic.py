@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import BinaryType, StructField, StructType
 from typing_extensions import override
 
 from spark_jobs.contracts.errors import LettersNotPublishedError, SourceUnreachableError
-from spark_jobs.sinks.letter_copy import LetterCopy
-from spark_jobs.sinks.letter_frames import LettersBatch
+from spark_jobs.sinks.letter_copy import HEADERS, LetterCopy, LettersBatch
+from spark_jobs.sinks.letter_rows import topic_rows
 from spark_jobs.sources.kafka_admin import list_topics, require_connector
 
 _BROKERS = "kafka.bootstrap.servers"
@@ -33,6 +33,11 @@ class LetterTopic(LetterCopy):
 
     :param options: options of Spark's writer, secrets among them; never shown.
     """
+
+    schema = StructType(
+        [StructField("key", BinaryType()), StructField("value", BinaryType()), StructField("headers", HEADERS)]
+    )
+    make_rows = staticmethod(topic_rows)
 
     def __init__(self, spark: SparkSession, topic: str, options: Mapping[str, str]) -> None:
         self._spark = spark
@@ -75,45 +80,5 @@ class LetterTopic(LetterCopy):
             )
 
     @override
-    def write(self, letters: DataFrame, batch: LettersBatch) -> None:
-        _records(letters).write.format("kafka").option("topic", self._topic).options(**self._options).save()
-
-
-def _records(letters: DataFrame) -> DataFrame:
-    return letters.select(
-        F.col("raw_key").alias("key"),
-        F.coalesce("raw_value", F.encode("parsed_row", "UTF-8")).alias("value"),
-        F.concat(F.coalesce("raw_headers", F.array().cast(_HEADERS)), _headers()).alias("headers"),
-    )
-
-
-_HEADERS = "array<struct<key: string, value: binary>>"
-_UTC = "yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z'"
-
-
-def _headers() -> Column:
-    coordinates = {name: F.get_json_object("source", f"$.{name}") for name in ("topic", "partition", "offset")}
-    named = {
-        **{f"__connect.errors.{name}": value for name, value in coordinates.items()},
-        "__connect.errors.connector.name": F.col("pipeline_id"),
-        "__connect.errors.stage": F.col("stage"),
-        "__connect.errors.exception.class.name": F.col("error_class"),
-        "__connect.errors.exception.message": F.col("message"),
-        "__etl.errors.letter.id": F.col("dead_letter_id"),
-        "__etl.errors.query.id": F.col("query_id"),
-        "__etl.errors.batch.id": F.col("batch_id"),
-        "__etl.errors.sqlstate": F.col("sqlstate"),
-        "__etl.errors.column": F.col("column_name"),
-        "__etl.errors.constraint": F.col("constraint_name"),
-        "__etl.errors.source": F.col("source"),
-        "__etl.errors.event.time": F.date_format(F.to_utc_timestamp("event_time", F.current_timezone()), _UTC),
-        "__etl.errors.attempt": F.col("attempt"),
-        "__etl.errors.first.failed.at": F.date_format(
-            F.to_utc_timestamp("first_failed_at", F.current_timezone()), _UTC
-        ),
-    }
-    every = [
-        F.struct(F.lit(name).alias("key"), F.encode(value.cast("string"), "UTF-8").alias("value"))
-        for name, value in named.items()
-    ]
-    return F.filter(F.array(*every), lambda header: header["value"].isNotNull())
+    def write(self, rows: DataFrame, batch: LettersBatch) -> None:
+        rows.write.format("kafka").option("topic", self._topic).options(**self._options).save()

@@ -19,10 +19,22 @@ def texts(values: Sequence[str | None]) -> pa.Array:
 
     :raises OverflowError: together they take more than 2 GiB. :raises UnicodeEncodeError: a lone surrogate.
     """
-    encoded = [b"" if value is None else value.encode() for value in values]
-    offsets = array("i", accumulate(map(len, encoded), initial=0))
-    buffers = [_validity(values), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
-    return pa.Array.from_buffers(pa.string(), len(values), buffers)
+    return _of_bytes(pa.string(), [None if value is None else value.encode() for value in values])
+
+
+def blobs(values: Sequence[bytes | None]) -> pa.Array:
+    """Return a ``binary`` array.
+
+    :raises OverflowError: together they take more than 2 GiB.
+    """
+    return _of_bytes(pa.binary(), values)
+
+
+def _of_bytes(kind: pa.DataType, values: Sequence[bytes | None]) -> pa.Array:
+    given = [value or b"" for value in values]
+    offsets = array("i", accumulate(map(len, given), initial=0))
+    buffers = [bits(values), pa.py_buffer(offsets), pa.py_buffer(b"".join(given))]
+    return pa.Array.from_buffers(kind, len(values), buffers)
 
 
 def longs(values: Sequence[int | None]) -> pa.Array:
@@ -31,7 +43,7 @@ def longs(values: Sequence[int | None]) -> pa.Array:
     :raises OverflowError: a value is larger.
     """
     numbers = array("q", [value or 0 for value in values])
-    return pa.Array.from_buffers(pa.int64(), len(values), [_validity(values), pa.py_buffer(numbers)])
+    return pa.Array.from_buffers(pa.int64(), len(values), [bits(values), pa.py_buffer(numbers)])
 
 
 def long(value: int) -> pa.Scalar:
@@ -44,7 +56,8 @@ def tiny(value: int) -> pa.Scalar:
     return pa.Array.from_buffers(pa.int8(), 1, [None, pa.py_buffer(array("b", [value]))])[0]
 
 
-def _validity(values: Sequence[object]) -> pa.Buffer | None:
+def bits(values: Sequence[object]) -> pa.Buffer | None:
+    """Return the buffer that says which values are not None; None when all are there."""
     if None not in values:
         return None
     bits = bytearray((len(values) + 7) // 8)

@@ -24,7 +24,7 @@ from spark_jobs.sinks.ability import two_phase_ability
 from spark_jobs.sinks.batch_result import BatchRows, Looked, SecondLook, Written
 from spark_jobs.sinks.committing import CommitPlan, LettersFoundError, Publish, stateless_books
 from spark_jobs.sinks.cursor import Cursor
-from spark_jobs.sinks.letter_frames import LettersBatch
+from spark_jobs.sinks.letter_copy import LettersBatch
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.plans import Plans
 from spark_jobs.sinks.publishing import LetterPublisher

@@ -25,11 +25,10 @@ from spark_jobs.sinks.copying import Session
 from spark_jobs.sinks.cursor import Cursor
 from spark_jobs.sinks.dead_letter_rows import insert_identified
 from spark_jobs.sinks.ledger import Ledger
-from spark_jobs.sinks.letter_copy import LetterCopy
-from spark_jobs.sinks.letter_frames import STAGED, LettersBatch, letters_frame
+from spark_jobs.sinks.letter_copy import LetterCopy, LettersBatch
 from spark_jobs.sinks.letter_ids import LetterSet, identified
-from spark_jobs.sinks.plain_arrow import texts
-from spark_jobs.sinks.reading_letters import SharesPlan, letters_task
+from spark_jobs.sinks.letter_rows import LettersOf
+from spark_jobs.sinks.reading_letters import SharesPlan, ids_and_envelopes, letters_task
 
 log = logging.getLogger("etl.batch")
 
@@ -88,8 +87,8 @@ class LetterPublisher:
         started, batch, failed_at = monotonic(), self._batch, datetime.now(UTC)
         count = sum(one.count for one in letters)
         rows = identified(self._conn(), letters, batch.identity, failed_at)
-        staged = self._few(cursor, rows, count) or self._shares(letters, batch, failed_at, count)
-        frame = letters_frame(staged, batch, failed_at)
+        of = LettersOf(*batch.identity.key[:2], batch.identity.batch_id, failed_at)
+        frame = self._few(cursor, rows, count, of) or self._shares(letters, batch, count, of)
         self._do(lambda: self.copy.write(frame, batch), "The dead letters of the micro-batch cannot be written")
         log_event(
             log,
@@ -103,25 +102,24 @@ class LetterPublisher:
         reach("letters.after_publish")
         return ((insert_identified(self._conn(), self.ledger.ident, rows, batch.identity), count),)
 
-    def _few(self, cursor: Cursor, rows: str, count: int) -> DataFrame | None:
+    def _few(self, cursor: Cursor, rows: str, count: int, of: LettersOf) -> DataFrame | None:
         if count > _FEW:
             return None
         size = f"SELECT coalesce(sum(octet_length(envelope)), 0)::bigint FROM ({rows}) AS letter"  # noqa: S608
         if cursor.scalar(size) > _FEW_BYTES:
             return None
-        found = cursor.execute(f"SELECT id::text, envelope FROM ({rows}) AS letter")  # noqa: S608
-        ids, envelopes = zip(*found, strict=True) if found else ((), ())
-        table = pa.table({"id": texts(ids), "envelope": texts(envelopes)})
-        return self.spark.createDataFrame(table, STAGED).coalesce(1)
+        found = [(str(key), str(envelope)) for key, envelope in cursor.execute(ids_and_envelopes(rows))]
+        table = pa.Table.from_batches([self.copy.make_rows(found, of)])
+        return self.spark.createDataFrame(table, self.copy.schema).coalesce(1)
 
-    def _shares(self, letters: Sequence[LetterSet], batch: LettersBatch, failed_at: datetime, count: int) -> DataFrame:
+    def _shares(self, letters: Sequence[LetterSet], batch: LettersBatch, count: int, of: LettersOf) -> DataFrame:
         shares = max(min(self.parallelism, -(-count // _PER_SHARE), 256), 1)
         queries = tuple(
-            identified(self._conn(), letters, batch.identity, failed_at, share=(number, shares))
+            identified(self._conn(), letters, batch.identity, of.failed_at, share=(number, shares))
             for number in range(shares)
         )
-        task = letters_task(SharesPlan(self.session, queries))
-        return self.spark.range(0, shares, 1, shares).mapInArrow(task, STAGED)
+        task = letters_task(SharesPlan(self.session, queries, of, self.copy.make_rows))
+        return self.spark.range(0, shares, 1, shares).mapInArrow(task, self.copy.schema)
 
     def _conn(self) -> Any:
         return self.ledger.connection()

@@ -10,7 +10,7 @@ import pyarrow as pa
 from spark_jobs.contracts.errors import TransientError
 from spark_jobs.sinks.acknowledging import acknowledged
 from spark_jobs.sinks.copying import Session, transaction
-from spark_jobs.sinks.plain_arrow import texts
+from spark_jobs.sinks.letter_rows import LettersOf, MakeRows
 from spark_jobs.sinks.whole_input import whole, worker_input
 
 _CURSOR = "etl_letters"
@@ -23,21 +23,27 @@ class SharesPlan:
     """How the letters of a batch are read by several tasks.
 
     :param queries: one for each share, for rows ``(id, failed_at, envelope)``.
+    :param of: whose letters they are. :param rows: makes the copy's rows of them.
     """
 
     session: Session
     queries: tuple[str, ...]
+    of: LettersOf
+    rows: MakeRows
 
 
 def read_share(plan: SharesPlan, share: int) -> Iterator[pa.RecordBatch]:
-    """Yield the letters of a share: texts ``id`` and ``envelope``."""
+    """Yield the letters of a share, as rows of their copy."""
     with transaction(plan.session) as cursor:
-        query = f"SELECT id::text, envelope FROM ({plan.queries[share]}) AS letter"  # noqa: S608 - rendered by psycopg.sql
-        cursor.run(f"DECLARE {_CURSOR} NO SCROLL CURSOR FOR {query}")
+        cursor.run(f"DECLARE {_CURSOR} NO SCROLL CURSOR FOR {ids_and_envelopes(plan.queries[share])}")
         while rows := cursor.execute(f"FETCH {_AT_ONCE} FROM {_CURSOR}"):
-            ids, envelopes = zip(*rows, strict=True)
-            yield pa.RecordBatch.from_arrays([texts(ids), texts(envelopes)], ["id", "envelope"])
+            yield plan.rows([(str(key), str(envelope)) for key, envelope in rows], plan.of)
         cursor.run("COMMIT")
+
+
+def ids_and_envelopes(query: str) -> str:
+    """Return the query for what is read of letters, both as texts."""
+    return f"SELECT id::text, envelope FROM ({query}) AS letter"  # noqa: S608 - rendered by psycopg.sql
 
 
 def letters_task(plan: SharesPlan) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
