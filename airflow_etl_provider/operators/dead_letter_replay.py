@@ -112,7 +112,8 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
         """
         statuses = ("pending", "parked") if _true(self.include_parked) else ("pending",)
         letters = LetterFilter.of(
-            pipeline_id=self.pipeline_id,
+            # A template that renders to native objects makes a number of one.
+            pipeline_id=str(self.pipeline_id),
             stages=_names(self.stages),
             error_classes=_names(self.error_classes),
             since=self.since or None,

@@ -31,6 +31,7 @@ from spark_jobs.runtime.executors import require_ready_executors
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.heartbeat import Heartbeat
 from spark_jobs.runtime.mdc import JvmIds, jvm_ids
+from spark_jobs.runtime.patch_checks import check_patch
 from spark_jobs.runtime.redrive import Redrive
 from spark_jobs.runtime.replay_frame import Kind, ReplayFrame
 from spark_jobs.runtime.run import PipelineRun, SessionFactory
@@ -99,6 +100,7 @@ class ReplayRun(PipelineRun):
         self._recover(ledger, config)
         spark = session()
         self.stop.on_jvm_shutdown(spark)
+        check_patch(spark, request.patch)
         flow = Flow.build(spark, config, self.source_secrets)
         ids.add(query=str(request.replay_id))
         with jvm_ids(spark, ids.current()), _beating(Heartbeat(ledger, spark.sparkContext.applicationId)):

@@ -17,7 +17,8 @@ from spark_jobs.contracts.errors import BreakerOpenError, EtlError, FencedError
 from spark_jobs.contracts.exit_codes import ExitCode
 from spark_jobs.contracts.run_request import EndState, RunRequest, RunResult
 from spark_jobs.contracts.tracker import recovery
-from spark_jobs.contracts.tracker.connect import classify, connect
+from spark_jobs.contracts.tracker.connect import Connection, classify, connect
+from spark_jobs.contracts.tracker.letters import compact_tally
 from spark_jobs.contracts.tracker.queries import summarise_run
 from spark_jobs.contracts.tracker.runs import claim_epoch, finish_run
 from spark_jobs.contracts.tracker.statements import application_name
@@ -248,6 +249,8 @@ class PipelineRun:
                 error=error.to_json() if error and state != "stopped" else None,
                 result=result.model_dump(mode="json"),
             )
+            if result.dead_letters or request.replay:
+                _add_up_letters(conn, request)
         log_event(
             log,
             logging.INFO,
@@ -262,6 +265,15 @@ class PipelineRun:
             retries=result.retries,
         )
         return result
+
+
+def _add_up_letters(conn: Connection, request: RunRequest) -> None:
+    whose = request.replay.letters.pipeline_id if request.replay else request.pipeline_id
+    try:
+        compact_tally(conn, request.tracker_schema, whose)
+    except EtlError:
+        # It only makes counting quicker, and a role that may not delete there is none of the run's affairs.
+        log.debug("The tally of dead letters could not be added up", exc_info=True)
 
 
 def _state(error: EtlError | None) -> EndState:

@@ -208,8 +208,10 @@ def test_reference_004s_spelling_of_error_handling() -> None:
 def test_not_supported_yet_is_an_error_of_its_own() -> None:
     from spark_jobs.contracts.config import require_supported
 
-    config = PipelineConfig.from_json(stateless() | json.loads(reference_examples("004")[0]))
+    example = json.loads(reference_examples("004")[0])
+    require_supported(PipelineConfig.from_json(stateless() | example))
+    config = PipelineConfig.from_json(stateless() | example | {"dataQualityConfig": {"rules": []}})
     with pytest.raises(NotSupportedYetError) as caught:
         require_supported(config)
     assert caught.value.exit_code == 3
-    assert "errorHandlingConfig.dlqConfig" in str(caught.value)
+    assert "dataQualityConfig" in str(caught.value)

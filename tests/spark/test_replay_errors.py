@@ -34,6 +34,36 @@ def test_a_patch_of_a_column_that_is_not_there(orders: Pipelines) -> None:
     assert orders.rows("SELECT status, attempt FROM etl.dead_letter") == [("pending", 1)]
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("java_method('java.lang.System', 'getenv', 'AIRFLOW_CONN_WAREHOUSE')", "java_method"),
+        ("concat('1', `reflect`/**/('java.lang.System', 'getProperty', 'user.dir'))", "reflect"),
+        ("(SELECT max(value) FROM text.`/etc/hostname`)", "subquery"),
+        ("CASE WHEN EXISTS (SELECT 1 FROM text.`/etc/hostname`) THEN 1 END", "subquery"),
+        ("CASE WHEN id IN (SELECT value FROM text.`/etc/hostname`) THEN 1 END", "subquery"),
+    ],
+)
+@pytest.mark.parametrize("column", ["id", "_value"])
+def test_a_patch_reaches_no_further_than_the_row(orders: Pipelines, column: str, text: str, named: str) -> None:
+    ended = orders.replay("orders", patch={column: text})
+    assert isinstance(ended.error, ConfigError)
+    assert named in str(ended.error)
+    assert orders.rows("SELECT status, attempt FROM etl.dead_letter") == [("pending", 1)]
+
+
+def test_a_repair_that_fails_on_a_record_says_so(orders: Pipelines) -> None:
+    summary = orders.replayed("orders", patch={"_value": "CAST(CAST(_value AS INT) AS STRING)"})
+    assert (summary.failed, summary.samples[0].new_error_class) == (1, "PATCH_FAILED")
+
+
+def test_a_repair_that_fails_on_a_column_says_so(orders: Pipelines) -> None:
+    repaired = {"_value": "replace(_value, '\"x\"', '2')", "id": "id DIV (id - 2)"}
+    summary = orders.replayed("orders", patch=repaired)
+    assert (summary.failed, summary.samples[0].new_stage) == (1, "transform")
+    assert "patch.id" in summary.samples[0].new_message
+
+
 def test_a_patch_that_is_no_sql(orders: Pipelines) -> None:
     ended = orders.replay("orders", patch={"id": "id +"})
     assert ended.error is not None

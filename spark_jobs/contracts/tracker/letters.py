@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args
 from uuid import UUID
 
 from psycopg import sql
 from psycopg.rows import dict_row
 
 from spark_jobs.contracts.errors import ConfigError
-from spark_jobs.contracts.replay import Letter, LetterCount, LetterFilter, WholeLetter
+from spark_jobs.contracts.replay import Letter, LetterCount, LetterFilter, LetterStatus, WholeLetter
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, short_transaction
 
 _LISTED: Final = (
@@ -28,6 +28,17 @@ WHERE (%(pipeline_id)s::text IS NULL OR pipeline_id = %(pipeline_id)s)
   AND (%(stages)s::text[] IS NULL OR stage = ANY (%(stages)s))
   AND (%(classes)s::text[] IS NULL OR error_class = ANY (%(classes)s))
 GROUP BY 1, 2, 3, 4 HAVING sum(letters) <> 0 ORDER BY 1, 2, letters DESC, 3, 4"""
+_TALLY_SIZE: Final = """
+SELECT count(*) > %(most)s FROM (
+    SELECT FROM {schema}.dead_letter_tally WHERE pipeline_id = %(pipeline_id)s LIMIT %(most)s + 1
+) AS differences"""
+_COMPACT: Final = """
+WITH gone AS (
+    DELETE FROM {schema}.dead_letter_tally WHERE pipeline_id = %(pipeline_id)s
+    RETURNING pipeline_id, status, stage, error_class, letters
+)
+INSERT INTO {schema}.dead_letter_tally (pipeline_id, status, stage, error_class, letters)
+SELECT pipeline_id, status, stage, error_class, sum(letters) FROM gone GROUP BY 1, 2, 3, 4 HAVING sum(letters) <> 0"""
 _DISCARD: Final = (
     "UPDATE {schema}.dead_letter SET status = 'discarded', closed_at = clock_timestamp(), closed_by = %(by)s, "
     "reason = %(reason)s WHERE status IN ('pending', 'parked') AND "
@@ -41,16 +52,39 @@ def list_letters(
 
     :param everywhere: of all pipelines, whatever the filter's pipeline.
     """
-    where, values = conditions(wanted, everywhere=everywhere)
+    order = "ORDER BY first_failed_at DESC, dead_letter_id LIMIT %(limit)s"
+    parts: list[str] = []
+    values: dict[str, Any] = {}
+    # One look for each status: every index that is in the order of time begins with it.
+    for status in wanted.statuses or get_args(LetterStatus):
+        of_status = wanted.model_copy(update={"statuses": (status,)})
+        where, given = conditions(of_status, everywhere=everywhere)
+        parts.append(f"({_LIST}{where.replace('%(status)s', f'%(status_{status})s')} {order})")
+        values |= {**given, f"status_{status}": status}
     with classified("Listing dead letters"):
         rows = query(
             conn,
             schema,
-            f"{_LIST}{where} ORDER BY first_failed_at DESC, dead_letter_id LIMIT %(limit)s",
+            f"SELECT * FROM ({' UNION ALL '.join(parts)}) AS letter {order}",  # noqa: S608 - constants and placeholders
             {**values, "limit": limit},
             row_factory=dict_row,
         ).fetchall()
     return [Letter.model_validate(row) for row in rows]
+
+
+def compact_tally(conn: Connection, schema: str, pipeline_id: str, *, most: int = 200) -> bool:
+    """Add up the tally's differences of one pipeline once they are more than ``most``; return whether it was done.
+
+    Differences that others write meanwhile stay beside the sums: nobody waits, and the numbers are right throughout.
+    """
+    values = {"pipeline_id": pipeline_id, "most": most}
+    with classified("Looking at the tally of dead letters"):
+        row = query(conn, schema, _TALLY_SIZE, values).fetchone()
+    if row is None or not row[0]:
+        return False
+    with short_transaction(conn, "Adding up the tally of dead letters"):
+        query(conn, schema, _COMPACT, values)
+    return True
 
 
 def show_letter(conn: Connection, schema: str, dead_letter_id: UUID) -> WholeLetter:

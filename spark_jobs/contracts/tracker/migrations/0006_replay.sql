@@ -16,7 +16,8 @@ ALTER TABLE dead_letter
 DROP INDEX dead_letter_waiting;
 CREATE INDEX dead_letter_by_pipeline ON dead_letter (pipeline_id, status, first_failed_at, dead_letter_id);
 CREATE INDEX dead_letter_by_class ON dead_letter (pipeline_id, status, error_class, first_failed_at);
-CREATE INDEX dead_letter_by_time ON dead_letter (status, first_failed_at);
+CREATE INDEX dead_letter_by_time ON dead_letter (status, first_failed_at, dead_letter_id);
+CREATE INDEX dead_letter_by_kind ON dead_letter (status, error_class, first_failed_at);
 
 -- Numbers of letters, as differences: nobody waits for a row that another transaction, a prepared one perhaps, holds.
 CREATE TABLE dead_letter_tally (
