@@ -14,7 +14,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.log import redact
 
-from airflow_etl_provider.credentials import connection
+from airflow_etl_provider.credentials import connection, credential_ids
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.operators.streaming_pipeline import StreamingPipelineOperator
 from spark_jobs.contracts.config import PipelineConfig
@@ -286,3 +286,13 @@ class TestADriverThatALostWorkerLeft:
         op = self.submitted(context, ledger, "RUNNING")
         ledger.retire("one")
         assert op._run_to_wait_for(context, ledger) is None
+
+
+@pytest.mark.parametrize(("enabled", "names"), [(True, ("letters",)), (False, ())])
+def test_the_copy_of_the_dead_letters_brings_its_connection(
+    pipeline: dict[str, Any], enabled: bool, names: tuple[str, ...]
+) -> None:
+    queue = {"dlqType": "kafka", "topic": "letters", "credentialId": "letters", "enabled": enabled}
+    before = credential_ids(PipelineConfig.from_json(pipeline))
+    config = PipelineConfig.from_json({**pipeline, "errorHandling": {"deadLetterQueue": queue}})
+    assert credential_ids(config) == (*before, *names)
