@@ -70,7 +70,7 @@ def test_everything_not_supported_at_once() -> None:
     document = stateless(
         mode="batch",
         streamingConfigJson__stateTimeout="1 day",
-        errorHandling={"retry": {"maxAttempts": 2}},
+        dataQuality={"rules": []},
     )
     with pytest.raises(UnsupportedConfigError) as caught:
         require_supported(parse(document))

@@ -97,7 +97,8 @@ def _add_cases(cases: Cases) -> None:
     foreign = cases.pipeline("foreign_checkpoint")
     foreign["streamingConfigJson"]["checkpointLocation"] = str(cases.folder / "checkpoints" / "good")
     cases.add("foreign_checkpoint", foreign)
-    cases.add("failing_expression", cases.pipeline("failing_expression", transforms=[select(id="1 / id")]))
+    failing = cases.pipeline("failing_expression", transforms=[select(id="1 / id")])
+    cases.add("failing_expression", failing | {"errorHandlingConfig": {"failFast": True}})
 
 
 def _answers(out: str, err: str) -> dict[str, Answer]:
