@@ -110,7 +110,8 @@ def test_a_new_checkpoint_that_was_accepted_moves_the_group_back(
     config = _config(pipelines, kafka, topic, maxOffsetsPerTrigger="20")
     pipelines.finish(config)
     config["streamingConfigJson"]["checkpointLocation"] = str(tmp_path / "another")
-    # The second batch ends the run: a condition that Spark cannot evaluate there.
+    # The second batch ends the run: an expression fails on a row of it.
+    config["errorHandlingConfig"] = {"failFast": True}
     config["transforms"][0]["parameters"]["columns"]["id"] = "IF(id = 25, raise_error('stop'), id)"
     ended = pipelines.run(config, resume="accept_new_checkpoint")
     assert ended.exit_code is ExitCode.DATA_ERROR
