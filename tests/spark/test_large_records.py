@@ -1,4 +1,4 @@
-"""Records of a megabyte, more than fill one Arrow batch, pass through a heap of two gigabytes that other tests share."""
+"""Records of a megabyte, more than fill one Arrow batch, pass through two gigabytes that other tests share."""
 
 from __future__ import annotations
 
