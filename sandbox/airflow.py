@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import sys
 from collections.abc import Mapping
@@ -106,6 +107,19 @@ class Airflow(AirflowApi):
         for process in alive:
             process.kill()
         psutil.wait_procs(alive, timeout=5)
+
+    def wait_released(self, run_id: str, task_id: str, *, seconds: float = 60) -> None:
+        """Wait until the scheduler has seen a task that is to wait leave its executor.
+
+        A task that is resumed before that, quicker than a person can, fails: the scheduler takes the executor's
+        report of the first part for that of the second ("finished with state success, but … is queued").
+
+        :raises SandboxError: the time is up.
+        """
+        told = re.compile(f"Received executor event .*task_id={task_id!r}, run_id={re.escape(repr(run_id))}")
+        if self._process is None:
+            raise SandboxError("Airflow does not run")
+        self._process.wait_until(lambda: told.search(self.log.read_text(errors="replace")) is not None, seconds=seconds)
 
     def kill_component(self, name: str) -> None:
         """End ``scheduler``, ``triggerer``, ``dag-processor`` or ``api-server`` with SIGKILL, as a crash would.

@@ -49,7 +49,7 @@ def test_a_dry_run_alone_changes_nothing(site: Site, name: str) -> None:
 
 def test_what_a_person_approves_comes_home(site: Site, name: str) -> None:
     run_id = _trigger(site, name, dry_run=False)
-    site.airflow.wait_task(DAG, run_id, "approve", "awaiting_input", seconds=420)
+    _wait_asked(site, run_id)
     assert _statuses(site, name) == [("pending", 2)]
     site.airflow.answer(DAG, run_id, "approve", "Approve")
     assert site.airflow.wait_run(DAG, run_id, seconds=420) == "success", _log(site, run_id, "replay")
@@ -63,7 +63,7 @@ def test_what_a_person_approves_comes_home(site: Site, name: str) -> None:
 
 def test_what_a_person_rejects_stays(site: Site, name: str) -> None:
     run_id = _trigger(site, name, dry_run=False)
-    site.airflow.wait_task(DAG, run_id, "approve", "awaiting_input", seconds=420)
+    _wait_asked(site, run_id)
     site.airflow.answer(DAG, run_id, "approve", "Reject")
     assert site.airflow.wait_run(DAG, run_id, seconds=420) == "success"
     assert _statuses(site, name) == [("pending", 2)]
@@ -83,6 +83,11 @@ def test_the_sensor_wakes_when_the_letters_are_gone(site: Site, name: str) -> No
         assert discard_letters(conn, "etl", wanted, by="ada", reason="test data") == 2
     assert site.airflow.wait_run("watch_letters", run_id, seconds=180) == "success"
     assert site.airflow.xcom("watch_letters", run_id, "drained") == {"letters": 0, "counts": []}
+
+
+def _wait_asked(site: Site, run_id: str) -> None:
+    site.airflow.wait_task(DAG, run_id, "approve", "awaiting_input", seconds=420)
+    site.airflow.wait_released(run_id, "approve")
 
 
 def _log(site: Site, run_id: str, task: str) -> str:
