@@ -18,6 +18,10 @@ RAW_VALUE: Final = "_value"
 _SEPARATOR = "/replay/"
 
 
+OUTCOMES: Final = ("taken", "replayed", "failed", "parked")
+"""The numbers of letters that a replay's outcome and its summary have."""
+
+
 class ReplayMode(StrEnum):
     """What a replay does with a letter."""
 
@@ -147,6 +151,11 @@ class ReplaySummary(_Model):
     parked: int
     classes: tuple[ClassOutcome, ...] = ()
     samples: tuple[LetterSample, ...] = ()
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The numbers of :data:`OUTCOMES`, by name."""
+        return {name: getattr(self, name) for name in OUTCOMES}
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON values."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -17,6 +20,7 @@ from spark_jobs.sinks.ledger import Ledger
 log = logging.getLogger("etl.run")
 
 _EVERY_SECONDS = 10.0
+_LOOK_SECONDS = 2.0
 
 
 class Heartbeat:
@@ -59,3 +63,23 @@ class Heartbeat:
             if self._conn is not None:
                 self._conn.close()
             self._conn = None
+
+
+@contextmanager
+def beating(heartbeat: Heartbeat) -> Iterator[None]:
+    """Keep the run's sign of life up while the block runs; who has lost the right finds out with the next commit."""
+    over = threading.Event()
+
+    def beat() -> None:
+        with heartbeat:
+            while not over.wait(_LOOK_SECONDS):
+                with suppress(EtlError):
+                    heartbeat.beat()
+
+    thread = threading.Thread(target=beat, name="etl-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

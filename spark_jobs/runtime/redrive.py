@@ -11,7 +11,6 @@ import json
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
-from uuid import UUID
 
 import adbc_driver_manager
 from psycopg.types.json import Jsonb
@@ -36,7 +35,7 @@ from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.plans import writing_session
 from spark_jobs.sinks.refused import Limit
-from spark_jobs.sinks.replay_plans import count_letters_of, letters_query, redrive_settling
+from spark_jobs.sinks.replay_plans import count_unsendable, letters_query, positions, redrive_settling, topics_query
 from spark_jobs.sinks.unaltered import TableState
 from spark_jobs.sources.kafka import KafkaSource
 from spark_jobs.sources.kafka_admin import latest_offsets, list_partitions
@@ -44,17 +43,20 @@ from spark_jobs.sources.kafka_admin import latest_offsets, list_partitions
 HEADER = "etl.dead-letter."
 """What the headers of a record that was sent again begin with: ``id``, ``attempt``, ``topic``, ``partition``,
 ``offset``, ``stage`` and ``error-class``."""
-_SENDABLE = "d.raw_value IS NOT NULL AND d.source ? 'topic'"
 _PLACE = "topic STRING, partition INT, offset BIGINT"
 _HEADERS = "ARRAY<STRUCT<key: STRING, value: BINARY>>"
 # Marks of replays that ended between sending and settling, and that hold letters of this batch.
 _UNSETTLED = """
-SELECT DISTINCT m.start_offsets FROM {schema}.dead_letter_redrive m
-JOIN {schema}.dead_letter_replay_item theirs ON theirs.replay_id = m.replay_id
-    AND theirs.position > m.first_position AND theirs.position <= m.last_position
-JOIN {schema}.dead_letter_replay_item mine ON mine.dead_letter_id = theirs.dead_letter_id
-WHERE mine.replay_id = %(replay_id)s AND m.replay_id <> %(replay_id)s
-    AND mine.position > %(first)s AND mine.position <= %(last)s"""
+SELECT m.start_offsets FROM {schema}.dead_letter_redrive m
+WHERE m.replay_id <> %(replay_id)s AND EXISTS (
+    SELECT FROM {schema}.dead_letter_replay_item theirs
+    WHERE theirs.replay_id = m.replay_id AND theirs.position > m.first_position AND theirs.position <= m.last_position
+        -- IS TRUE: hashed, whatever the planner thinks of the number of rows.
+        AND (theirs.dead_letter_id IN (
+            SELECT mine.dead_letter_id FROM {schema}.dead_letter_replay_item mine
+            WHERE mine.replay_id = %(replay_id)s AND mine.position > %(first)s AND mine.position <= %(last)s
+        )) IS TRUE
+)"""
 _MARK = """
 INSERT INTO {schema}.dead_letter_redrive (replay_id, batch_id, first_position, last_position, start_offsets)
 VALUES (%(replay_id)s, %(batch_id)s, %(first)s, %(last)s, %(offsets)s)"""
@@ -73,12 +75,6 @@ class Redrive:
     ledger: Ledger
     request: ReplayRequest
 
-    def outcome(self, record: BatchRecord) -> str:
-        """Ask what became of the letters of a micro-batch that was committed without an answer."""
-        with classified("Asking what became of the letters of a micro-batch"):
-            rows = raw(self.ledger.connection(), redrive_settling(self.ledger, self.request, record).outcome)
-        return str(rows[0][0])
-
     def check(self, first: int, last: int) -> None:
         """Return if all letters that were taken can be sent.
 
@@ -91,7 +87,7 @@ class Redrive:
                 expected="kafka",
                 cure="Use mode reprocess",
             )
-        others = self._count(first, last, f"NOT ({_SENDABLE})")
+        others = count_unsendable(self.ledger, self.request, first, last)
         if others:
             raise ConfigError(
                 f"{others} of the letters hold no raw record that could be sent again",
@@ -102,10 +98,9 @@ class Redrive:
 
     def batch(self, record: BatchRecord, event: dict[str, Any]) -> Written:
         """Send the records of the batch's positions, and settle their letters."""
-        key = record.identity
-        first, last = key.start_offsets["position"], key.end_offsets["position"]
+        first, last = positions(record)
         if not self.request.dry_run:
-            self._send(key.batch_id, first, last)
+            self._send(record.identity.batch_id, first, last)
         return self._settle(record, event, last - first)
 
     def _send(self, batch_id: int, first: int, last: int) -> None:
@@ -143,15 +138,9 @@ class Redrive:
         return now
 
     def _latest(self, first: int, last: int) -> Offsets:
-        text = (
-            "SELECT DISTINCT d.source ->> 'topic' FROM {schema}.dead_letter_replay_item i "
-            "JOIN {schema}.dead_letter d USING (dead_letter_id) "
-            "WHERE i.replay_id = %s AND i.position > %s AND i.position <= %s"
-        )
+        text = topics_query(self.ledger, self.request, first, last)
         with classified("Looking up the topics of dead letters"):
-            rows = query(
-                self.ledger.connection(), self.ledger.schema, text, (self.request.replay_id, first, last)
-            ).fetchall()
+            rows = raw(self.ledger.connection(), text)
         client = self._source.client_options
         partitions = sorted(list_partitions(self.spark, client, [row[0] for row in rows]))
         offsets: Offsets = {}
@@ -242,21 +231,13 @@ class Redrive:
         return Written(parts.COMMITTED, books, outcome=report.message)
 
     def _letters(self, first: int, last: int) -> DataFrame:
-        ledger = self.ledger
-        question = letters_query(ledger.connection(), ledger.schema, self._replay_id, first, last, "true")
-        session = writing_session(ledger, self.flow.config.load.role)
+        question = letters_query(self.ledger, self.request, first, last)
+        session = writing_session(self.ledger, self.flow.config.load.role)
         letters = stored_letters(self.spark, session, question)
         return letters.withColumn(RAW_VALUE, F.col("raw_value").cast("string"))
 
-    def _count(self, first: int, last: int, condition: str) -> int:
-        return count_letters_of(self.ledger.connection(), self.ledger.schema, self._replay_id, first, last, condition)
-
     def _client(self) -> dict[str, str]:
         return {f"kafka.{name}": value for name, value in self._source.client_options.items()}
-
-    @property
-    def _replay_id(self) -> UUID:
-        return self.request.replay_id
 
     @property
     def _source(self) -> KafkaSource:

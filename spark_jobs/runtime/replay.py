@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -20,35 +18,24 @@ from pyspark.sql import SparkSession
 from spark_jobs.contracts.config import PipelineConfig, require_supported
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.events import BatchCommitted
-from spark_jobs.contracts.replay import ClassOutcome, LetterSample, ReplayMode, ReplayRequest, ReplaySummary
-from spark_jobs.contracts.tracker.connect import classified, raw
+from spark_jobs.contracts.replay import OUTCOMES, ClassOutcome, LetterSample, ReplayMode, ReplayRequest, ReplaySummary
 from spark_jobs.contracts.tracker.records import BatchIdentity, BatchRecord, Books
 from spark_jobs.contracts.tracker.replays import finish_replay, open_replay, release, total
 from spark_jobs.faults import reach
 from spark_jobs.logs import ids
 from spark_jobs.logs.events import log_event
-from spark_jobs.runtime.executors import require_ready_executors
 from spark_jobs.runtime.flow import Flow
-from spark_jobs.runtime.heartbeat import Heartbeat
+from spark_jobs.runtime.heartbeat import Heartbeat, beating
 from spark_jobs.runtime.mdc import JvmIds, jvm_ids
 from spark_jobs.runtime.patch_checks import check_patch
 from spark_jobs.runtime.redrive import Redrive
-from spark_jobs.runtime.replay_frame import Kind, ReplayFrame
+from spark_jobs.runtime.reprocess import Reprocess
 from spark_jobs.runtime.run import PipelineRun, SessionFactory
-from spark_jobs.runtime.target_table import TargetTable
-from spark_jobs.sinks import parts
-from spark_jobs.sinks.batch_result import Written
 from spark_jobs.sinks.ledger import Ledger
-from spark_jobs.sinks.merging import merge_rule
-from spark_jobs.sinks.plans import writing_session
-from spark_jobs.sinks.postgres import PostgresSink
-from spark_jobs.sinks.refused import Limit
-from spark_jobs.sinks.replay_plans import ReplayPlans, count_letters_of, letters_query
 
 log = logging.getLogger("etl.replay")
 
 _MOST_SAMPLES = 20
-_BEAT_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -66,9 +53,7 @@ class Outcomes:
 
     def summary(self, request: ReplayRequest) -> ReplaySummary:
         """Return what became of all."""
-        sums = {
-            name: sum(getattr(one, name) for one in self.classes) for name in ("taken", "replayed", "failed", "parked")
-        }
+        sums = {name: sum(getattr(one, name) for one in self.classes) for name in OUTCOMES}
         return ReplaySummary(
             replay_id=request.replay_id,
             pipeline_id=request.letters.pipeline_id,
@@ -103,8 +88,8 @@ class ReplayRun(PipelineRun):
         check_patch(spark, request.patch)
         flow = Flow.build(spark, config, self.source_secrets)
         ids.add(query=str(request.replay_id))
-        with jvm_ids(spark, ids.current()), _beating(Heartbeat(ledger, spark.sparkContext.applicationId)):
-            _Replay(spark, flow, ledger, request, self).run()
+        with jvm_ids(spark, ids.current()) as jvm, beating(Heartbeat(ledger, spark.sparkContext.applicationId)):
+            _Replay(spark, flow, ledger, request, self, jvm).run()
         reach("run.before_end")
 
 
@@ -115,11 +100,12 @@ class _Replay:
     ledger: Ledger
     request: ReplayRequest
     run_of: ReplayRun
+    jvm: JvmIds
 
     def run(self) -> None:
         """Replay everything that was taken, or give it back."""
         ledger, request = self.ledger, self.request
-        write = self._redrive() if request.mode is ReplayMode.REDRIVE else self._reprocess()
+        write = self._way()
         taken = open_replay(ledger.connection(), ledger.schema, request, ledger.run_id, ledger.epoch)
         reach("replay.after_taking")
         log_event(
@@ -135,7 +121,7 @@ class _Replay:
             last = taken.first + taken.letters
             write.check(taken.first, last)
             for number, first in enumerate(range(taken.first, last, request.letters_per_batch), taken.batches):
-                JvmIds(self.spark).set({"batch": number})
+                self.jvm.set({"batch": number})
                 with ids.batch_scope(**{**ids.current(), "batch": number}):
                     self._batch(write, number, first, min(first + request.letters_per_batch, last))
         except Exception:
@@ -145,10 +131,14 @@ class _Replay:
             raise
         summary = self.run_of.outcomes.summary(request)
         finish_replay(ledger.connection(), ledger.schema, summary)
-        counts = {name: getattr(summary, name) for name in ("taken", "replayed", "failed", "parked")}
-        log_event(log, logging.INFO, "replay_finished", **counts, dry_run=request.dry_run)
+        log_event(log, logging.INFO, "replay_finished", dry_run=request.dry_run, **summary.numbers)
 
-    def _batch(self, write: _Reprocess | Redrive, number: int, first: int, last: int) -> None:
+    def _way(self) -> Reprocess | Redrive:
+        if self.request.mode is ReplayMode.REDRIVE:
+            return Redrive(self.spark, self.flow, self.ledger, self.request)
+        return Reprocess.open(self.spark, self.flow, self.ledger, self.request)
+
+    def _batch(self, write: Reprocess | Redrive, number: int, first: int, last: int) -> None:
         started = monotonic()
         stop = self.run_of.stop
         stop.enter_batch()
@@ -161,7 +151,7 @@ class _Replay:
         finally:
             stop.leave_batch()
         self.run_of.retries.succeeded()
-        self.run_of.outcomes.add(written.outcome or write.outcome(record))
+        self.run_of.outcomes.add(written.outcome)
         books, seconds = written.books, monotonic() - started
         log_event(
             log,
@@ -206,102 +196,3 @@ class _Replay:
             rows=0,
         )
         return event.model_dump(mode="json")
-
-    def _reprocess(self) -> _Reprocess:
-        target = TargetTable(self.flow, self.ledger).open()
-        load = self.flow.config.load
-        session = writing_session(self.ledger, load.role)
-        plans = ReplayPlans(
-            self.ledger,
-            target,
-            merge_rule(load),
-            session,
-            Limit(),
-            replay_id=self.request.replay_id,
-            max_attempts=self.request.max_attempts,
-            dry_run=self.request.dry_run,
-        )
-        frame = ReplayFrame(self.spark, self.flow, self.request, session)
-        return _Reprocess(self.spark, frame, plans, PostgresSink(plans, 1), self.ledger, self.request)
-
-    def _redrive(self) -> Redrive:
-        return Redrive(self.spark, self.flow, self.ledger, self.request)
-
-
-@dataclass(slots=True)
-class _Reprocess:
-    """Letters through the pipeline's own transforms into its target."""
-
-    spark: SparkSession
-    frame: ReplayFrame
-    plans: ReplayPlans
-    sink: PostgresSink
-    ledger: Ledger
-    request: ReplayRequest
-    kinds: dict[Kind, int] = field(default_factory=dict)
-
-    def check(self, first: int, last: int) -> None:
-        """Return if the letters that were taken can go through the pipeline."""
-        self.kinds = {kind: self._count(kind, first, last) for kind in Kind}
-        self.frame.check(self.kinds)
-
-    def outcome(self, record: BatchRecord) -> str:
-        """Ask what became of the letters of a micro-batch that was committed without an answer."""
-        with classified("Asking what became of the letters of a micro-batch"):
-            rows = raw(self.ledger.connection(), self.plans.settling(record).outcome)
-        return str(rows[0][0])
-
-    def batch(self, record: BatchRecord, event: dict[str, Any]) -> Written:
-        """Write and settle the letters of the batch's positions, in one transaction."""
-        key = record.identity
-        first, last = key.start_offsets["position"], key.end_offsets["position"]
-        schema, replay_id = self.ledger.schema, self.request.replay_id
-        conn = self.ledger.connection()
-        questions = {
-            kind: letters_query(conn, schema, replay_id, first, last, self._condition(kind))
-            for kind, count in self.kinds.items()
-            if count
-        }
-        try:
-            written = self.sink.write_in_one_task(
-                lambda careful: self.frame.of(questions, careful_way=careful), record, event
-            )
-        except EtlError:
-            raise
-        except Exception:
-            require_ready_executors(self.spark)
-            raise
-        if written.state == parts.ALREADY_THERE:
-            raise EtlError(
-                "The ledger holds a micro-batch of this replay that this driver did not write",
-                found=f"micro-batch {key.batch_id} of replay {replay_id}",
-                cure="Start a new replay: it takes what is still pending",
-            )
-        return written
-
-    def _count(self, kind: Kind, first: int, last: int) -> int:
-        conn, schema = self.ledger.connection(), self.ledger.schema
-        return count_letters_of(conn, schema, self.request.replay_id, first, last, self._condition(kind))
-
-    def _condition(self, kind: Kind) -> str:
-        return kind.condition(self.frame.flow)
-
-
-@contextmanager
-def _beating(heartbeat: Heartbeat) -> Iterator[None]:
-    """Keep the run's sign of life up while the block runs; who has lost the right finds out with the next commit."""
-    over = threading.Event()
-
-    def beat() -> None:
-        with heartbeat:
-            while not over.wait(_BEAT_SECONDS):
-                with suppress(EtlError):
-                    heartbeat.beat()
-
-    thread = threading.Thread(target=beat, name="etl-heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()

@@ -58,18 +58,18 @@ class Kind(StrEnum):
     TARGET_ROW = "NOT {raw} AND i.stage = 'write'"
 
     def condition(self, flow: Flow) -> str:
-        """Return the condition over letters ``d`` and what they were ``i``; for their fields see spark_jobs.rows."""
+        """Return the condition over what the letters ``i`` were when they were taken."""
         stages = ["parse"]
         if flow.source.keeps_raw:
             # An aggregation's result is made of many records: what stands in its place is the row's own text.
             stages += ["transform"] if flow.stateful else ["transform", "write"]
         names = ", ".join(f"'{stage}'" for stage in stages)
-        return self.value.format(raw=f"(i.stage = 'parse' OR (i.stage IN ({names}) AND d.raw_value IS NOT NULL))")
+        return self.value.format(raw=f"(i.stage = 'parse' OR (i.stage IN ({names}) AND i.has_raw_value))")
 
 
 @dataclass(frozen=True)
 class ReplayFrame:
-    """Makes the DataFrames of one replay's micro-batches.
+    """Makes the DataFrames of one replay's micro-batches, with the care that the flow has.
 
     :param session: how executors read the letters.
     """
@@ -78,7 +78,11 @@ class ReplayFrame:
     flow: Flow
     request: ReplayRequest
     session: Session
-    careful_way: bool = False
+
+    @cached_property
+    def carefully(self) -> ReplayFrame:
+        """The same with care: a row on which an expression fails is a letter again; else it ends the action."""
+        return self if self.flow.careful else replace(self, flow=self.flow.carefully)
 
     def check(self, kinds: Mapping[Kind, int]) -> None:
         """Return if letters of these kinds can go through the pipeline.
@@ -113,13 +117,9 @@ class ReplayFrame:
                 "result that was refused in output mode update is written again with the next change of its group",
             )
 
-    def of(self, questions: Mapping[Kind, str], *, careful_way: bool) -> DataFrame:
-        """Return the rows of the letters that the questions ask for, sorted out, as they reach the sink.
-
-        :param careful_way: whether a row on which an expression fails is a letter again; else it ends the action.
-        """
-        way = replace(self, careful_way=careful_way)
-        frames = [way._ways[kind](self._letters(text)) for kind, text in questions.items()]
+    def of(self, questions: Mapping[Kind, str]) -> DataFrame:
+        """Return the rows of the letters that the questions ask for, sorted out, as they reach the sink."""
+        frames = [self._ways[kind](self._letters(text)) for kind, text in questions.items()]
         return reduce(DataFrame.unionByName, [frame.select(*self._columns(frame)) for frame in frames])
 
     def _letters(self, question: str) -> DataFrame:
@@ -134,7 +134,7 @@ class ReplayFrame:
         if patch is None:
             return self._through_transforms(self.flow.source.read_letters(letters))
         letters = letters.withColumn(RAW_VALUE, F.col("raw_value").cast("string"))
-        if not self.careful_way:
+        if not self.flow.careful:
             repaired = letters.withColumn("raw_value", F.expr(patch).cast("binary"))
             return self._through_transforms(self.flow.source.read_letters(repaired))
         return self._through_transforms(
@@ -161,8 +161,7 @@ class ReplayFrame:
         return self._patched(self._carried(_from_json(letters, self._target, "write")))
 
     def _through_transforms(self, rows: DataFrame) -> DataFrame:
-        flow = self.flow.carefully if self.careful_way else self.flow
-        return flow.without_own_columns(flow.sort_out(self._patched(self._carried(rows))))
+        return self.flow.without_own_columns(self.flow.sort_out(self._patched(self._carried(rows))))
 
     def _carried(self, rows: DataFrame) -> DataFrame:
         rows = self.flow.with_row(rows)
@@ -181,7 +180,7 @@ class ReplayFrame:
         types = {name: rows.schema[name].dataType.simpleString() for name in patch}
         repaired = {name: f"CAST(({text}) AS {types[name]})" for name, text in patch.items()}
         chosen = {name: repaired.get(name, _quoted(name)) for name in columns}
-        return careful.select(rows, chosen, "patch") if self.careful_way else select(rows, chosen)
+        return careful.select(rows, chosen, "patch") if self.flow.careful else select(rows, chosen)
 
     def _columns(self, frame: DataFrame) -> list[Column]:
         # The letter of a row that fails again names the one it was, in front of whatever else it says.

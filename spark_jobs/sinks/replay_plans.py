@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -9,7 +10,7 @@ from uuid import UUID, uuid4
 from psycopg import sql
 
 from spark_jobs.contracts.replay import ReplayRequest
-from spark_jobs.contracts.tracker.connect import Connection, classified
+from spark_jobs.contracts.tracker.connect import classified
 from spark_jobs.contracts.tracker.records import BatchRecord
 from spark_jobs.sinks.committing import CommitPlan
 from spark_jobs.sinks.dead_letter_rows import LETTER_COLUMNS
@@ -20,35 +21,43 @@ from spark_jobs.sinks.staging import Staged
 
 _SAMPLES = 20
 
+# The letters of the batch's positions, by ids in an array, or each looked up by its id. Never by a join that the
+# planner may turn round: the tables may be so new that it knows nothing of them, and it would compare each with each.
+_MINE = """
+dead_letter_id = ANY (ARRAY(SELECT i.dead_letter_id FROM {schema}.dead_letter_replay_item i WHERE {mine}))"""
 # The parameters are those of any statement that stores letters; the batch's key is not asked for here.
 _AGAIN = """
-WITH batch AS (SELECT $1::text, $2::text, $3::bigint)
+WITH batch AS (SELECT $1::text, $2::text, $3::bigint), again AS MATERIALIZED (
+    SELECT coalesce(l.dead_letter_id, l.source::jsonb ->> 'dead_letter_id')::uuid AS id, l.*
+    FROM json_array_elements_text($4::json) AS letter(envelope),
+        json_to_record(letter.envelope::json) AS l(dead_letter_id text, {columns})
+)
 UPDATE {schema}.dead_letter d SET stage = l.stage, error_class = l.error_class, sqlstate = l.sqlstate,
     message = l.message, column_name = l.column_name, constraint_name = l.constraint_name,
-    parsed_row = coalesce(l.parsed_row::jsonb, d.parsed_row), attempt = d.attempt + 1,
+    parsed_row = coalesce(l.parsed_row::jsonb, d.parsed_row), attempt = d.attempt + 1, status_before = NULL,
     last_failed_at = clock_timestamp(), status = CASE WHEN d.attempt + 1 >= {most} THEN 'parked' ELSE 'pending' END
-FROM json_array_elements_text($4::json) AS letter(envelope),
-    json_to_record(letter.envelope::json) AS l(dead_letter_id text, {columns})
-WHERE d.dead_letter_id = coalesce(l.dead_letter_id, l.source::jsonb ->> 'dead_letter_id')::uuid
-  AND d.status = 'replaying' AND d.replay_id = {replay}"""
-_TAKE = """
-UPDATE {schema}.dead_letter d SET status = 'replaying', replay_id = i.replay_id
-FROM {schema}.dead_letter_replay_item i
-WHERE {mine} AND d.dead_letter_id = i.dead_letter_id AND d.status = i.status_before"""
-_HOME = """
+FROM again AS l
+WHERE d.status = 'replaying' AND d.dead_letter_id = ANY (ARRAY(SELECT id FROM again)) AND d.dead_letter_id = l.id
+  AND d.replay_id = {replay}"""
+_TAKE = f"""
+UPDATE {{schema}}.dead_letter SET status = 'replaying', status_before = status, replay_id = {{replay}}
+WHERE status IN ('pending', 'parked') AND {_MINE}"""  # noqa: S608 - constants of this module
+_HOME = f"""
 WITH home AS (
-    UPDATE {schema}.dead_letter d SET status = 'replayed', home_query_id = {query}, home_batch_id = {batch},
-        closed_at = clock_timestamp()
-    FROM {schema}.dead_letter_replay_item i
-    WHERE {mine} AND d.dead_letter_id = i.dead_letter_id AND d.status = 'replaying' AND d.replay_id = i.replay_id
+    UPDATE {{schema}}.dead_letter SET status = 'replayed', status_before = NULL, home_query_id = {{query}},
+        home_batch_id = {{batch}}, closed_at = clock_timestamp()
+    WHERE status = 'replaying' AND replay_id = {{replay}} AND {_MINE}
     RETURNING 1
 )
-SELECT count(*) FROM home"""
+SELECT count(*) FROM home"""  # noqa: S608 - constants of this module
 _OUTCOME = """
 WITH letter AS (
-    SELECT i.position, d.dead_letter_id, i.stage, i.error_class, d.status, d.stage AS new_stage,
+    SELECT i.position, i.dead_letter_id, i.stage, i.error_class, d.status, d.stage AS new_stage,
         d.error_class AS new_error_class, d.message AS new_message
-    FROM {schema}.dead_letter_replay_item i JOIN {schema}.dead_letter d USING (dead_letter_id) WHERE {mine}
+    FROM {schema}.dead_letter_replay_item i, LATERAL (
+        SELECT d.status, d.stage, d.error_class, d.message FROM {schema}.dead_letter d
+        WHERE d.dead_letter_id = i.dead_letter_id AND d.status IN ('replayed', 'pending', 'parked') OFFSET 0
+    ) AS d WHERE {mine}
 )
 SELECT json_build_object(
     'classes', (SELECT coalesce(json_agg(c), '[]') FROM (
@@ -62,16 +71,25 @@ SELECT json_build_object(
     ) AS s)
 )::text"""
 
+# The same for a micro-batch that came home as a whole.
+_ALL_HOME = """
+SELECT json_build_object('classes', coalesce(json_agg(c), '[]'), 'samples', '[]'::json)::text FROM (
+    SELECT stage, error_class, count(*) AS taken, count(*) AS replayed
+    FROM {schema}.dead_letter_replay_item i WHERE {mine} GROUP BY 1, 2
+) AS c"""
+
+# Marks of this pipeline's redrives whose letters are all home.
 _UNMARK = """
-DELETE FROM {schema}.dead_letter_redrive m USING {schema}.dead_letter_replay_item theirs,
-    {schema}.dead_letter_replay_item i
-WHERE {mine} AND theirs.dead_letter_id = i.dead_letter_id AND m.replay_id = theirs.replay_id
-    AND theirs.position > m.first_position AND theirs.position <= m.last_position
-    AND NOT EXISTS (
-        SELECT FROM {schema}.dead_letter_replay_item other JOIN {schema}.dead_letter d USING (dead_letter_id)
-        WHERE other.replay_id = m.replay_id AND other.position > m.first_position
-            AND other.position <= m.last_position AND d.status <> 'replayed'
-    )"""
+DELETE FROM {schema}.dead_letter_redrive m USING {schema}.dead_letter_replay r
+WHERE r.replay_id = m.replay_id
+  AND r.pipeline_id = (SELECT pipeline_id FROM {schema}.dead_letter_replay WHERE replay_id = {replay})
+  AND NOT EXISTS (
+    SELECT FROM {schema}.dead_letter_replay_item i, LATERAL (
+        SELECT FROM {schema}.dead_letter d
+        WHERE d.dead_letter_id = i.dead_letter_id AND d.status <> 'replayed' OFFSET 0
+    ) AS not_home
+    WHERE i.replay_id = m.replay_id AND i.position > m.first_position AND i.position <= m.last_position
+  )"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,27 +126,33 @@ def redrive_settling(ledger: Ledger, request: ReplayRequest, record: BatchRecord
     return settling if request.dry_run else replace(settling, unmark=unmark)
 
 
+def positions(record: BatchRecord) -> tuple[int, int]:
+    """Return the batch's offsets: its letters' positions are above the first, up to the last."""
+    key = record.identity
+    return int(key.start_offsets["position"]), int(key.end_offsets["position"])
+
+
 def _settling(ledger: Ledger, replay_id: UUID, record: BatchRecord, *, dry_run: bool) -> Settling:
-    first, last = (int(offsets["position"]) for offsets in _bounds(record))
-    take, home, outcome = (_rendered(text, ledger, replay_id, record=record) for text in (_TAKE, _HOME, _OUTCOME))
-    return Settling(last - first, take, home, outcome, dry_run)
+    first, last = positions(record)
+    take, home, all_home, outcome = (
+        _rendered(text, ledger, replay_id, record=record) for text in (_TAKE, _HOME, _ALL_HOME, _OUTCOME)
+    )
+    return Settling(last - first, take, home, all_home, outcome, dry_run)
 
 
 def _rendered(
     statement: str, ledger: Ledger, replay_id: UUID, *, most: int = 0, record: BatchRecord | None = None
 ) -> str:
-    first, last = (int(offsets["position"]) for offsets in _bounds(record)) if record else (0, 0)
-    mine = sql.SQL("i.replay_id = {} AND i.position > {} AND i.position <= {}").format(
-        sql.Literal(replay_id), sql.Literal(first), sql.Literal(last)
-    )
+    schema = sql.SQL(ledger.ident)
+    first, last = positions(record) if record else (0, 0)
     return (
         sql.SQL(statement)
         .format(
-            schema=sql.SQL(ledger.ident),
+            schema=schema,
             columns=sql.SQL(LETTER_COLUMNS),
             most=sql.Literal(most),
             replay=sql.Literal(replay_id),
-            mine=mine,
+            mine=_mine(replay_id, first, last),
             samples=sql.Literal(_SAMPLES),
             query=sql.Literal(record.identity.query_id if record else ""),
             batch=sql.Literal(record.identity.batch_id if record else 0),
@@ -137,36 +161,59 @@ def _rendered(
     )
 
 
-def _bounds(record: BatchRecord) -> tuple[Any, Any]:
-    return record.identity.start_offsets, record.identity.end_offsets
-
-
-def letters_query(conn: Connection, schema: str, replay_id: UUID, first: int, last: int, condition: str) -> str:
+def letters_query(ledger: Ledger, request: ReplayRequest, first: int, last: int, condition: str = "true") -> str:
     """Return the question for the letters of a replay whose positions are above ``first``, up to ``last``.
 
-    :param condition: SQL over the letters ``d`` and what they were ``i``.
+    :param condition: SQL over what the letters were when they were taken, ``i``.
     """
     columns = (
         "d.dead_letter_id::text AS __letter_id, i.stage, i.error_class, d.message, d.raw_key, d.raw_value, "
         "d.raw_headers::text AS raw_headers, d.parsed_row::text AS parsed_row, d.source::text AS source, d.attempt"
     )
-    return _of_positions(columns, condition, " ORDER BY i.position", schema, replay_id, first, last).as_string(conn)
+    question = _of_positions(columns, f"({condition}) ORDER BY i.position", ledger, request, first, last)
+    return question.as_string(ledger.connection())
 
 
-def count_letters_of(conn: Connection, schema: str, replay_id: UUID, first: int, last: int, condition: str) -> int:
-    """Return how many of these letters there are."""
+def topics_query(ledger: Ledger, request: ReplayRequest, first: int, last: int) -> str:
+    """Return the question for the Kafka topics that these letters came from."""
+    question = _of_positions("DISTINCT d.source ->> 'topic'", "true", ledger, request, first, last)
+    return question.as_string(ledger.connection())
+
+
+def count_unsendable(ledger: Ledger, request: ReplayRequest, first: int, last: int) -> int:
+    """Return how many of these letters hold no record that could be sent to the topic it came from."""
+    other = "NOT (d.raw_value IS NOT NULL AND d.source ? 'topic')"
     with classified("Looking at the letters of a replay"):
-        row = conn.execute(_of_positions("count(*)", condition, "", schema, replay_id, first, last)).fetchone()
+        row = ledger.connection().execute(_of_positions("count(*)", other, ledger, request, first, last)).fetchone()
     return int(row[0]) if row else 0
 
 
+def count_letters_of(
+    ledger: Ledger, request: ReplayRequest, first: int, last: int, conditions: Sequence[str]
+) -> tuple[int, ...]:
+    """Return how many of these letters meet each condition over what they were when they were taken, ``i``."""
+    counts = ", ".join(f"count(*) FILTER (WHERE {condition})" for condition in conditions)
+    question = sql.SQL(f"SELECT {counts} FROM {{schema}}.dead_letter_replay_item i WHERE {{mine}}").format(  # noqa: S608
+        schema=sql.SQL(ledger.ident), mine=_mine(request.replay_id, first, last)
+    )
+    with classified("Looking at the letters of a replay"):
+        row = ledger.connection().execute(question).fetchone()
+    return tuple(int(number) for number in row or ())
+
+
 def _of_positions(
-    columns: str, condition: str, order: str, schema: str, replay_id: UUID, first: int, last: int
+    columns: str, rest: str, ledger: Ledger, request: ReplayRequest, first: int, last: int
 ) -> sql.Composed:
+    # A dry run's letters are marked as its own in the transaction that is rolled back, not where they are read.
+    status = "d.status IN ('pending', 'parked')" if request.dry_run else "d.status = 'replaying'"
     return sql.SQL(
-        f"SELECT {columns} FROM {{schema}}.dead_letter_replay_item i "  # noqa: S608 - constants of this package
-        "JOIN {schema}.dead_letter d USING (dead_letter_id) "
-        f"WHERE i.replay_id = {{replay}} AND i.position > {{first}} AND i.position <= {{last}} AND ({condition}){order}"
-    ).format(
-        schema=sql.Identifier(schema), replay=sql.Literal(replay_id), first=sql.Literal(first), last=sql.Literal(last)
+        f"SELECT {columns} FROM {{schema}}.dead_letter_replay_item i, LATERAL ("  # noqa: S608 - constants of this package
+        f"SELECT * FROM {{schema}}.dead_letter d WHERE d.dead_letter_id = i.dead_letter_id AND {status} OFFSET 0"
+        f") AS d WHERE {{mine}} AND {rest}"
+    ).format(schema=sql.SQL(ledger.ident), mine=_mine(request.replay_id, first, last))
+
+
+def _mine(replay_id: UUID, first: int, last: int) -> sql.Composed:
+    return sql.SQL("i.replay_id = {} AND i.position > {} AND i.position <= {}").format(
+        sql.Literal(replay_id), sql.Literal(first), sql.Literal(last)
     )

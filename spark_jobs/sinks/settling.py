@@ -18,13 +18,15 @@ class Settling:
 
     :param letters: how many they are. :param take: of a dry run: marks them as this transaction's.
     :param home: brings those home that did not fail again, and answers how many.
-    :param outcome: answers, as JSON, what became of all of them.
+    :param all_home: answers, as JSON, what became of all of them when none failed again.
+    :param outcome: answers it in any case.
     :param unmark: of a redrive: forgets that its records may have been sent without their letters knowing it.
     """
 
     letters: int
     take: str
     home: str
+    all_home: str
     outcome: str
     dry_run: bool
     unmark: str = ""
@@ -53,4 +55,4 @@ def settle_letters(cursor: Cursor, settling: Settling, *, failed: int) -> str:
         )
     if settling.unmark:
         cursor.run(settling.unmark)
-    return str(cursor.scalar(settling.outcome))
+    return str(cursor.scalar(settling.outcome if failed else settling.all_home))

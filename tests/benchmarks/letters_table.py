@@ -127,15 +127,15 @@ def _milliseconds(ask: Callable[[], Any], number: int) -> float:
 def _fill(conn: Connection, rows: int) -> None:
     """Fill the table without its triggers and indexes, which are there again afterwards."""
     indexes = conn.execute(
-        "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'etl' AND tablename = 'dead_letter' "
-        "AND indexname <> 'dead_letter_pkey'"
+        "SELECT i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid) FROM pg_inherits h JOIN pg_index i "
+        "ON i.indrelid = h.inhrelid WHERE h.inhparent = 'etl.dead_letter'::regclass AND NOT i.indisprimary"
     ).fetchall()
     step = timedelta(days=_DAYS) / max(rows / 100, 1)
     conn.execute("SET statement_timeout = 0")
     conn.execute("SET maintenance_work_mem = '512MB'")
     conn.execute("ALTER TABLE etl.dead_letter DISABLE TRIGGER USER")
     for name, _ in indexes:
-        conn.execute(f"DROP INDEX etl.{name}".encode())
+        conn.execute(f"DROP INDEX {name}".encode())
     conn.execute(_FILL.encode(), {"rows": rows, "start": _FIRST_DAY, "step": step})
     for _, definition in indexes:
         conn.execute(definition.encode())

@@ -32,8 +32,8 @@ def add(conn: Connection, pipeline: str, status: str, kind: str, minute: int = 0
     letter = str(uuid4())
     conn.execute(
         "INSERT INTO etl.dead_letter (dead_letter_id, pipeline_id, query_id, batch_id, stage, error_class, message, "
-        "source, status, first_failed_at, replay_id, home_query_id, home_batch_id, closed_by, reason) "
-        "VALUES (%s, %s, 'q', 0, %s, %s, 'm', '{}', %s, %s, %s, 'q', 1, 'ada', 'why')",
+        "source, status, first_failed_at, replay_id, status_before, home_query_id, home_batch_id, closed_by, reason) "
+        "VALUES (%s, %s, 'q', 0, %s, %s, 'm', '{}', %s, %s, %s, 'pending', 'q', 1, 'ada', 'why')",
         (letter, pipeline, stage, kind, status, START + timedelta(minutes=minute), uuid4()),
     )
     return letter

@@ -47,7 +47,9 @@ def test_from_nothing_and_again(conn):
     assert tables(conn) == {
         "schema_migration", "pipeline", "pipeline_run", "pipeline_query",
         "batch_tracker", "batch_file", "source_gap", "dead_letter", "batch_decision", "batch_part",
-        "dead_letter_tally", "dead_letter_replay", "dead_letter_replay_item", "dead_letter_redrive",
+        "dead_letter_pending", "dead_letter_replaying", "dead_letter_parked", "dead_letter_replayed",
+        "dead_letter_discarded", "dead_letter_tally",
+        "dead_letter_replay", "dead_letter_replay_item", "dead_letter_redrive",
         "run_retry", "circuit_breaker", "circuit_breaker_probe", "circuit_breaker_event",
     }  # fmt: skip
 
@@ -86,6 +88,29 @@ def test_a_query_of_an_older_version_has_the_epoch_of_its_run(conn):
     )
     migrate(conn)
     assert conn.execute("SELECT query_id, epoch FROM etl.pipeline_query").fetchall() == [("q", 3)]
+
+
+def test_dead_letters_of_an_older_version_wait_and_belong_to_whom_they_did(conn, database):
+    migrate(conn, migrations=packaged()[:5])
+    conn.execute("CREATE ROLE etl_reader")
+    try:
+        conn.execute("GRANT SELECT, INSERT ON etl.dead_letter TO etl_reader WITH GRANT OPTION")
+        conn.execute(
+            "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source) "
+            "SELECT 'orders', 'q', 0, 'parse', 'BAD', 'm', '{}' FROM generate_series(1, 3)"
+        )
+        migrate(conn)
+        counted = "SELECT status, count(*) FROM etl.dead_letter GROUP BY 1"
+        assert conn.execute(counted).fetchall() == [("pending", 3)]
+        assert conn.execute("SELECT status, letters FROM etl.dead_letter_tally").fetchall() == [("pending", 3)]
+        for right in ("SELECT", "INSERT WITH GRANT OPTION"):
+            assert conn.execute("SELECT has_table_privilege('etl_reader', 'etl.dead_letter', %s)", (right,)).fetchone()[
+                0
+            ]
+        assert not conn.execute("SELECT has_table_privilege('etl_reader', 'etl.dead_letter', 'DELETE')").fetchone()[0]
+    finally:
+        conn.execute("DROP OWNED BY etl_reader")
+        conn.execute("DROP ROLE etl_reader")
 
 
 def test_nothing_there_names_the_command(conn):

@@ -86,7 +86,8 @@ def test_letters_of_a_silent_driver_are_freed_by_the_next_replay(orders: Pipelin
     assert ended.error is not None
     # As a SIGKILL leaves it: the run has not ended, and nobody gave its letters back.
     orders.execute(
-        "UPDATE etl.dead_letter d SET status = 'replaying', replay_id = r.replay_id FROM etl.dead_letter_replay r",
+        "UPDATE etl.dead_letter d SET status = 'replaying', status_before = 'pending', replay_id = r.replay_id "
+        "FROM etl.dead_letter_replay r",
         "UPDATE etl.dead_letter_replay SET state = 'open', ended_at = NULL",
         "UPDATE etl.pipeline_run SET ended_at = NULL, state = 'running', heartbeat_at = clock_timestamp()",
     )

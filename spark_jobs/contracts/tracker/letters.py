@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, get_args
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from psycopg.rows import dict_row
 from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.replay import Letter, LetterCount, LetterFilter, LetterStatus, WholeLetter
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, short_transaction
+from spark_jobs.contracts.tracker.moving import among_moving_letters
 
 _LISTED: Final = (
     "dead_letter_id, pipeline_id, query_id, batch_id, status, stage, error_class, sqlstate, message, column_name, "
@@ -53,14 +55,12 @@ def list_letters(
     :param everywhere: of all pipelines, whatever the filter's pipeline.
     """
     order = "ORDER BY first_failed_at DESC, dead_letter_id LIMIT %(limit)s"
+    where, values = conditions(wanted.model_copy(update={"statuses": ()}), everywhere=everywhere)
     parts: list[str] = []
-    values: dict[str, Any] = {}
-    # One look for each status: every index that is in the order of time begins with it.
+    # One look for each status: every index that is in the order of time is one status's.
     for status in wanted.statuses or get_args(LetterStatus):
-        of_status = wanted.model_copy(update={"statuses": (status,)})
-        where, given = conditions(of_status, everywhere=everywhere)
-        parts.append(f"({_LIST}{where.replace('%(status)s', f'%(status_{status})s')} {order})")
-        values |= {**given, f"status_{status}": status}
+        parts.append(f"({_LIST}{where} AND status = %(status_{status})s {order})")
+        values[f"status_{status}"] = status
     with classified("Listing dead letters"):
         rows = query(
             conn,
@@ -138,8 +138,9 @@ def discard_letters(conn: Connection, schema: str, wanted: LetterFilter, *, by: 
             expected="a name and a reason, which stay with the letters",
         )
     where, values = conditions(wanted)
-    with short_transaction(conn, "Discarding dead letters"):
-        return query(conn, schema, _DISCARD + where, {**values, "by": by, "reason": reason}).rowcount
+    values |= {"by": by, "reason": reason}
+    discard = partial(query, conn, schema, _DISCARD + where, values)
+    return among_moving_letters(conn, "Discarding dead letters", discard).rowcount
 
 
 def conditions(wanted: LetterFilter, *, everywhere: bool = False) -> tuple[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -15,31 +16,35 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from spark_jobs.contracts.errors import ConfigError
-from spark_jobs.contracts.replay import ClassOutcome, ReplayMode, ReplayRequest, ReplaySummary
+from spark_jobs.contracts.replay import OUTCOMES, ClassOutcome, ReplayMode, ReplayRequest, ReplaySummary
 from spark_jobs.contracts.run_request import RunRequest
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, short_transaction
 from spark_jobs.contracts.tracker.fence import check_fence
 from spark_jobs.contracts.tracker.letters import conditions, known_pipelines
+from spark_jobs.contracts.tracker.moving import among_moving_letters
 
 # A driver without a sign of life for so long counts as gone. If it is not, it finds its letters taken.
 _SILENCE: Final = "interval '2 minutes'"
+# By ids in an array, never by a join: a planner that knows nothing yet of so many rows would compare each with each.
 _TAKE: Final = """
 WITH chosen AS (
-    SELECT dead_letter_id, first_failed_at, status, stage, error_class FROM {schema}.dead_letter WHERE CONDITIONS
-    ORDER BY first_failed_at, dead_letter_id LIMIT %(limit)s LOCKING
+    SELECT dead_letter_id FROM {schema}.dead_letter WHERE CONDITIONS
+    ORDER BY first_failed_at, dead_letter_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), taken AS (
-    INSERT INTO {schema}.dead_letter_replay_item (
-        replay_id, position, dead_letter_id, status_before, stage, error_class
-    )
-    SELECT %(replay_id)s, %(first)s + row_number() OVER (ORDER BY first_failed_at, dead_letter_id), dead_letter_id,
-        status, stage, error_class
-    FROM chosen RETURNING dead_letter_id
-)
-SELECT count(*) FROM taken"""
-_MARK: Final = """
-UPDATE {schema}.dead_letter d SET status = 'replaying', replay_id = i.replay_id
-FROM {schema}.dead_letter_replay_item i
-WHERE i.replay_id = %(replay_id)s AND i.position > %(first)s AND d.dead_letter_id = i.dead_letter_id"""
+    UPDATE {schema}.dead_letter SET status = 'replaying', status_before = status, replay_id = %(replay_id)s
+    WHERE status = ANY (%(waiting)s) AND dead_letter_id = ANY (ARRAY(SELECT dead_letter_id FROM chosen))
+    RETURNING dead_letter_id, first_failed_at, stage, error_class, raw_value IS NOT NULL AS has_raw_value
+)"""
+_LOOK: Final = """
+WITH taken AS (
+    SELECT dead_letter_id, first_failed_at, stage, error_class, raw_value IS NOT NULL AS has_raw_value
+    FROM {schema}.dead_letter WHERE CONDITIONS ORDER BY first_failed_at, dead_letter_id LIMIT %(limit)s
+)"""
+_NUMBER: Final = """
+INSERT INTO {schema}.dead_letter_replay_item (replay_id, position, dead_letter_id, stage, error_class, has_raw_value)
+SELECT %(replay_id)s, %(first)s + row_number() OVER (ORDER BY first_failed_at, dead_letter_id), dead_letter_id, stage,
+    error_class, has_raw_value
+FROM taken"""
 _OPEN: Final = """
 INSERT INTO {schema}.dead_letter_replay (replay_id, pipeline_id, mode, dry_run, request, requested_by, letters)
 VALUES (%(replay_id)s, %(pipeline_id)s, %(mode)s, %(dry_run)s, %(request)s, %(by)s, 0)
@@ -48,21 +53,18 @@ _BATCHES: Final = """
 SELECT coalesce(max(batch_id) + 1, 0) FROM {schema}.batch_tracker WHERE pipeline_id = %s AND query_id = %s"""
 # What failed as often as it may waits for a person.
 _PARK: Final = """
-UPDATE {schema}.dead_letter SET status = 'parked', closed_at = NULL
+UPDATE {schema}.dead_letter SET status = 'parked'
 WHERE CONDITIONS AND status = 'pending' AND attempt >= %(most)s"""
 # Sent to their topic by a redrive that did not live to say so: only another redrive can tell.
 _PERHAPS_SENT: Final = """
-EXISTS (
-    SELECT FROM {schema}.dead_letter_replay_item theirs JOIN {schema}.dead_letter_redrive m
-        ON m.replay_id = theirs.replay_id AND theirs.position > m.first_position AND theirs.position <= m.last_position
-    WHERE theirs.dead_letter_id = dead_letter.dead_letter_id
+dead_letter_id IN (
+    SELECT theirs.dead_letter_id FROM {schema}.dead_letter_redrive m JOIN {schema}.dead_letter_replay_item theirs
+        ON theirs.replay_id = m.replay_id AND theirs.position > m.first_position AND theirs.position <= m.last_position
 )"""
 _RELEASE: Final = """
 WITH given_back AS (
-    UPDATE {schema}.dead_letter d SET status = i.status_before, replay_id = NULL
-    FROM {schema}.dead_letter_replay_item i
-    WHERE i.replay_id = ANY (%(replays)s) AND d.dead_letter_id = i.dead_letter_id
-      AND d.status = 'replaying' AND d.replay_id = i.replay_id RETURNING 1
+    UPDATE {schema}.dead_letter SET status = status_before, status_before = NULL, replay_id = NULL
+    WHERE status = 'replaying' AND replay_id = ANY (%(replays)s) RETURNING 1
 ), ended AS (
     UPDATE {schema}.dead_letter_replay SET state = 'released', ended_at = clock_timestamp()
     WHERE replay_id = ANY (%(replays)s) AND state = 'open'
@@ -145,7 +147,6 @@ def open_replay(conn: Connection, schema: str, request: ReplayRequest, run_id: s
     where, values = conditions(request.letters)
     if request.mode is ReplayMode.REPROCESS:
         where += f" AND NOT {_PERHAPS_SENT}"
-    locking = "" if request.dry_run else "FOR UPDATE SKIP LOCKED"
     values |= {
         "replay_id": request.replay_id,
         "mode": request.mode.value,
@@ -154,17 +155,16 @@ def open_replay(conn: Connection, schema: str, request: ReplayRequest, run_id: s
         "by": run_id,
         "limit": request.limit,
         "most": request.max_attempts,
+        "waiting": list(request.letters.statuses),
     }
-    with short_transaction(conn, "Taking dead letters"):
+
+    def take() -> Taken:
         opened = query(conn, schema, _OPEN, values).fetchone()
         values["first"] = first = int(opened[0]) if opened else 0
         batches = query(conn, schema, _BATCHES, (request.own_pipeline_id, str(request.replay_id))).fetchone()
         parked = 0 if request.dry_run else query(conn, schema, _PARK.replace("CONDITIONS", where), values).rowcount
-        take = _TAKE.replace("CONDITIONS", where).replace("LOCKING", locking)
-        row = query(conn, schema, take, values).fetchone()
-        letters = int(row[0]) if row else 0
-        if not request.dry_run:
-            query(conn, schema, _MARK, values)
+        choice = (_LOOK if request.dry_run else _TAKE).replace("CONDITIONS", where)
+        letters = query(conn, schema, choice + _NUMBER, values).rowcount
         query(
             conn,
             schema,
@@ -172,7 +172,9 @@ def open_replay(conn: Connection, schema: str, request: ReplayRequest, run_id: s
             {**values, "letters": first + letters},
         )
         check_fence(conn, schema, request.own_pipeline_id, run_id, epoch, lock=True)
-    return Taken(letters, first, int(batches[0]) if batches else 0, released, parked)
+        return Taken(letters, first, int(batches[0]) if batches else 0, released, parked)
+
+    return among_moving_letters(conn, "Taking dead letters", take)
 
 
 def release(conn: Connection, schema: str, replays: Sequence[UUID]) -> int:
@@ -183,8 +185,8 @@ def release(conn: Connection, schema: str, replays: Sequence[UUID]) -> int:
     if not replays:
         return 0
     values = {"replays": list(replays)}
-    with short_transaction(conn, "Giving back dead letters"):
-        row = query(conn, schema, _RELEASE, values).fetchone()
+    give_back = partial(query, conn, schema, _RELEASE, values)
+    row = among_moving_letters(conn, "Giving back dead letters", lambda: give_back().fetchone())
     return int(row[0]) if row else 0
 
 
@@ -216,12 +218,9 @@ def total(outcomes: Sequence[ClassOutcome]) -> list[ClassOutcome]:
     for one in outcomes:
         before = kinds.get((one.stage, one.error_class), ClassOutcome(stage=one.stage, error_class=one.error_class))
         kinds[one.stage, one.error_class] = before.model_copy(
-            update={name: getattr(before, name) + getattr(one, name) for name in _NUMBERS}
+            update={name: getattr(before, name) + getattr(one, name) for name in OUTCOMES}
         )
     return sorted(kinds.values(), key=lambda one: (-one.taken, one.stage, one.error_class))
-
-
-_NUMBERS = ("taken", "replayed", "failed", "parked")
 
 
 def list_replays(

@@ -1,7 +1,39 @@
 -- Dead letters come home: who has them, where they went, how many of each kind there are, and the replays that took them.
 
+-- A partition for each status: a letter that changes its status leaves the indexes of the one before without work, and
+-- pays for those of the next alone. Whoever waits is found by all of them; whoever is in a replay by its id only.
+ALTER TABLE dead_letter RENAME TO dead_letter_pending;
+ALTER INDEX dead_letter_pkey RENAME TO dead_letter_pending_pkey;
+DROP INDEX dead_letter_by_batch, dead_letter_waiting;
+CREATE TABLE dead_letter (LIKE dead_letter_pending INCLUDING DEFAULTS INCLUDING COMMENTS) PARTITION BY LIST (status);
+ALTER TABLE dead_letter ATTACH PARTITION dead_letter_pending FOR VALUES IN ('pending');
+CREATE TABLE dead_letter_replaying PARTITION OF dead_letter (PRIMARY KEY (dead_letter_id)) FOR VALUES IN ('replaying');
+CREATE TABLE dead_letter_parked PARTITION OF dead_letter (PRIMARY KEY (dead_letter_id)) FOR VALUES IN ('parked');
+CREATE TABLE dead_letter_replayed PARTITION OF dead_letter (PRIMARY KEY (dead_letter_id)) FOR VALUES IN ('replayed');
+CREATE TABLE dead_letter_discarded PARTITION OF dead_letter (PRIMARY KEY (dead_letter_id)) FOR VALUES IN ('discarded');
+
+-- Who was allowed to use the table is allowed to use it as before.
+DO $$
+DECLARE
+    granted record;
+BEGIN
+    FOR granted IN
+        SELECT acl.privilege_type, acl.is_grantable, acl.grantee
+        FROM pg_class c, LATERAL aclexplode(c.relacl) AS acl
+        WHERE c.oid = 'dead_letter_pending'::regclass AND acl.grantee <> c.relowner
+    LOOP
+        EXECUTE format(
+            'GRANT %s ON dead_letter TO %s %s', granted.privilege_type,
+            CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END,
+            CASE WHEN granted.is_grantable THEN 'WITH GRANT OPTION' END
+        );
+    END LOOP;
+END $$;
+
 ALTER TABLE dead_letter
     ADD COLUMN replay_id     uuid,
+    -- Of a letter in a replay: what it is again if the replay gives it back.
+    ADD COLUMN status_before text,
     ADD COLUMN home_query_id text,
     ADD COLUMN home_batch_id bigint,
     ADD COLUMN closed_at     timestamptz,
@@ -11,13 +43,22 @@ ALTER TABLE dead_letter
     -- Whoever gives a letter up is named, and says why; what was replayed names the micro-batch it came home in.
     ADD CONSTRAINT dead_letter_discarded CHECK (status <> 'discarded' OR (closed_by IS NOT NULL AND reason IS NOT NULL)),
     ADD CONSTRAINT dead_letter_home CHECK (status <> 'replayed' OR (home_query_id IS NOT NULL AND home_batch_id IS NOT NULL)),
-    ADD CONSTRAINT dead_letter_replaying CHECK (status <> 'replaying' OR replay_id IS NOT NULL);
+    ADD CONSTRAINT dead_letter_replaying CHECK (
+        status <> 'replaying' OR (replay_id IS NOT NULL AND status_before IS NOT NULL)
+    );
 
-DROP INDEX dead_letter_waiting;
-CREATE INDEX dead_letter_by_pipeline ON dead_letter (pipeline_id, status, first_failed_at, dead_letter_id);
-CREATE INDEX dead_letter_by_class ON dead_letter (pipeline_id, status, error_class, first_failed_at);
-CREATE INDEX dead_letter_by_time ON dead_letter (status, first_failed_at, dead_letter_id);
-CREATE INDEX dead_letter_by_kind ON dead_letter (status, error_class, first_failed_at);
+CREATE INDEX dead_letter_pending_by_pipeline ON dead_letter_pending (pipeline_id, first_failed_at, dead_letter_id);
+CREATE INDEX dead_letter_pending_by_class ON dead_letter_pending (pipeline_id, error_class, first_failed_at);
+CREATE INDEX dead_letter_pending_by_time ON dead_letter_pending (first_failed_at, dead_letter_id);
+CREATE INDEX dead_letter_pending_by_kind ON dead_letter_pending (error_class, first_failed_at);
+CREATE INDEX dead_letter_parked_by_pipeline ON dead_letter_parked (pipeline_id, first_failed_at, dead_letter_id);
+CREATE INDEX dead_letter_parked_by_class ON dead_letter_parked (pipeline_id, error_class, first_failed_at);
+CREATE INDEX dead_letter_parked_by_time ON dead_letter_parked (first_failed_at, dead_letter_id);
+CREATE INDEX dead_letter_parked_by_kind ON dead_letter_parked (error_class, first_failed_at);
+CREATE INDEX dead_letter_replayed_by_pipeline ON dead_letter_replayed (pipeline_id, first_failed_at, dead_letter_id);
+CREATE INDEX dead_letter_replayed_by_time ON dead_letter_replayed (first_failed_at, dead_letter_id);
+CREATE INDEX dead_letter_discarded_by_pipeline ON dead_letter_discarded (pipeline_id, first_failed_at, dead_letter_id);
+CREATE INDEX dead_letter_discarded_by_time ON dead_letter_discarded (first_failed_at, dead_letter_id);
 
 -- Numbers of letters, as differences: nobody waits for a row that another transaction, a prepared one perhaps, holds.
 CREATE TABLE dead_letter_tally (
@@ -86,13 +127,11 @@ CREATE TABLE dead_letter_replay_item (
     replay_id      uuid   NOT NULL REFERENCES dead_letter_replay ON DELETE CASCADE,
     position       bigint NOT NULL,
     dead_letter_id uuid   NOT NULL,
-    status_before  text   NOT NULL,
     stage          text   NOT NULL,
     error_class    text   NOT NULL,
+    has_raw_value  boolean NOT NULL,
     PRIMARY KEY (replay_id, position)
 );
-
-CREATE INDEX dead_letter_replay_item_by_letter ON dead_letter_replay_item (dead_letter_id);
 
 -- Of a redrive: how far its topics reached before the records of a micro-batch were sent. Gone once the batch is settled:
 -- while it is there, the records may have been sent, and whoever sends them again looks from these offsets on.
