@@ -15,9 +15,7 @@ says how the run ended (:class:`~spark_jobs.contracts.exit_codes.ExitCode`).
 from __future__ import annotations
 
 import argparse
-import getpass
 import logging
-import socket
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +33,7 @@ from spark_jobs.contracts.exit_codes import ExitCode
 from spark_jobs.contracts.log_settings import LogFormat, LogLevel, log_format, log_level
 from spark_jobs.contracts.name_values import parse_name_values
 from spark_jobs.contracts.replay import ReplayRequest
-from spark_jobs.contracts.run_request import Resume, RunRequest
+from spark_jobs.contracts.run_request import Resume, RunRequest, user_at_host
 from spark_jobs.contracts.tracker.connect import connect
 from spark_jobs.contracts.tracker.migrate import migrate, require_version
 from spark_jobs.contracts.tracker.replays import replay_request
@@ -74,7 +72,7 @@ def run_file(
         run_id=str(uuid.uuid4()),
         pipeline_id=config.pipeline_id,
         config=config.to_mapping(),
-        started_by=f"{getpass.getuser()}@{socket.gethostname()}",
+        started_by=user_at_host(),
         resume=resume,
         tracker_schema=tracker_schema,
     )
@@ -123,12 +121,11 @@ def run_replay(
 
     :raises EtlError: before the replay is registered: the pipeline is unknown, or the database does not answer.
     """
-    started_by = f"{getpass.getuser()}@{socket.gethostname()}"
     with ids.run_scope():
         ids.begin(pipeline=replay.own_pipeline_id)
         with connect(database, application_name="etl:control") as conn:
             require_version(conn, tracker_schema)
-            request = replay_request(conn, tracker_schema, replay, started_by=started_by)
+            request = replay_request(conn, tracker_schema, replay, started_by=user_at_host())
             ids.begin(pipeline=request.pipeline_id, run=request.run_id)
             register_run(conn, tracker_schema, request)
         return carry_out(request, database, stop, session, hadoop_lookup)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import socket
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -18,6 +16,7 @@ from spark_jobs.cli.tracker_session import CONNECTION, SCHEMA, tracker_session
 from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.name_values import parse_name_values
 from spark_jobs.contracts.replay import LetterFilter, ReplayRequest
+from spark_jobs.contracts.run_request import user_at_host
 from spark_jobs.contracts.tracker.letters import count_letters, discard_letters, list_letters, show_letter
 from spark_jobs.contracts.tracker.migrate import require_version
 from spark_jobs.contracts.tracker.replays import list_replays, release
@@ -175,7 +174,7 @@ def discarded(
     """Give letters up, by name and for a reason. They stay in the table, and are never replayed."""
     _require_choice(every, stage, error_class, since, until, letter_id)
     wanted = _wanted(pipeline, stage, error_class, since, until, letter_id, statuses=("pending", "parked"))
-    who = by if by is not None else f"{getpass.getuser()}@{socket.gethostname()}"
+    who = by if by is not None else user_at_host()
     with tracker_session(connection) as conn:
         require_version(conn, schema)
         count = discard_letters(conn, schema, wanted, by=who, reason=reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -16,8 +15,6 @@ from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.log_settings import log_format, log_level
 from spark_jobs.contracts.replay import ReplayRequest, ReplaySummary
 from spark_jobs.contracts.tracker.replays import read_summary
-
-log = logging.getLogger("etl.replay")
 
 
 def carry_out_replay(

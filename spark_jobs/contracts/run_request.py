@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import socket
 from datetime import datetime
 from typing import Any, Final, Literal, Self
 
@@ -87,3 +89,8 @@ def _version_error(found: str) -> ContractVersionError:
         expected=f"contract version {CONTRACT_VERSION}",
         cure="install the same version of airflow-etl-provider where the run is started and where Spark runs it",
     )
+
+
+def user_at_host() -> str:
+    """Return who runs this process, and where: what a run, or a letter that is given up, names."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"

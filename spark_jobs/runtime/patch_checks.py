@@ -21,9 +21,10 @@ def check_patch(spark: SparkSession, patch: Mapping[str, str]) -> None:
     """
     for column, text in patch.items():
         for node in _nodes(_parsed(spark, column, text)):
-            if hasattr(node, "plan") and node.getClass().getSimpleName().endswith(("Subquery", "Exists", "ListQuery")):
+            kind = node.getClass().getSimpleName()
+            if kind.endswith(("Subquery", "Exists", "ListQuery")):
                 raise _refused(column, text, "a subquery")
-            if node.getClass().getSimpleName() == "UnresolvedFunction":
+            if kind == "UnresolvedFunction":
                 name = str(node.nameParts().last()).lower()
                 if name in _JAVA:
                     raise _refused(column, text, f"the function {name}")
