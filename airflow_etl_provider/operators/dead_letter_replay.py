@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID, uuid4
 
+from airflow_etl_provider import metrics
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.operators.streaming_pipeline import RUN_KEY, StreamingPipelineOperator
 from spark_jobs.contracts.config import PipelineConfig, require_supported
@@ -67,6 +68,7 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"patch": "json", "conf": "json"}
     ui_color = "#f4ece8"
+    _work = "replay"
 
     def __init__(
         self,
@@ -181,6 +183,10 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
             summary.failed,
             summary.parked,
         )
+        if not summary.dry_run:
+            for outcome in ("replayed", "failed", "parked"):
+                number = getattr(summary, outcome)
+                metrics.count(metrics.REPLAY_LETTERS, number, pipeline_id=str(self.pipeline_id), outcome=outcome)
         return summary.to_json()
 
 
