@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 from airflow_etl_provider import metrics
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.operators.streaming_pipeline import RUN_KEY, StreamingPipelineOperator
+from airflow_etl_provider.run_report import RunReport
 from spark_jobs.contracts.config import PipelineConfig, require_supported
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.replay import LetterFilter, ReplayRequest
@@ -68,7 +69,6 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"patch": "json", "conf": "json"}
     ui_color = "#f4ece8"
-    _work = "replay"
 
     def __init__(
         self,
@@ -133,6 +133,9 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
             max_attempts=self.max_attempts,
             dry_run=_true(self.dry_run_only),
         )
+
+    def _report(self) -> RunReport:
+        return RunReport("replay", str(self.pipeline_id))
 
     def _load(self) -> PipelineConfig:
         self._request = LedgerHook(self.ledger_conn_id, schema=self.tracker_schema).replay_request(

@@ -25,7 +25,7 @@ from airflow_etl_provider.credentials import (
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.hooks.spark_driver import PipelineSubmitHook
 from airflow_etl_provider.outcome import airflow_errors, require_finished
-from airflow_etl_provider.run_report import RunReport, Work
+from airflow_etl_provider.run_report import RunReport
 from airflow_etl_provider.shipping import application_file, package_archive
 from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
 from spark_jobs.contracts.errors import ConfigError, EtlError
@@ -87,7 +87,6 @@ class StreamingPipelineOperator(SparkSubmitOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"pipeline": "json", "variables": "json", "conf": "json"}
     ui_color = "#e8f4ec"
-    _work: ClassVar[Work] = "stream"
 
     def __init__(
         self,
@@ -122,7 +121,7 @@ class StreamingPipelineOperator(SparkSubmitOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # the base class returns nothing
         """Register, submit, wait; return the run's result."""
-        report = RunReport(self._work)
+        report = self._report()
         with airflow_errors(), breaker_answers(self.breaker_open, context), report.told():
             config, log_options = self._load(), self._log_options()
             report.pipeline_id = config.pipeline_id
@@ -288,6 +287,9 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         store.delete(self.external_id_key)
         store.delete(self._K8S_DRIVER_STATUS_KEY)
         return None
+
+    def _report(self) -> RunReport:
+        return RunReport("stream")
 
     # -- after it ---------------------------------------------------------------------------------------------------
 

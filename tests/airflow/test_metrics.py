@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsLogger
+from airflow.sdk._shared.observability.metrics.otel_logger import SafeOtelLogger
 from airflow.sdk._shared.observability.metrics.validators import ALLOWED_CHARACTERS, stat_name_default_handler
 from airflow.sdk.exceptions import AirflowException
 from airflow.sdk.observability import stats
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from airflow_etl_provider import metrics
 from airflow_etl_provider.hooks.driver_lines import DriverLines
@@ -174,6 +177,30 @@ def test_a_broken_backend_changes_nothing(caplog: pytest.LogCaptureFixture) -> N
     finally:
         stats.initialize(factory=NoStatsLogger, export_legacy_names=True)
     assert "Metric etl.run.ended was not sent: RuntimeError: no such collector" in caplog.text
+
+
+def test_opentelemetry_gets_the_same() -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    stats.initialize(factory=lambda: SafeOtelLogger(provider), export_legacy_names=True)
+    try:
+        with report(BACK).told():
+            pass
+        found: Any = reader.get_metrics_data()
+    finally:
+        stats.initialize(factory=NoStatsLogger, export_legacy_names=True)
+        provider.shutdown()
+    points = {
+        (metric.name, tuple(sorted(point.attributes.items()))): point.sum
+        if metric.name.endswith("wait")
+        else point.value
+        for metric in found.resource_metrics[0].scope_metrics[0].metrics
+        for point in metric.data.data_points
+    }
+    write = tuple(sorted({**ORDERS, "kind": "write"}.items()))
+    assert points["airflow.etl.run.retries", write] == 2
+    assert points["airflow.etl.run.retry_wait", write] == 3500
+    assert points["airflow.etl.breaker.open", (("system", "kafka_broker_9092"),)] == 1
 
 
 def test_tags_fit_into_a_statsd_line(receiver: Receiver) -> None:
