@@ -42,13 +42,17 @@ class TaskBreaker:
     def __init__(self, config: PipelineConfig, ledger: LedgerHook, run_id: str) -> None:
         handling = config.error_handling
         settings = handling.circuit_breaker if handling else None
+        self.system = ""
+        """Which system it guards; empty for a pipeline without a circuit breaker."""
+        self.changes: list[str] = []
+        """The states into which it came while the ledger did not answer."""
         self._own: Breaker | None = None
         self._shared: Breaker | None = None
         if settings is None or not settings.enabled:
             return
-        system = postgres_system(ledger.database)
+        self.system = system = postgres_system(ledger.database)
         storage = ledger.breaker_storage(system, settings, run_id=run_id, pipeline_id=config.pipeline_id)
-        self._own = Breaker(settings, VariableStorage(system, settings), self._tell)
+        self._own = Breaker(settings, VariableStorage(system, settings), self._changed)
         self._shared = Breaker(settings, storage, self._tell)
 
     def ask(self) -> None:
@@ -99,9 +103,12 @@ class TaskBreaker:
         if not error and _left_alone(submit_error):
             self._own.trip(EtlError(f"The driver of run {row.run_id} found its breaker open"))
 
+    def _changed(self, before: str, after: str) -> None:
+        self.changes.append(after)
+        self._tell(before, after)
+
     def _tell(self, before: str, after: str) -> None:
-        if self._own is not None:
-            log.warning("breaker of %s: %s -> %s", self._own.system, before, after)
+        log.warning("breaker of %s: %s -> %s", self.system, before, after)
 
 
 @contextmanager

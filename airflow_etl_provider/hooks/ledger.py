@@ -18,6 +18,7 @@ from spark_jobs.contracts.replay import LetterCount, ReplayRequest, ReplaySummar
 from spark_jobs.contracts.run_request import RunRequest, RunResult
 from spark_jobs.contracts.tracker.breakers import PostgresStorage
 from spark_jobs.contracts.tracker.connect import Connection, classified, connect, query
+from spark_jobs.contracts.tracker.figures import RunFigures, run_figures
 from spark_jobs.contracts.tracker.letters import count_letters
 from spark_jobs.contracts.tracker.migrate import migrate, require_version
 from spark_jobs.contracts.tracker.queries import summarise_run
@@ -160,6 +161,11 @@ class LedgerHook(BaseHook):
             return count_letters(
                 conn, self.schema, pipeline_id, statuses=statuses, stages=stages, error_classes=error_classes
             )
+
+    def figures(self, run_id: str) -> RunFigures:
+        """Return what a run's metrics are made of: attempts and waits, dead letters, circuit breakers."""
+        with closing(connect(self.database, application_name=_SESSION_NAME, connect_timeout=2)) as conn:
+            return run_figures(conn, self.schema, run_id)
 
     def result(self, run_id: str) -> RunResult:
         """Return what the run did: batches, rows by kind, offsets, watermark, duration, the ledger's verdict."""

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
+
+from airflow_etl_provider.hooks.driver_lines import DriverLines
 
 # Kills a process group that outlived its time. A process of its own, because Airflow SIGKILLs the task's process five
 # seconds after its SIGTERM, whatever it is doing. The group's number cannot be taken by another while it lives.
@@ -32,16 +34,18 @@ except ProcessLookupError:
 
 
 class PipelineSubmitHook(SparkSubmitHook):
-    """The Spark provider's hook, with three things of its own.
+    """The Spark provider's hook, with four things of its own.
 
     * ``process_environment`` reaches the spark-submit process and nothing else. The base class turns ``env_vars`` into
       ``--conf`` arguments on Kubernetes and YARN, where everybody can read them.
     * spark-submit leads a process group of its own. Airflow signals the task's whole group; a JVM that gets that
       SIGTERM closes the Spark session in the middle of a micro-batch.
     * :meth:`stop_driver` asks the Python driver to stop, so that it commits or rolls back, before anything is killed.
+    * ``heard`` knows which retries a driver below this process has told of.
     """
 
     process_environment: Mapping[str, str]
+    heard: DriverLines
     application_name: str
     guard: subprocess.Popen[bytes] | None
 
@@ -57,6 +61,7 @@ class PipelineSubmitHook(SparkSubmitHook):
         taken.process_environment = environment
         taken.application_name = application.name
         taken.guard = None
+        taken.heard = DriverLines()
         return taken
 
     @property
@@ -76,6 +81,9 @@ class PipelineSubmitHook(SparkSubmitHook):
         finally:
             if self._submit_sp is not None:
                 self._submit_sp.stdout.close()
+
+    def _process_spark_submit_log(self, itr: Iterator[str]) -> None:
+        super()._process_spark_submit_log(self.heard.listening(itr))
 
     def _build_spark_submit_command(self, application: str) -> list[str]:
         command = super()._build_spark_submit_command(application)

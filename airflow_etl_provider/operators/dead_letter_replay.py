@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID, uuid4
 
+from airflow_etl_provider import metrics
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.operators.streaming_pipeline import RUN_KEY, StreamingPipelineOperator
+from airflow_etl_provider.run_report import RunReport
 from spark_jobs.contracts.config import PipelineConfig, require_supported
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.replay import LetterFilter, ReplayRequest
@@ -132,6 +134,9 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
             dry_run=_true(self.dry_run_only),
         )
 
+    def _report(self) -> RunReport:
+        return RunReport("replay", str(self.pipeline_id))
+
     def _load(self) -> PipelineConfig:
         self._request = LedgerHook(self.ledger_conn_id, schema=self.tracker_schema).replay_request(
             self.request(), started_by="airflow"
@@ -181,6 +186,10 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
             summary.failed,
             summary.parked,
         )
+        if not summary.dry_run:
+            for outcome in ("replayed", "failed", "parked"):
+                number = getattr(summary, outcome)
+                metrics.count(metrics.REPLAY_LETTERS, number, pipeline_id=str(self.pipeline_id), outcome=outcome)
         return summary.to_json()
 
 

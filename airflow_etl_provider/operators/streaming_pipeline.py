@@ -25,6 +25,7 @@ from airflow_etl_provider.credentials import (
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.hooks.spark_driver import PipelineSubmitHook
 from airflow_etl_provider.outcome import airflow_errors, require_finished
+from airflow_etl_provider.run_report import RunReport
 from airflow_etl_provider.shipping import application_file, package_archive
 from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
 from spark_jobs.contracts.errors import ConfigError, EtlError
@@ -120,8 +121,10 @@ class StreamingPipelineOperator(SparkSubmitOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # the base class returns nothing
         """Register, submit, wait; return the run's result."""
-        with airflow_errors(), breaker_answers(self.breaker_open, context):
+        report = self._report()
+        with airflow_errors(), breaker_answers(self.breaker_open, context), report.told():
             config, log_options = self._load(), self._log_options()
+            report.pipeline_id = config.pipeline_id
             ledger = LedgerHook(
                 config.load.credential_id or "",
                 schema=self.tracker_schema,
@@ -129,13 +132,13 @@ class StreamingPipelineOperator(SparkSubmitOperator):
             )
             self._prepare_submit(config)
             new_id = str(uuid.uuid4())
-            breaker = TaskBreaker(config, ledger, new_id)
+            report.breaker = breaker = TaskBreaker(config, ledger, new_id)
             with breaker.watching():
                 run_id = self._run_to_wait_for(context, ledger)
                 if run_id is None:
                     breaker.ask()
                     run_id = self._register(context, config, ledger, new_id)
-            self._ledger, self._run_id = ledger, run_id
+            self._ledger, self._run_id = report.ledger, report.run_id = ledger, run_id
             self.application_args = ["--run-id", run_id, "--credential", ledger.conn_id]
             self.application_args += ["--tracker-schema", self.tracker_schema]
             # What the connection lacks and the file has: the driver needs it before it can read the file's request.
@@ -143,6 +146,8 @@ class StreamingPipelineOperator(SparkSubmitOperator):
                 self.application_args += ["--connection-param", "=".join(setting)]
             self.application_args += log_options
             submit_error = self._submit(context)
+            if isinstance(self._hook, PipelineSubmitHook):
+                report.heard = self._hook.heard
             with breaker.watching(submit_error):
                 row = ledger.run(run_id)
                 breaker.require_closed(row, submit_error)
@@ -282,6 +287,9 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         store.delete(self.external_id_key)
         store.delete(self._K8S_DRIVER_STATUS_KEY)
         return None
+
+    def _report(self) -> RunReport:
+        return RunReport("stream")
 
     # -- after it ---------------------------------------------------------------------------------------------------
 

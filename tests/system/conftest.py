@@ -15,6 +15,7 @@ import pytest
 from sandbox.airflow import Airflow
 from sandbox.ports import free_port
 from sandbox.postgres import PostgresServer
+from sandbox.statsd import StatsdServer
 
 TASK = "run_pipeline"
 
@@ -51,6 +52,7 @@ class Site:
     server: PostgresServer
     root: Path
     spark_ui: str
+    statsd: StatsdServer
 
     @property
     def pipelines(self) -> Path:
@@ -129,7 +131,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         shutil.copy(Path(__file__).resolve().parents[2] / "dags" / name, home / "dags")
     (home / "dags" / "watch_letters.py").write_text(WATCH_DAG)
     ui = free_port()
-    with PostgresServer() as server:
+    with PostgresServer() as server, StatsdServer("airflow.etl.") as statsd:
         server.create_database("warehouse")
         with server.connect("warehouse", autocommit=True) as conn:
             conn.execute("CREATE SCHEMA shop")
@@ -139,10 +141,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         }
         server.create_database("airflow")
         metadata = server.uri("airflow").replace("postgresql://", "postgresql+psycopg2://")
-        airflow = Airflow(home, connections=connections, metadata=metadata)
-        site = Site(airflow, server, root, f"http://127.0.0.1:{ui}")
+        airflow = Airflow(home, connections=connections, metadata=metadata, environ=_metrics(statsd.port))
+        site = Site(airflow, server, root, f"http://127.0.0.1:{ui}", statsd)
         (root / "endless").mkdir()
         document = site.document("endless", triggerMode="processingtime=1 second")
         (home / "dags" / "endless.py").write_text(ENDLESS_DAG.format(pipeline=document, port=ui))
         with airflow:
             yield site
+
+
+def _metrics(port: int) -> dict[str, str]:
+    settings = {
+        "STATSD_ON": "True",
+        "STATSD_HOST": "127.0.0.1",
+        "STATSD_PORT": str(port),
+        "STATSD_INFLUXDB_ENABLED": "True",
+        "METRICS_ALLOW_LIST": r"^etl\.",
+    }
+    return {f"AIRFLOW__METRICS__{name}": value for name, value in settings.items()}

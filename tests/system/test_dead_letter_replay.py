@@ -57,6 +57,10 @@ def test_what_a_person_approves_comes_home(site: Site, name: str) -> None:
     assert (told["dry_run"], told["replayed"], told["failed"]) == (False, 1, 1)
     assert _statuses(site, name) == [("pending", 1), ("replayed", 1)]
     assert site.rows(f"SELECT id FROM shop.{name} ORDER BY id") == [(1,), (2,)]
+    # One of the two was dry.
+    site.statsd.wait("airflow.etl.run.ended", times=2, pipeline_id=name, work="replay", exit="finished")
+    for outcome in ("replayed", "failed"):
+        assert site.statsd.values("airflow.etl.replay.letters", pipeline_id=name, outcome=outcome) == [1]
     [*_, event] = site.target_events(name)
     assert event["extra"]["rows"]["written"] == 1
 

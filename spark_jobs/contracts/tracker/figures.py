@@ -1,0 +1,67 @@
+"""What a run's metrics are made of, as the ledger has it: attempts and waits, dead letters, circuit breakers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from spark_jobs.contracts.errors import Operation
+from spark_jobs.contracts.tracker.connect import Connection, classified, query
+
+_RUN: Final = "SELECT state, exit_code FROM {schema}.pipeline_run WHERE run_id = %(run_id)s"
+
+_RETRIES: Final = """
+SELECT kind, count(*), sum(wait_ms)::float / 1000 FROM {schema}.run_retry WHERE run_id = %(run_id)s GROUP BY kind"""
+
+_LETTERS: Final = """
+SELECT letter.stage, count(*)
+FROM {schema}.dead_letter letter JOIN {schema}.batch_tracker batch USING (pipeline_id, query_id, batch_id)
+WHERE batch.run_id = %(run_id)s GROUP BY letter.stage"""
+
+_CHANGES: Final = """
+SELECT system, to_state, count(*) FROM {schema}.circuit_breaker_event WHERE run_id = %(run_id)s GROUP BY 1, 2"""
+
+_BREAKERS: Final = "SELECT system, state FROM {schema}.circuit_breaker"
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """How often something was done again, and what was waited before it, in all."""
+
+    times: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """What the ledger can tell about a run at its end."""
+
+    state: str = ""
+    """Empty for a run that the ledger does not know."""
+    exit_code: int | None = None
+    retries: Mapping[Operation, Waited] = field(default_factory=dict)
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
+    """By stage."""
+    breaker_changes: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """What the run did to breakers: how often, by system and new state."""
+    breakers: Mapping[str, str] = field(default_factory=dict)
+    """State of each breaker that the ledger knows, whoever changed it."""
+
+
+def run_figures(conn: Connection, schema: str, run_id: str) -> RunFigures:
+    """Return the figures of a run, also of one that failed or was never registered."""
+
+    def rows(statement: str) -> list[Any]:
+        return query(conn, schema, statement, {"run_id": run_id}).fetchall()
+
+    with classified(f"Reading the figures of run {run_id!r}"):
+        state, exit_code = next(iter(rows(_RUN)), ("", None))
+        return RunFigures(
+            state,
+            exit_code,
+            retries={kind: Waited(times, seconds) for kind, times, seconds in rows(_RETRIES)},
+            dead_letters=dict(rows(_LETTERS)),
+            breaker_changes={(system, after): times for system, after, times in rows(_CHANGES)},
+            breakers=dict(rows(_BREAKERS)),
+        )
