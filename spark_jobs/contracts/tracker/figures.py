@@ -14,10 +14,14 @@ _RUN: Final = "SELECT state, exit_code FROM {schema}.pipeline_run WHERE run_id =
 _RETRIES: Final = """
 SELECT kind, count(*), sum(wait_ms)::float / 1000 FROM {schema}.run_retry WHERE run_id = %(run_id)s GROUP BY kind"""
 
+# By the time, too: that is what the letters' indexes know.
 _LETTERS: Final = """
 SELECT letter.stage, count(*)
-FROM {schema}.dead_letter letter JOIN {schema}.batch_tracker batch USING (pipeline_id, query_id, batch_id)
-WHERE batch.run_id = %(run_id)s GROUP BY letter.stage"""
+FROM {schema}.pipeline_run run JOIN {schema}.batch_tracker batch USING (run_id)
+JOIN {schema}.dead_letter letter ON letter.pipeline_id = run.pipeline_id
+    AND letter.first_failed_at >= run.registered_at
+    AND letter.query_id = batch.query_id AND letter.batch_id = batch.batch_id
+WHERE run.run_id = %(run_id)s GROUP BY letter.stage"""
 
 _CHANGES: Final = """
 SELECT system, to_state, count(*) FROM {schema}.circuit_breaker_event WHERE run_id = %(run_id)s GROUP BY 1, 2"""
