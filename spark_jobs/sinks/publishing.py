@@ -84,7 +84,7 @@ class LetterPublisher:
         """
         if self._batch is None:
             raise RuntimeError("no batch was begun")
-        started, batch, failed_at = monotonic(), self._batch, datetime.now(UTC)
+        started, batch, failed_at = monotonic(), self._batch, self._now()
         count = sum(one.count for one in letters)
         rows = identified(self._conn(), letters, batch.identity, failed_at)
         of = LettersOf(*batch.identity.key[:2], batch.identity.batch_id, failed_at)
@@ -120,6 +120,11 @@ class LetterPublisher:
         )
         task = letters_task(SharesPlan(self.session, queries, of, self.copy.make_rows))
         return self.spark.range(0, shares, 1, shares).mapInArrow(task, self.copy.schema)
+
+    def _now(self) -> datetime:
+        # By the clock that all other letters have their time from.
+        found: datetime = self._conn().execute("SELECT clock_timestamp()").fetchone()[0]
+        return found.astimezone(UTC)
 
     def _conn(self) -> Any:
         return self.ledger.connection()
