@@ -2,13 +2,14 @@
 
 Rows are buffered up to a bound and copied under a savepoint. Where the server names the line, the rows are split there;
 where it does not (foreign keys), the range is halved. After a refused row the ranges start small and double, so that k
-refused rows in n cost about k·log n statements, and each row is sent a bounded number of times.
+refused rows in n cost about k·log n statements, and each row is sent a bounded number of times. Where there are more
+than a few, the rows go through a sieve (:mod:`spark_jobs.sinks.sieve`), if the session may have one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -17,10 +18,13 @@ from spark_jobs.sinks.arrow_values import value_of
 from spark_jobs.sinks.copying import chunks, copy_rows
 from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.refused import Refusal, RefusedRows, has_odd_document, refusal, row_text
+from spark_jobs.sinks.sieve import Sieve
 from spark_jobs.sinks.sorting import EVENT_TIME, SOURCE
 
 _SMALLEST = 64
 _SAVEPOINT = "etl_rows"
+# So many refused rows are found by COPY: a sieve costs as much to make.
+_FEW = 4
 
 
 @dataclass(slots=True)
@@ -29,6 +33,7 @@ class CarefulCopy:
 
     :param bases: the PostgreSQL types of the columns, for the letters.
     :param keep_source: whether the table has a column ``_source``, for the row's origin.
+    :param sieve: how to find many refused rows; None where only COPY can.
     """
 
     cursor: Cursor
@@ -38,6 +43,8 @@ class CarefulCopy:
     refused: RefusedRows
     keep_source: bool = False
     point: str = ""
+    sieve: Sieve | None = None
+    _before: int = field(default=0)
 
     def copy(self, batches: Iterable[pa.RecordBatch]) -> int:
         """Copy all rows but the refused ones; return how many landed."""
@@ -45,22 +52,29 @@ class CarefulCopy:
         for chunk in chunks(batches):
             rows = pa.Table.from_batches(list(chunk))
             self.refused.see(rows.num_rows)
-            landed += self._rows(rows)
+            count = self.refused.count
+            landed += self._rows(rows, (self.schema, self.table), sifts=self.sieve is not None)
+            # Where one chunk had many, the next one is expected to.
+            self._before = count
             if self.point:
                 reach(self.point)
+        if self.sieve is not None:
+            self.sieve.close()
         return landed
 
-    def _rows(self, rows: pa.Table) -> int:
+    def _rows(self, rows: pa.Table, into: tuple[str, str], *, sifts: bool) -> int:
         landed, start, step = 0, 0, rows.num_rows
         while start < rows.num_rows:
+            if sifts and self._has_sieve():
+                return landed + self._sifted(rows.slice(start))
             span = rows.slice(start, step)
-            said = self._try(span)
+            said = self._try(span, into)
             if said is None:
                 landed += span.num_rows
                 start += span.num_rows
                 step *= 2
             elif said.line is not None and 0 < said.line <= span.num_rows:
-                landed += self._rows(span.slice(0, said.line - 1))
+                landed += self._rows(span.slice(0, said.line - 1), into, sifts=sifts)
                 self._refuse(span, said.line - 1, said)
                 start += said.line
                 step = max(_SMALLEST, said.line * 2)
@@ -72,10 +86,24 @@ class CarefulCopy:
                 step = _SMALLEST
         return landed
 
-    def _try(self, rows: pa.Table) -> Refusal | None:
+    def _has_sieve(self) -> bool:
+        if self.sieve is None or self.refused.count - self._before < _FEW:
+            return False
+        if not self.sieve.open():
+            self.sieve = None
+        return self.sieve is not None
+
+    def _sifted(self, rows: pa.Table) -> int:
+        sieve = self.sieve
+        assert sieve is not None  # noqa: S101 - for the type checker
+        # What no column of such a type can hold is refused here already.
+        self._rows(sieve.numbered(rows), ("pg_temp", sieve.text.table), sifts=False)
+        return sieve.sift(rows.num_rows, lambda line, said: self._refuse(rows, line - 1, said))
+
+    def _try(self, rows: pa.Table, into: tuple[str, str]) -> Refusal | None:
         self.cursor.run(f"SAVEPOINT {_SAVEPOINT}")
         try:
-            copy_rows(self.cursor, self.schema, self.table, self._sent(rows).to_batches())
+            copy_rows(self.cursor, *into, self._sent(rows).to_batches())
         except Error as error:
             said = refusal(error)
             if said is None:

@@ -19,6 +19,9 @@ from spark_jobs.sinks.cursor import Cursor, Error
 CHUNK_BYTES = 32 << 20
 """About as much as one COPY sends, and a part may hold in memory."""
 
+# The first COPY is small, and each may be twice as large as the one before.
+_FIRST_CHUNK = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Session:
@@ -116,18 +119,19 @@ def _copy(cursor: Cursor, schema: str, table: str, batches: Iterator[pa.RecordBa
 def chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[Iterator[pa.RecordBatch]]:
     """Cut a stream of batches into streams of at most about :data:`CHUNK_BYTES`, none of them empty.
 
-    libpq does not look for the server's answer before a COPY's end: a bounded COPY fails soon. Each stream must be
-    used up before the next one is asked for.
+    libpq does not look for the server's answer before a COPY's end: a bounded COPY fails soon, and small ones at the
+    start find early what is bad in all places. Each stream must be used up before the next one is asked for.
     """
-    iterator = iter(batches)
+    iterator, most = iter(batches), _FIRST_CHUNK
     while (first := next(iterator, None)) is not None:
-        yield _chunk(first, iterator)
+        yield _chunk(first, iterator, most)
+        most = min(most * 2, CHUNK_BYTES)
 
 
-def _chunk(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _chunk(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:
     size = first.get_total_buffer_size()
     yield first
-    while size < CHUNK_BYTES and (batch := next(rest, None)) is not None:
+    while size < most and (batch := next(rest, None)) is not None:
         size += batch.get_total_buffer_size()
         yield batch
 

@@ -24,10 +24,11 @@ from spark_jobs.sinks.letter_ids import LetterSet
 from spark_jobs.sinks.merging import MergeRule
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.refused import Limit
+from spark_jobs.sinks.sieve_text import sieve_text
 from spark_jobs.sinks.single import TEMPORARY, SinglePlan
 from spark_jobs.sinks.staged import StagedPlan
 from spark_jobs.sinks.staging import Staged, Staging
-from spark_jobs.sinks.staging_table import create_staging
+from spark_jobs.sinks.staging_table import create_staging, marks
 from spark_jobs.sinks.target import Target, column_of
 from spark_jobs.sinks.two_phase import TwoPhasePlan
 from spark_jobs.sinks.writing import RowsPlan
@@ -63,6 +64,10 @@ class Plans:
         # COPY does not tell how many rows a trigger let through; INSERT does.
         return self.rule.mode is WriteMode.UPSERT or self.target.has_insert_triggers or not self.target.direct
 
+    @property
+    def _table(self) -> tuple[str, str]:
+        return str(self.target.table.schema), self.target.table.table
+
     def single(
         self,
         record: BatchRecord,
@@ -80,7 +85,7 @@ class Plans:
         overwrite = self.rule.mode is WriteMode.OVERWRITE
         plan = SinglePlan(
             session=self.session,
-            rows=self._rows(str(self.target.table.schema), self.target.table.table, careful, "single.in_copy"),
+            rows=self._rows(*self._table, careful, "single.in_copy"),
             commit=self.commit(record, event, "single", letters, hands_over=self.elsewhere and not by_driver),
             before=self.emptying() if overwrite else None,
         )
@@ -89,7 +94,7 @@ class Plans:
         staging = sql.Identifier(TEMPORARY)
         return SinglePlan(
             session=plan.session,
-            rows=self._rows("pg_temp", TEMPORARY, careful, "single.in_copy", staged=True),
+            rows=self._rows("pg_temp", TEMPORARY, careful, "single.in_copy", staged="TEMP"),
             commit=plan.commit,
             before=plan.before,
             create_staging=(create_staging(staging, self.target, kind="TEMP", rule=self.rule).as_string(conn),),
@@ -100,7 +105,7 @@ class Plans:
         """Return the plan of the tasks that fill a staging."""
         rows = None
         if staging.rows:
-            rows = self._rows(staging.schema, staging.rows, careful, "staged.in_copy", staged=True)
+            rows = self._rows(staging.schema, staging.rows, careful, "staged.in_copy", staged="UNLOGGED")
         return StagedPlan(self.session, staging.schema, rows, staging.letters, self.limit, self.fail_fast)
 
     def two_phase(self, record: BatchRecord, event: dict[str, Any], attempt: int, *, careful: bool) -> TwoPhasePlan:
@@ -112,7 +117,8 @@ class Plans:
         ledger = self.ledger
         return TwoPhasePlan(
             session=self.session,
-            rows=self._rows(str(self.target.table.schema), self.target.table.table, careful, "two_phase.in_copy"),
+            # A prepared transaction may not have used temporary tables.
+            rows=self._rows(*self._table, careful, "two_phase.in_copy", temporary=False),
             commit=self.commit(record, event, "two_phase", hands_over=self.elsewhere),
             names=part_names(key.pipeline_id, ledger.schema, key.query_id, key.batch_id, ledger.epoch, attempt),
         )
@@ -196,11 +202,22 @@ class Plans:
             carried.append(origin(types).alias(SOURCE) if name == SOURCE else column_of(name))
         return [*self.target.sent(types), *carried]
 
-    def _rows(self, schema: str, table: str, careful: bool, point: str, *, staged: bool = False) -> RowsPlan:
+    def _rows(
+        self, schema: str, table: str, careful: bool, point: str, *, staged: str = "", temporary: bool = True
+    ) -> RowsPlan:
+        """Return where rows go.
+
+        :param staged: the kind of the staging table, if it is one. :param temporary: whether there may be such tables.
+        """
         columns = [(column.name, column.type.base) for column in self.target.columns]
         if staged and self.rule.delete_marker:
             columns.append((self.rule.delete_marker, "boolean"))
-        return RowsPlan(schema, table, tuple(columns), careful, keep_source=staged, point=point)
+        sieve = None
+        if careful and temporary and (staged or not self.target.has_rules):
+            into = sql.Identifier(schema, table)
+            beside = marks(staged, self.rule) if staged else []
+            sieve = sieve_text(self.ledger.connection(), into, self.target.columns, beside)
+        return RowsPlan(schema, table, tuple(columns), careful, bool(staged), point, sieve)
 
 
 def writing_session(ledger: Ledger, role: str | None) -> Session:

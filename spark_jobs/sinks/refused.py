@@ -21,6 +21,9 @@ from spark_jobs.sinks.strict_json import DEEPEST, is_jsonb
 # 22 data exceptions, 23 integrity constraints; what a trigger or a view's check option says about a row.
 _DATA_CLASSES = ("22", "23")
 _DATA_STATES = ("P0001", "44000")
+DATA_CONDITIONS = ("data_exception", "integrity_constraint_violation", "raise_exception", "with_check_option_violation")
+"""The same as PL/pgSQL names them; the first two stand for their classes."""
+
 # A value of a wrong length breaks the protocol of COPY's binary form; with a line it is that row's fault.
 _PROTOCOL = "08P01"
 _DOCUMENTS = ("json", "jsonb")
@@ -69,12 +72,19 @@ def refusal(error: BaseException) -> Refusal | None:
     if not (is_about_data(state) or (state == _PROTOCOL and line)):
         return None
     message = said.get("PG_DIAG_MESSAGE_PRIMARY") or " ".join(str(error).split())
-    detail = said.get("PG_DIAG_MESSAGE_DETAIL", "")
+    detail = said.get("PG_DIAG_MESSAGE_DETAIL")
+    column = said.get("PG_DIAG_COLUMN_NAME") or column
+    return refusal_of(state, message, detail, column, said.get("PG_DIAG_CONSTRAINT_NAME"), line)
+
+
+def refusal_of(
+    state: str, message: str, detail: str | None, column: str | None, constraint: str | None, line: int | None = None
+) -> Refusal:
+    """Return the refusal of these diagnostics; what there is not is empty or None."""
     if state.startswith("23") and state not in ("23502", "23514") and detail:
         # Which key it was. Other details repeat the row, which the letter holds anyway.
         message = f"{message}: {detail}"
-    column = said.get("PG_DIAG_COLUMN_NAME") or column
-    return Refusal(state, message, column, said.get("PG_DIAG_CONSTRAINT_NAME"), line)
+    return Refusal(state, message, column or None, constraint or None, line)
 
 
 def is_about_data(sqlstate: str) -> bool:

@@ -24,11 +24,7 @@ def create_staging(name: sql.Composable, target: Target, *, kind: str, rule: Mer
     # A trigger may complete a row before it is inserted, and a row that is only a key and a deletion marker is no row.
     demanding = not target.has_insert_triggers and rule.delete_marker is None
     items: list[sql.Composable] = [_column(column, demanding=demanding) for column in target.columns]
-    if rule.delete_marker:
-        items.append(sql.SQL("{} boolean").format(sql.Identifier(rule.delete_marker)))
-    # A temporary one is a single attempt's, which then need not be sent with each row.
-    marks = _ONE_ATTEMPT if kind == "TEMP" else _MARKS
-    items += [sql.SQL("{} {}").format(sql.Identifier(mark), sql.SQL(kind_of)) for mark, kind_of in marks]
+    items += [sql.SQL("{} {}").format(sql.Identifier(mark), sql.SQL(kind_of)) for mark, kind_of in marks(kind, rule)]
     items += [_valid(column) for column in target.columns if not column.direct]
     if demanding:
         typed = {column.name for column in target.columns if column.direct}
@@ -39,6 +35,13 @@ def create_staging(name: sql.Composable, target: Target, *, kind: str, rule: Mer
         ]
     ending = " ON COMMIT DROP" if kind == "TEMP" else ""
     return sql.SQL("CREATE {} TABLE {} ({}){}").format(sql.SQL(kind), name, sql.SQL(", ").join(items), sql.SQL(ending))
+
+
+def marks(kind: str, rule: MergeRule) -> list[tuple[str, str]]:
+    """Return the columns of a staging table of this kind beside the target's, and their types."""
+    # A temporary one is a single attempt's, which then need not be sent with each row.
+    marker = [(rule.delete_marker, "boolean")] if rule.delete_marker else []
+    return [*marker, *(_ONE_ATTEMPT if kind == "TEMP" else _MARKS)]
 
 
 def _column(column: TargetColumn, *, demanding: bool) -> sql.Composed:

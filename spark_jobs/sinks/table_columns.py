@@ -39,6 +39,14 @@ class TargetColumn:
         return self.declared if self.direct else "text"
 
     @property
+    def plain_type(self) -> str:
+        """The staged type without what a domain or a modifier demands; the same bytes stand for its values."""
+        if not self.direct or self.type.base == "enum":
+            return self.staged_type
+        # Without a modifier "character" is one character.
+        return "bpchar" if self.type.base == "character" else self.type.base
+
+    @property
     def from_staged(self) -> str:
         """SQL that turns the staged column, put in for ``{}``, into the target's."""
         return "{}" if self.direct else "{}::" + self.declared

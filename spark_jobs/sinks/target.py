@@ -37,6 +37,7 @@ class Target:
     :param has_insert_triggers: whether a trigger may change or suppress a row before it is inserted.
     :param has_suppressing_triggers: the same, before it is inserted, updated or deleted.
     :param spares_equal_rows: whether PostgreSQL's own trigger leaves out updates that change nothing.
+    :param has_rules: whether an INSERT may do something else there than COPY.
     """
 
     table: TableName
@@ -46,6 +47,7 @@ class Target:
     has_suppressing_triggers: bool
     spares_equal_rows: bool
     checks: tuple[Check, ...] = ()
+    has_rules: bool = False
 
     def identifier(self) -> sql.Identifier:
         """Return the quoted, qualified name."""
@@ -178,6 +180,7 @@ def inspect(
         has_suppressing_triggers=_has_triggers(conn, table, _INSERT | _UPDATE | _DELETE),
         spares_equal_rows=_has_triggers(conn, table, _UPDATE, "suppress_redundant_updates_trigger"),
         checks=_checks(conn, table),
+        has_rules=_has_rules(conn, table),
     )
 
 
@@ -192,6 +195,12 @@ GROUP BY c.oid, c.conname ORDER BY c.conname
 def _checks(conn: Connection, table: TableName) -> tuple[Check, ...]:
     rows = conn.execute(_CHECKS, [qualified(table).as_string(conn)]).fetchall()
     return tuple(Check(name, definition, tuple(columns)) for name, definition, columns in rows)
+
+
+def _has_rules(conn: Connection, table: TableName) -> bool:
+    name = qualified(table).as_string(conn)
+    row = conn.execute("SELECT relhasrules FROM pg_class WHERE oid = to_regclass(%s)", [name]).fetchone()
+    return bool(row and row[0])
 
 
 # Bits of tgtype: 1 for each row, 2 before, 64 instead of. A partition has triggers of its own.

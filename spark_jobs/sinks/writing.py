@@ -20,6 +20,7 @@ from spark_jobs.sinks.cursor import Cursor
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.plain_arrow import long
 from spark_jobs.sinks.refused import RefusedRows
+from spark_jobs.sinks.sieve import Sieve, SieveText
 from spark_jobs.sinks.sorting import EVENT_TIME, SOURCE, LetterSpool, passed_rows
 
 _NUMBER_BITS = 40
@@ -36,6 +37,7 @@ class RowsPlan:
     :param careful: whether refused rows are looked for.
     :param keep_source: whether the table has a column ``_source`` for the row's origin.
     :param point: fault point between two bounded COPYs.
+    :param sieve: how many refused rows are found, where there may be temporary tables.
     """
 
     schema: str
@@ -44,6 +46,7 @@ class RowsPlan:
     careful: bool = False
     keep_source: bool = False
     point: str = ""
+    sieve: SieveText | None = None
 
 
 def write_rows(
@@ -66,8 +69,9 @@ def write_rows(
         rows = mark(rows)
     if refused is None:
         return copy_rows(cursor, plan.schema, plan.table, rows, plan.point)
-    copy = CarefulCopy(cursor, plan.schema, plan.table, dict(plan.columns), refused, plan.keep_source, plan.point)
-    return copy.copy(rows)
+    sieve = Sieve(cursor, plan.sieve) if plan.sieve else None
+    bases = dict(plan.columns)
+    return CarefulCopy(cursor, plan.schema, plan.table, bases, refused, plan.keep_source, plan.point, sieve).copy(rows)
 
 
 def begun(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -1,0 +1,98 @@
+"""Refused rows are found inside the server: rows wait in a temporary table, and a function there brings them on.
+
+A row that the target refuses costs no COPY of its own then, but some microseconds of the server; how they are found
+says :mod:`spark_jobs.sinks.sieve_text`. It is part of the transaction that writes: a prepared one may not use temporary
+tables, and a role may not be allowed to make them. Executor side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from spark_jobs.sinks.copying import sqlstate
+from spark_jobs.sinks.cursor import Cursor, Error
+from spark_jobs.sinks.plain_arrow import longs
+from spark_jobs.sinks.refused import Refusal, refusal_of
+
+_SAVEPOINT = "etl_sieve"
+# Insufficient privilege (no TEMP, no plpgsql), no such language, a feature that a pooler or a standby does not have.
+_NOT_ALLOWED = ("42501", "42704", "0A000")
+
+
+@dataclass(frozen=True, slots=True)
+class SieveText:
+    """The statements of a sieve, rendered.
+
+    :param table: in ``pg_temp``: the target's columns, which demand nothing, and ``line``. :param line: its number.
+    :param create: makes table and function. :param analyze: tells the server that the lines are in order.
+    :param sift: brings the rows on; its parameters are the line to begin with, the last one, and how many to try at
+        once. Answers the refused rows, and at the end, without a SQLSTATE, the next line to begin with, how many rows
+        have landed, and how many to try at once.
+    :param empty: removes all rows. :param drop: removes what would outlive the transaction.
+    """
+
+    table: str
+    line: str
+    create: tuple[str, ...]
+    analyze: str
+    sift: str
+    empty: str
+    drop: str
+
+
+@dataclass(slots=True)
+class Sieve:
+    """The sieve of one transaction."""
+
+    cursor: Cursor
+    text: SieveText
+    _is_open: bool = field(default=False)
+    _is_new: bool = field(default=True)
+
+    def open(self) -> bool:
+        """Make it, if it is not there; return whether this session may have one."""
+        if self._is_open:
+            return True
+        self.cursor.run(f"SAVEPOINT {_SAVEPOINT}")
+        try:
+            for statement in self.text.create:
+                self.cursor.run(statement)
+        except Error as error:
+            if sqlstate(error) not in _NOT_ALLOWED:
+                raise
+            self.cursor.run(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+            return False
+        self.cursor.run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+        self._is_open = True
+        return True
+
+    def numbered(self, rows: pa.Table) -> pa.Table:
+        """Return the rows as the sieve takes them: with their lines, from 1."""
+        return rows.append_column(self.text.line, longs(range(1, rows.num_rows + 1)))
+
+    def sift(self, last: int, refuse: Callable[[int, Refusal], None]) -> int:
+        """Bring the rows in the sieve on, and empty it; return how many landed.
+
+        :param last: the last row's line. :param refuse: is called with each refused row's line.
+        """
+        if self._is_new:
+            # Else the server might sort the rest of the rows for each that it refuses.
+            self.cursor.run(self.text.analyze)
+            self._is_new = False
+        first, step, landed = 1, last, 0
+        while first <= last:
+            *answers, end = self.cursor.execute(self.text.sift, (str(first), str(last), str(step)))
+            for line, state, message, detail, column, constraint in answers:
+                refuse(int(line), refusal_of(state, message, detail, column, constraint))
+            first, landed, step = int(end[0]), landed + int(end[2]), int(end[3])
+        self.cursor.run(self.text.empty)
+        return landed
+
+    def close(self) -> None:
+        """Remove what would outlive the transaction: behind a pooler the session does."""
+        if self._is_open:
+            self.cursor.run(self.text.drop)
+            self._is_open = False

@@ -1,0 +1,245 @@
+"""A sieve finds refused rows inside the server: the same rows land, and the same is said of the others."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as some
+from psycopg import sql
+
+from spark_jobs.contracts.config import TableName
+from spark_jobs.sinks.careful import CarefulCopy
+from spark_jobs.sinks.copying import Session, transaction
+from spark_jobs.sinks.cursor import Cursor, Error
+from spark_jobs.sinks.refused import Limit, RefusedRows
+from spark_jobs.sinks.sieve import Sieve
+from spark_jobs.sinks.sieve_text import sieve_text
+from spark_jobs.sinks.sorting import LetterSpool
+from spark_jobs.sinks.table_columns import table_columns
+
+DDL = """
+CREATE DOMAIN price AS numeric(4, 1) NOT NULL CHECK (VALUE <> 13);
+CREATE TYPE color AS ENUM ('red', 'blue');
+CREATE TABLE shop (id int PRIMARY KEY);
+INSERT INTO shop SELECT generate_series(0, 6);
+CREATE TABLE result (
+    "line" int CHECK ("line" < 100), c bigint UNIQUE NOT NULL, name varchar(4), code character(3), price price,
+    color color, shop int REFERENCES shop DEFERRABLE INITIALLY DEFERRED,
+    twice bigint GENERATED ALWAYS AS (c * 2) STORED,
+    number int GENERATED ALWAYS AS IDENTITY
+) PARTITION BY RANGE (c);
+CREATE TABLE result_low PARTITION OF result FOR VALUES FROM (0) TO (50);
+CREATE TABLE result_high PARTITION OF result FOR VALUES FROM (50) TO (9223372036854775807);
+"""
+ARROW = {
+    "line": pa.int32(), "c": pa.int64(), "name": pa.string(), "code": pa.string(), "price": pa.decimal128(12, 2),
+    "color": pa.string(), "shop": pa.int32(),
+}  # fmt: skip
+CASTS = "%s::int, %s::bigint, %s::text, %s::bpchar, %s::numeric, %s::text::color, %s::int"
+
+Row = tuple[Any, ...]
+ROWS = some.tuples(
+    some.integers(0, 110),
+    some.integers(0, 60) | some.sampled_from([None, -1, 2**62]),
+    some.sampled_from(["", "abc", "abcd", "abcd  ", "abcde", None]),
+    some.sampled_from(["x", "xyz", "xyz ", "xyzw"]),
+    some.sampled_from([Decimal("1.25"), Decimal("999.90"), Decimal("999.99"), Decimal("13.04"), None]),
+    some.sampled_from(["red", "blue"]),
+    some.integers(0, 7) | some.none(),
+)
+GOOD: Row = (1, 1, "a", "x", Decimal("1.20"), "red", 1)
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What a careful copy did."""
+
+    landed: int
+    letters: list[dict[str, Any]]
+
+
+@pytest.fixture
+def table(database: Any) -> Any:
+    with closing(database.connect(autocommit=True)) as conn:
+        conn.execute(DDL)
+    return database
+
+
+@pytest.fixture
+def role(database: Any) -> Iterator[str]:
+    """A role without any privilege of its own."""
+    name = f"Writer {uuid.uuid4().hex[:8]}"
+    with closing(database.connect(autocommit=True)) as conn:
+        conn.execute(f'CREATE ROLE "{name}"')
+        yield name
+        conn.execute(f'DROP OWNED BY "{name}"')
+        conn.execute(f'DROP ROLE "{name}"')
+
+
+@contextmanager
+def _writing(database: Any, role: str | None = None) -> Iterator[Cursor]:
+    with transaction(Session(database.uri, "test", "30s", "30s", role)) as cursor:
+        yield cursor
+        cursor.run("COMMIT")
+
+
+def _sieve(database: Any, cursor: Cursor) -> Sieve:
+    with closing(database.connect()) as conn:
+        columns = [one for one in table_columns(conn, TableName("public", "result")) if not one.generated]
+        return Sieve(cursor, sieve_text(conn, sql.Identifier("public", "result"), columns))
+
+
+def _copy(database: Any, columns: Mapping[str, pa.Array], *, sieve: bool = True, role: str | None = None) -> Copied:
+    letters = LetterSpool()
+    with closing(letters), _writing(database, role) as cursor:
+        copy = CarefulCopy(cursor, "public", "result", dict.fromkeys(columns, ""), RefusedRows(letters, Limit()))
+        copy.sieve = _sieve(database, cursor) if sieve else None
+        landed = copy.copy(pa.table(dict(columns)).to_batches())
+        left = cursor.scalar("SELECT to_regproc('pg_temp.etl_sift')::text")
+        assert left is None
+        return Copied(landed, [json.loads(text) for chunk in letters.batches() for text in chunk])
+
+
+def _arrow(rows: Sequence[Row]) -> dict[str, pa.Array]:
+    return {name: pa.array([row[i] for row in rows], kind) for i, (name, kind) in enumerate(ARROW.items())}
+
+
+def _landed(database: Any) -> list[Row]:
+    with closing(database.connect(autocommit=True)) as conn:
+        rows = conn.execute("SELECT line, c, name, code, price, color, shop, twice FROM result ORDER BY c").fetchall()
+        conn.execute("TRUNCATE result")
+    return rows
+
+
+def _said(letters: Sequence[dict[str, Any]], *more: str) -> list[tuple[Any, ...]]:
+    names = ("sqlstate", "message", "constraint_name", "parsed_row", *more)
+    return sorted((tuple(str(one[name]) for name in names) for one in letters), key=str)
+
+
+def _one_by_one(database: Any, rows: Sequence[Row]) -> list[tuple[str, str | None]]:
+    """Insert each row by itself; return SQLSTATE and constraint of those that are refused."""
+    said = []
+    with closing(database.connect()) as conn:
+        conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        for row in rows:
+            try:
+                with conn.transaction():
+                    conn.execute(
+                        f"INSERT INTO result (line, c, name, code, price, color, shop) VALUES ({CASTS})".encode(), row
+                    )
+            except psycopg.Error as error:
+                said.append((str(error.sqlstate), error.diag.constraint_name))
+        conn.commit()
+    return sorted(said, key=str)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(some.lists(ROWS, min_size=8, max_size=80))
+@example([GOOD, *[(*GOOD[:6], 7)] * 5, (2, 2, *GOOD[2:])] * 3)
+@example([(200, *GOOD[1:])] * 5 + [(n, n, *GOOD[2:6], 7 if n in (40, 79) else 1) for n in range(80)])
+def test_a_sieve_says_what_one_insert_for_each_row_would_say(table: Any, rows: list[Row]) -> None:
+    one_by_one = _one_by_one(table, rows)
+    expected = _landed(table)
+    copied = _copy(table, _arrow(rows), sieve=False)
+    assert _landed(table) == expected
+    sifted = _copy(table, _arrow(rows))
+    assert _landed(table) == expected
+    assert sifted.landed == len(expected)
+    assert sorted([(one["sqlstate"], one["constraint_name"]) for one in sifted.letters], key=str) == one_by_one
+    assert _said(sifted.letters, "column_name") == _said(copied.letters, "column_name")
+
+
+def test_what_no_column_can_hold_and_what_a_check_refuses_meet_in_a_sieve(table: Any) -> None:
+    rows = [(number, number, "a\0" if number % 5 == 3 else "a", *GOOD[3:]) for number in range(120)]
+    copied = _copy(table, _arrow(rows))
+    assert copied.landed == len([n for n in range(100) if n % 5 != 3]) == len(_landed(table))
+    states = [one["sqlstate"] for one in copied.letters]
+    assert (states.count("22021"), states.count("23514")) == (24, 16)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the calls to the server."""
+    found: list[str] = []
+    for name in ("run", "execute", "ingest"):
+        real = getattr(Cursor, name)
+
+        def counted(cursor: Cursor, *given: Any, real: Any = real, name: str = name) -> Any:
+            found.append(name)
+            return real(cursor, *given)
+
+        monkeypatch.setattr(Cursor, name, counted)
+    return found
+
+
+def _checked(database: Any, *more: str) -> None:
+    with closing(database.connect(autocommit=True)) as conn:
+        conn.execute("CREATE TABLE result (id bigint CHECK (id >= 0))")
+        for statement in more:
+            conn.execute(statement.encode())
+
+
+def _numbers(count: int, every: int) -> dict[str, pa.Array]:
+    return {"id": pa.array([-n if n % every == 0 else n for n in range(1, count + 1)], pa.int64())}
+
+
+def test_refused_rows_cost_no_calls_of_their_own(database: Any, calls: list[str]) -> None:
+    _checked(database)
+    copied = _copy(database, _numbers(20_000, 10))
+    assert (copied.landed, len(copied.letters)) == (18_000, 2000)
+    assert len(calls) < 60
+
+
+def test_a_role_that_may_have_no_temporary_tables_finds_them_by_copy(database: Any, role: str) -> None:
+    with closing(database.connect(autocommit=True)) as conn:
+        conn.execute(sql.SQL("REVOKE TEMP ON DATABASE {} FROM PUBLIC").format(sql.Identifier(conn.info.dbname)))
+    _checked(database, f'GRANT INSERT ON result TO "{role}"')
+    copied = _copy(database, _numbers(300, 10), role=role)
+    assert (copied.landed, len(copied.letters)) == (270, 30)
+
+
+def test_a_role_that_may_only_insert_has_a_sieve(database: Any, role: str, calls: list[str]) -> None:
+    _checked(database, f'GRANT INSERT ON result TO "{role}"')
+    copied = _copy(database, _numbers(3000, 10), role=role)
+    assert (copied.landed, len(copied.letters)) == (2700, 300)
+    assert len(calls) < 60
+
+
+@pytest.mark.parametrize("state", ["40001", "40P01", "53100", "57014", "55P03", "42501"])
+def test_a_fault_of_the_server_within_a_sieve_is_no_rows_fault(database: Any, state: str) -> None:
+    body = f"IF NEW.id = 555 THEN RAISE EXCEPTION 'a fault' USING ERRCODE = '{state}'; END IF; RETURN NULL;"
+    _checked(
+        database,
+        f"CREATE FUNCTION fault() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$",
+        "CREATE TRIGGER fault AFTER INSERT ON result FOR EACH ROW EXECUTE FUNCTION fault()",
+    )
+    with pytest.raises(Error) as caught:
+        _copy(database, _numbers(1000, 10))
+    assert caught.value.sqlstate == state
+    with closing(database.connect()) as conn:
+        assert conn.execute("SELECT count(*) FROM result").fetchone() == (0,)
+
+
+def test_rows_that_a_trigger_refuses_after_they_were_written(database: Any) -> None:
+    body = "IF NEW.id % 7 = 0 THEN RAISE EXCEPTION 'seven'; END IF; RETURN NULL;"
+    _checked(
+        database,
+        f"CREATE FUNCTION seven() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$",
+        "CREATE TRIGGER seven AFTER INSERT ON result FOR EACH ROW EXECUTE FUNCTION seven()",
+    )
+    copied = _copy(database, _numbers(2000, 10))
+    bad = [number for number in range(1, 2001) if number % 10 == 0 or number % 7 == 0]
+    assert (copied.landed, len(copied.letters)) == (2000 - len(bad), len(bad))
+    assert {(one["sqlstate"], one["message"]) for one in copied.letters if one["sqlstate"] != "23514"} == {
+        ("P0001", "seven")
+    }
