@@ -111,8 +111,15 @@ def _exit(error: BaseException | None, figures: RunFigures | None) -> str:
     if figures is None:
         return ExitCode.UNEXPECTED.name.lower()
     if figures.exit_code is not None:
-        return ExitCode(figures.exit_code).name.lower()
+        return _name(figures.exit_code)
     return _WITHOUT_CODE.get(figures.state, figures.state)
+
+
+def _name(code: int) -> str:
+    try:
+        return ExitCode(code).name.lower()
+    except ValueError:
+        return str(code)  # of a driver of a newer version
 
 
 def _is_away(error: BaseException | None) -> bool:

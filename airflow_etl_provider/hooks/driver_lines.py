@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, get_args
@@ -51,7 +52,7 @@ def _plain(line: str) -> dict[str, Any]:
 def _json(line: str) -> dict[str, Any]:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(event, dict) or (event.get("logger"), event.get("event")) != (_LOGGER, "retry"):
         return {}
@@ -61,6 +62,6 @@ def _json(line: str) -> dict[str, Any]:
 def _number(value: object) -> float:
     # The lines are on their way to the task's log: none may stop there for what it says.
     try:
-        return float(str(value))
+        return number if math.isfinite(number := float(str(value))) else 0.0
     except ValueError:
         return 0.0

@@ -164,7 +164,12 @@ class LedgerHook(BaseHook):
 
     def figures(self, run_id: str) -> RunFigures:
         """Return what a run's metrics are made of: attempts and waits, dead letters, circuit breakers."""
-        with closing(connect(self.database, application_name=_SESSION_NAME, connect_timeout=2)) as conn:
+        with (
+            closing(connect(self.database, application_name=_SESSION_NAME, connect_timeout=2)) as conn,
+            conn.transaction(),
+        ):
+            # Nobody waits for a metric.
+            conn.execute("SET LOCAL statement_timeout = '5s'")
             return run_figures(conn, self.schema, run_id)
 
     def result(self, run_id: str) -> RunResult:

@@ -51,7 +51,7 @@ SELECT m.start_offsets FROM {schema}.dead_letter_redrive m
 WHERE m.replay_id <> %(replay_id)s AND EXISTS (
     SELECT FROM {schema}.dead_letter_replay_item theirs
     WHERE theirs.replay_id = m.replay_id AND theirs.position > m.first_position AND theirs.position <= m.last_position
-        -- IS TRUE: hashed, whatever the planner thinks of the number of rows.
+        -- IS TRUE: looked up in memory, not joined.
         AND (theirs.dead_letter_id IN (
             SELECT mine.dead_letter_id FROM {schema}.dead_letter_replay_item mine
             WHERE mine.replay_id = %(replay_id)s AND mine.position > %(first)s AND mine.position <= %(last)s
@@ -150,8 +150,10 @@ class Redrive:
 
     def _unsettled(self, first: int, last: int) -> Offsets:
         values = {"replay_id": self.request.replay_id, "first": first, "last": last}
-        with classified("Looking for redrives that did not end"):
-            rows = query(self.ledger.connection(), self.ledger.schema, _UNSETTLED, values).fetchall()
+        conn, schema = self.ledger.connection(), self.ledger.schema
+        with short_transaction(conn, "Looking for redrives that did not end"):
+            query(conn, schema, "SET LOCAL work_mem = '256MB'")
+            rows = query(conn, schema, _UNSETTLED, values).fetchall()
         start: Offsets = {}
         for (offsets,) in rows:
             for topic, partitions in offsets.items():

@@ -101,6 +101,7 @@ class Merger:
             if said is None:
                 raise
             self.cursor.run(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+            self.cursor.run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
             return said, 0
         self.cursor.run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
         return None, written

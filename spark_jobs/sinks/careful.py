@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from spark_jobs.faults import reach
 from spark_jobs.sinks.arrow_values import value_of
-from spark_jobs.sinks.copying import chunks, copy_rows
+from spark_jobs.sinks.copying import chunks, copy_once
 from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.refused import Refusal, RefusedRows, has_odd_document, refusal, row_text
 from spark_jobs.sinks.sieve import Sieve
@@ -103,12 +103,14 @@ class CarefulCopy:
     def _try(self, rows: pa.Table, into: tuple[str, str]) -> Refusal | None:
         self.cursor.run(f"SAVEPOINT {_SAVEPOINT}")
         try:
-            copy_rows(self.cursor, *into, self._sent(rows).to_batches())
+            copy_once(self.cursor, *into, iter(self._sent(rows).to_batches()))
         except Error as error:
             said = refusal(error)
             if said is None:
                 raise
             self.cursor.run(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+            # Else each refused row would leave a subtransaction open until the end.
+            self.cursor.run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
             return said
         self.cursor.run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
         return None

@@ -84,13 +84,14 @@ def copy_rows(cursor: Cursor, schema: str, table: str, batches: Iterable[pa.Reco
     """
     copied = 0
     for chunk in chunks(batches):
-        copied += _copy(cursor, schema, table, chunk)
+        copied += copy_once(cursor, schema, table, chunk)
         if point:
             reach(point)
     return copied
 
 
-def _copy(cursor: Cursor, schema: str, table: str, batches: Iterator[pa.RecordBatch]) -> int:
+def copy_once(cursor: Cursor, schema: str, table: str, batches: Iterator[pa.RecordBatch]) -> int:
+    """COPY all batches, one at least, by one statement: the line that the server names counts from their first."""
     first = next(batches)
     copied = 0
     failed: list[Exception] = []

@@ -78,7 +78,7 @@ SELECT json_build_object('classes', coalesce(json_agg(c), '[]'), 'samples', '[]'
     FROM {schema}.dead_letter_replay_item i WHERE {mine} GROUP BY 1, 2
 ) AS c"""
 
-# Marks of this pipeline's redrives whose letters are all home.
+# Marks of this pipeline's redrives whose letters are all home, or given up.
 _UNMARK = """
 DELETE FROM {schema}.dead_letter_redrive m USING {schema}.dead_letter_replay r
 WHERE r.replay_id = m.replay_id
@@ -86,7 +86,7 @@ WHERE r.replay_id = m.replay_id
   AND NOT EXISTS (
     SELECT FROM {schema}.dead_letter_replay_item i, LATERAL (
         SELECT FROM {schema}.dead_letter d
-        WHERE d.dead_letter_id = i.dead_letter_id AND d.status <> 'replayed' OFFSET 0
+        WHERE d.dead_letter_id = i.dead_letter_id AND d.status NOT IN ('replayed', 'discarded') OFFSET 0
     ) AS not_home
     WHERE i.replay_id = m.replay_id AND i.position > m.first_position AND i.position <= m.last_position
   )"""

@@ -18,8 +18,9 @@ from spark_jobs.sinks.plain_arrow import longs
 from spark_jobs.sinks.refused import Refusal, refusal_of
 
 _SAVEPOINT = "etl_sieve"
-# Insufficient privilege (no TEMP, no plpgsql), no such language, a feature that a pooler or a standby does not have.
-_NOT_ALLOWED = ("42501", "42704", "0A000")
+# Insufficient privilege (no TEMP, no plpgsql), no such language, a feature that a pooler or a standby does not have, a
+# table with as many columns as one may have, an event trigger that lets nobody make functions.
+_NOT_ALLOWED = ("42501", "42704", "0A000", "54011", "P0001")
 
 
 @dataclass(frozen=True, slots=True)

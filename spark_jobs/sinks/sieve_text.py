@@ -82,6 +82,8 @@ def _body(
         fit=_fit(table, line, columns),
         conditions=sql.SQL(" OR ").join(map(sql.SQL, DATA_CONDITIONS)),
         sequence=sql.SQL(_PLACE),
+        table=table,
+        line=line,
         most=sql.Literal(_MOST),
         smallest=sql.Literal(_SMALLEST),
     )
@@ -141,8 +143,12 @@ BEGIN
                     etl_detail = PG_EXCEPTION_DETAIL, etl_column = COLUMN_NAME, etl_constraint = CONSTRAINT_NAME;
                 etl_column := coalesce(nullif(etl_column, ''), etl_place);
                 etl_line := etl_first;
-                RETURN NEXT;
-                etl_refused := etl_refused + 1;
+                -- A line that the COPY into this table has refused is not here, and has its letter.
+                PERFORM FROM {table} AS c WHERE c.{line} = etl_first;
+                IF FOUND THEN
+                    RETURN NEXT;
+                    etl_refused := etl_refused + 1;
+                END IF;
                 etl_first := etl_first + 1;
                 etl_step := CASE WHEN etl_blind THEN {smallest} ELSE etl_end END;
             ELSE

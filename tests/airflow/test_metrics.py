@@ -127,6 +127,7 @@ def test_without_its_database_the_drivers_lines_count(receiver: Receiver) -> Non
         "2026-11-22 08:15:02,055 WARNING etl.retry event=retry kind=write attempt=1 of=3 wait_seconds=9 '",
         '{"logger": "etl.retry", "event": "retry", "kind": "elsewhere"}',
         "{ no JSON",
+        '{"a":' * 5000,
     ):
         assert list(heard.listening([line])) == [line]
     away = DatabaseUnreachableError("It does not answer")
@@ -138,6 +139,12 @@ def test_without_its_database_the_drivers_lines_count(receiver: Receiver) -> Non
         ("count", "etl.run.retries", 2, {**ORDERS, "kind": "write"}),
         ("timing", "etl.run.retry_wait", 1.75, {**ORDERS, "kind": "write"}),
     ]
+
+
+def test_a_wait_without_end_counts_as_none() -> None:
+    heard = DriverLines()
+    heard.hear("2026-11-22 08:15:02,055 WARNING etl.retry event=retry kind=read attempt=1 of=3 wait_seconds=1e999")
+    assert (heard.retries["read"].times, heard.retries["read"].seconds) == (1, 0.0)
 
 
 def test_an_open_breaker(receiver: Receiver) -> None:

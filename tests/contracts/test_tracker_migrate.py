@@ -95,6 +95,7 @@ def test_dead_letters_of_an_older_version_wait_and_belong_to_whom_they_did(conn,
     conn.execute("CREATE ROLE etl_reader")
     try:
         conn.execute("GRANT SELECT, INSERT ON etl.dead_letter TO etl_reader WITH GRANT OPTION")
+        conn.execute("GRANT UPDATE (status) ON etl.dead_letter TO etl_reader")
         conn.execute(
             "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source) "
             "SELECT 'orders', 'q', 0, 'parse', 'BAD', 'm', '{}' FROM generate_series(1, 3)"

@@ -100,11 +100,18 @@ def _sieve(database: Any, cursor: Cursor) -> Sieve:
 
 
 def _copy(database: Any, columns: Mapping[str, pa.Array], *, sieve: bool = True, role: str | None = None) -> Copied:
+    return _copy_batches(database, pa.table(dict(columns)).to_batches(), sieve=sieve, role=role)
+
+
+def _copy_batches(
+    database: Any, batches: Sequence[pa.RecordBatch], *, sieve: bool = True, role: str | None = None
+) -> Copied:
     letters = LetterSpool()
     with closing(letters), _writing(database, role) as cursor:
-        copy = CarefulCopy(cursor, "public", "result", dict.fromkeys(columns, ""), RefusedRows(letters, Limit()))
+        bases = dict.fromkeys(batches[0].schema.names, "")
+        copy = CarefulCopy(cursor, "public", "result", bases, RefusedRows(letters, Limit()))
         copy.sieve = _sieve(database, cursor) if sieve else None
-        landed = copy.copy(pa.table(dict(columns)).to_batches())
+        landed = copy.copy(batches)
         left = cursor.scalar("SELECT to_regproc('pg_temp.etl_sift')::text")
         assert left is None
         return Copied(landed, [json.loads(text) for chunk in letters.batches() for text in chunk])
@@ -198,6 +205,52 @@ def test_refused_rows_cost_no_calls_of_their_own(database: Any, calls: list[str]
     copied = _copy(database, _numbers(20_000, 10))
     assert (copied.landed, len(copied.letters)) == (18_000, 2000)
     assert len(calls) < 60
+
+
+@pytest.mark.parametrize("sieve", [True, False])
+@pytest.mark.parametrize("bad", [{350_000}, {350_000, 350_001, 399_000, 410_000, 500_000, 500_002, 799_999}])
+def test_the_line_is_right_however_many_batches_there_are(database: Any, bad: set[int], sieve: bool) -> None:
+    _checked(database)
+    numbers = [-n if n in bad else n for n in range(800_000)]
+    batches = [
+        pa.record_batch({"id": pa.array(numbers[at : at + 20_000], pa.int64())}) for at in range(0, 800_000, 20_000)
+    ]
+    copied = _copy_batches(database, batches, sieve=sieve)
+    assert {-json.loads(one["parsed_row"])["id"] for one in copied.letters} == bad
+    assert (copied.landed, len(copied.letters)) == (800_000 - len(bad), len(bad))
+
+
+def test_what_a_sieves_own_copy_refuses_has_one_letter(database: Any) -> None:
+    body = "IF NOT EXISTS (SELECT FROM come) THEN RAISE EXCEPTION 'nothing'; END IF; RETURN NULL;"
+    _checked(
+        database,
+        "ALTER TABLE result ADD COLUMN name text",
+        f"CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$",
+        "CREATE TRIGGER nothing AFTER INSERT ON result REFERENCING NEW TABLE AS come "
+        "FOR EACH STATEMENT EXECUTE FUNCTION nothing()",
+    )
+    numbers = [-n if n in (3, 5, 7, 9, 11, 99, 103) else n for n in range(300)]
+    names = ["a\0" if n in (100, 101, 102) else "a" for n in range(300)]
+    copied = _copy(database, {"id": pa.array(numbers, pa.int64()), "name": pa.array(names)})
+    assert (copied.landed, len(copied.letters)) == (290, 10)
+    assert {one["sqlstate"] for one in copied.letters} == {"23514", "22021"}
+
+
+@pytest.mark.parametrize(
+    "forbids",
+    [
+        [
+            "CREATE FUNCTION nobody() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$",
+            "CREATE EVENT TRIGGER nobody ON ddl_command_start WHEN TAG IN ('CREATE FUNCTION') "
+            "EXECUTE FUNCTION nobody()",
+        ],
+        [f"ALTER TABLE result ADD COLUMN c{n} int DEFAULT 1" for n in range(1599)],
+    ],
+)
+def test_where_no_sieve_can_be_made_refused_rows_are_found_by_copy(database: Any, forbids: list[str]) -> None:
+    _checked(database, *forbids)
+    copied = _copy(database, _numbers(300, 10))
+    assert (copied.landed, len(copied.letters)) == (270, 30)
 
 
 def test_a_role_that_may_have_no_temporary_tables_finds_them_by_copy(database: Any, role: str) -> None:

@@ -32,7 +32,7 @@ def among_moving_letters(conn: Connection, what: str, work: Callable[[], T]) -> 
             with short_transaction(conn, what):
                 return work()
         except TransientError as error:
-            if not isinstance(error.__cause__, errors.SerializationFailure):
+            if not isinstance(error.__cause__, (errors.SerializationFailure, errors.DeadlockDetected)):
                 raise
     with short_transaction(conn, what):
         return work()

@@ -159,6 +159,8 @@ def open_replay(conn: Connection, schema: str, request: ReplayRequest, run_id: s
     }
 
     def take() -> Taken:
+        # What a redrive has perhaps sent is looked up in memory only where the planner believes that it fits.
+        query(conn, schema, "SET LOCAL work_mem = '256MB'")
         opened = query(conn, schema, _OPEN, values).fetchone()
         values["first"] = first = int(opened[0]) if opened else 0
         batches = query(conn, schema, _BATCHES, (request.own_pipeline_id, str(request.replay_id))).fetchone()

@@ -18,12 +18,17 @@ DECLARE
     granted record;
 BEGIN
     FOR granted IN
-        SELECT acl.privilege_type, acl.is_grantable, acl.grantee
-        FROM pg_class c, LATERAL aclexplode(c.relacl) AS acl
-        WHERE c.oid = 'dead_letter_pending'::regclass AND acl.grantee <> c.relowner
+        SELECT acl.privilege_type, '' AS of_column, acl.is_grantable, acl.grantee
+        FROM pg_class c, LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
+        WHERE c.oid = 'dead_letter_pending'::regclass AND acl.grantee <> quote_ident(current_user)::regrole
+        UNION ALL
+        SELECT acl.privilege_type, format(' (%I)', a.attname), acl.is_grantable, acl.grantee
+        FROM pg_attribute a, LATERAL aclexplode(a.attacl) AS acl
+        WHERE a.attrelid = 'dead_letter_pending'::regclass AND a.attnum > 0
+            AND acl.grantee <> quote_ident(current_user)::regrole
     LOOP
         EXECUTE format(
-            'GRANT %s ON dead_letter TO %s %s', granted.privilege_type,
+            'GRANT %s%s ON dead_letter TO %s %s', granted.privilege_type, granted.of_column,
             CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END,
             CASE WHEN granted.is_grantable THEN 'WITH GRANT OPTION' END
         );
