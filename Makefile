@@ -26,11 +26,13 @@ demo: setup ## Web-shop orders through Airflow, Spark and PostgreSQL; ARGS=--exi
 demo-kafka: setup ## The same through a real Kafka broker
 	@$(PYTHON) -m sandbox.demo --kafka $(ARGS)
 
-lint: setup ## ruff, mypy and the import rules
+lint: setup ## ruff, mypy, the import rules, and whether pytest can collect every test
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(VENV)/bin/lint-imports
+	@# Two processes of pytest-xdist say what they could not collect only at their end: 45 minutes later.
+	$(PYTHON) -m pytest --collect-only -qqq
 
 test: lint ## lint, then all suites on real servers, by WORKERS (2) processes; PYTEST_ARGS=...
 	@$(PYTHON) -m sandbox.class_archive
