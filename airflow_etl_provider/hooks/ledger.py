@@ -25,6 +25,7 @@ from spark_jobs.contracts.tracker.queries import summarise_run
 from spark_jobs.contracts.tracker.replays import read_summary, release, replay_request
 from spark_jobs.contracts.tracker.retire import retire_run
 from spark_jobs.contracts.tracker.runs import register_run
+from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen
 
 _SESSION_NAME = "airflow-etl-provider"
 _READ_RUN = (
@@ -161,6 +162,16 @@ class LedgerHook(BaseHook):
             return count_letters(
                 conn, self.schema, pipeline_id, statuses=statuses, stages=stages, error_classes=error_classes
             )
+
+    def look(self, condition: Condition) -> Seen:
+        """Look once whether a condition holds.
+
+        :raises LedgerVersionError: the ledger is missing, or of another version.
+        :raises EtlError: see :meth:`~spark_jobs.contracts.watch.condition.Condition.look`.
+        """
+        with closing(self.get_conn()) as conn:
+            require_version(conn, self.schema)
+            return condition.look(LedgerView(conn, self.schema))
 
     def figures(self, run_id: str) -> RunFigures:
         """Return what a run's metrics are made of: attempts and waits, dead letters, circuit breakers."""
