@@ -12,25 +12,29 @@ import asyncio
 import json
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from typing import Any, Final
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import psycopg
 
 from spark_jobs.contracts.credentials import DatabaseConnection
-from spark_jobs.contracts.tracker.connect import KEEPALIVE, Connection, connect
+from spark_jobs.contracts.errors import DatabaseUnreachableError, EtlError, TransientError
+from spark_jobs.contracts.tracker.connect import KEEPALIVE, Connection, classified, connect
 from spark_jobs.contracts.tracker.migrate import require_version
 from spark_jobs.contracts.tracker.statements import CHANNEL
 from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 _NAME: Final = "airflow-etl-triggerer"
 _HEARS_ITSELF: Final = "etl_hears_itself"
 _HEARD_WITHIN_SECONDS: Final = 5.0
+_CLOSED_WITHIN_SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 1.0
 _MOST_PAUSE_SECONDS: Final = 30.0
 _DEAF_PAUSE_SECONDS: Final = 600.0
@@ -66,29 +70,40 @@ class LedgerWatch:
 
         :raises EtlError: the condition can never hold, or (retryable) the ledger does not answer.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._look, condition, schema)
+
+        def ask(conn: Connection) -> Seen:
+            with conn.transaction():
+                conn.execute("SELECT set_config('statement_timeout', %s, true)", (_STATEMENT_TIMEOUT,))
+                return condition.look(LedgerView(conn, schema))
+
+        return await self._asked(ask, schema)
 
     async def close(self) -> None:
         """Let go of both connections."""
         self._listener.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._listener
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._forget)
+        self._thread.submit(self._forget)
         self._thread.shutdown(wait=False)
+        await asyncio.wait([self._listener], timeout=_CLOSED_WITHIN_SECONDS)
 
-    def _look(self, condition: Condition, schema: str) -> Seen:
-        try:
-            if self._conn is None:
-                self._conn = connect(self._database, application_name=_NAME)
-                require_version(self._conn, schema)
-            with self._conn.transaction():
-                self._conn.execute("SELECT set_config('statement_timeout', %s, true)", (_STATEMENT_TIMEOUT,))
-                return condition.look(LedgerView(self._conn, schema))
-        except Exception:
-            # Whatever it was, the next look begins anew: also with the question for the ledger's version.
-            self._forget()
-            raise
+    async def _asked(self, question: Callable[[Connection], _T], schema: str | None = None) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._ask, question, schema)
+
+    def _ask(self, question: Callable[[Connection], _T], schema: str | None) -> _T:
+        with classified("Asking the ledger"):
+            if self._conn is not None:
+                with suppress(psycopg.OperationalError, DatabaseUnreachableError, TransientError):
+                    return question(self._conn)
+                # It may have been lost since it was used last.
+                self._forget()
+            self._conn = connect(self._database, application_name=_NAME)
+            try:
+                if schema is not None:
+                    require_version(self._conn, schema)
+                return question(self._conn)
+            except BaseException:
+                self._forget()
+                raise
 
     def _forget(self) -> None:
         if self._conn is not None:
@@ -112,7 +127,7 @@ class LedgerWatch:
                             "at their poke_interval instead",
                             self._database,
                         )
-            except psycopg.Error as error:
+            except (psycopg.Error, EtlError) as error:
                 log.warning("No notifications from %s; listening again in %s s: %s", self._database, pause, error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _MOST_PAUSE_SECONDS)
@@ -120,19 +135,34 @@ class LedgerWatch:
     async def _connected(self) -> psycopg.AsyncConnection[Any]:
         extra = {"connect_timeout": "10", **KEEPALIVE}
         conninfo = self._database.conninfo(application_name=f"{_NAME}-listens", defaults=extra)
-        return await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+        connecting = asyncio.ensure_future(
+            psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+        )
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            # Half made, it would keep its place at the server until that loses patience.
+            with suppress(psycopg.Error):
+                await (await connecting).close()
+            raise
 
     async def _hears(self, conn: psycopg.AsyncConnection[Any]) -> bool:
-        """LISTEN, and tell whether a notification of our own comes back."""
+        """LISTEN, and tell whether a notification that the other connection sends comes here.
+
+        One that this connection sent would come with its own answer, also where a pooler lets nothing else through.
+        """
         token = uuid4().hex
         await conn.execute(f"LISTEN {CHANNEL}")
         await conn.execute(f"LISTEN {_HEARS_ITSELF}")
-        await conn.execute("SELECT pg_notify(%s, %s)", (_HEARS_ITSELF, token))
-        async for notification in conn.notifies(timeout=_HEARD_WITHIN_SECONDS):
-            if notification.payload == token:
-                await conn.execute(f"UNLISTEN {_HEARS_ITSELF}")
-                return True
-        return False
+        await self._asked(lambda other: other.execute("SELECT pg_notify(%s, %s)", (_HEARS_ITSELF, token)))
+        heard = False
+        # Closed before anything else is asked: until then it keeps the connection to itself.
+        async with aclosing(conn.notifies(timeout=_HEARD_WITHIN_SECONDS)) as notifications:
+            async for notification in notifications:
+                if heard := notification.payload == token:
+                    break
+        await conn.execute(f"UNLISTEN {_HEARS_ITSELF}")
+        return heard
 
     def _wake(self, payload: str) -> None:
         try:

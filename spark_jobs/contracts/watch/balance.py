@@ -15,7 +15,8 @@ _SUMS: Final = ", ".join(f"coalesce(sum({name}_rows), 0)::bigint" for name in BO
 _BOOKS: Final = f"""
 SELECT count(*), array_agg(batch_id || ' of query ' || query_id) FILTER (WHERE {UNBALANCED}), {_SUMS}
 FROM {{schema}}.batch_tracker
-WHERE pipeline_id = %(pipeline)s AND processed_at >= clock_timestamp() - coalesce(%(last)s, interval '1000 years')"""  # noqa: S608
+WHERE pipeline_id = %(pipeline)s
+    AND processed_at >= clock_timestamp() - coalesce(%(last)s::interval, interval '1000 years')"""  # noqa: S608
 _DECIDED: Final = "SELECT count(*) FROM {schema}.batch_decision WHERE pipeline_id = %(pipeline)s"
 
 

@@ -22,13 +22,13 @@ from spark_jobs.contracts.watch.offsets import seams
 
 _MOST_NAMED: Final = 20
 
-# The batch in front of the window belongs to it: the first one must join up with it.
+# The batch in front of the window is looked at, too: the first one inside must join up with it.
 _BATCHES: Final = """
 WITH bound AS (
     SELECT query_id, min(batch_id) AS first FROM {schema}.batch_tracker
-    WHERE pipeline_id = %(pipeline)s AND processed_at >= coalesce(%(since)s, '-infinity') GROUP BY query_id
+    WHERE pipeline_id = %(pipeline)s AND processed_at >= coalesce(%(since)s::timestamptz, '-infinity') GROUP BY query_id
 ), batch AS (
-    SELECT b.query_id, b.batch_id, b.start_offsets, b.end_offsets, b.processed_at,
+    SELECT b.query_id, b.batch_id, b.start_offsets, b.end_offsets, b.processed_at, b.batch_id >= bound.first AS inside,
         lag(b.batch_id) OVER by_id AS before_id, lag(b.end_offsets) OVER by_id AS before_end
     FROM bound JOIN {schema}.batch_tracker b ON b.pipeline_id = %(pipeline)s AND b.query_id = bound.query_id
         AND b.batch_id >= bound.first - 1
@@ -39,14 +39,17 @@ _BROKEN: Final = (
     + """
 SELECT batch.query_id, batch.batch_id, before_id, before_end, batch.start_offsets, q.origin, q.seeded_from
 FROM batch JOIN {schema}.pipeline_query q ON q.pipeline_id = %(pipeline)s AND q.query_id = batch.query_id
-WHERE before_id IS NULL AND (batch.batch_id > 0 OR q.seeded_from IS NOT NULL)
-   OR before_id <> batch.batch_id - 1 OR before_end IS DISTINCT FROM batch.start_offsets
+WHERE inside AND (
+    before_id IS NULL AND (batch.batch_id > 0 OR q.seeded_from IS NOT NULL)
+    OR before_id <> batch.batch_id - 1 OR before_id IS NOT NULL AND before_end IS DISTINCT FROM batch.start_offsets
+)
 ORDER BY q.epoch, batch.batch_id LIMIT %(most)s"""
 )
 _WINDOW: Final = (
     _BATCHES
     + """
-SELECT count(*), min(processed_at)::text, max(processed_at)::text, count(DISTINCT query_id) FROM batch"""
+SELECT count(*), min(processed_at)::text, max(processed_at)::text, count(DISTINCT query_id) FROM batch
+WHERE inside"""
 )
 _PREVIOUS: Final = """
 SELECT batch_id, end_offsets FROM {schema}.batch_tracker
@@ -55,7 +58,8 @@ _DECIDED: Final = """
 SELECT query_id, batch_id FROM {schema}.batch_decision WHERE pipeline_id = %(pipeline)s ORDER BY decided_at LIMIT 5"""
 _MISSING: Final = """
 SELECT batch_id, source, missing_rows, reason FROM {schema}.source_gap
-WHERE pipeline_id = %(pipeline)s AND recorded_at >= coalesce(%(since)s, '-infinity') ORDER BY gap_id LIMIT %(most)s"""
+WHERE pipeline_id = %(pipeline)s AND recorded_at >= coalesce(%(since)s::timestamptz, '-infinity')
+ORDER BY gap_id LIMIT %(most)s"""
 _LAST: Final = """
 SELECT batch_id, processed_at::text FROM {schema}.batch_tracker WHERE pipeline_id = %(pipeline)s
 ORDER BY processed_at DESC, batch_id DESC LIMIT 1"""

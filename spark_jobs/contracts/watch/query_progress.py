@@ -12,7 +12,7 @@ from spark_jobs.contracts.watch.offsets import reaches
 
 _RUN: Final = """
 SELECT r.run_id, r.state, r.registered_at::text, r.error ->> 'what',
-    r.registered_at >= coalesce(%(since)s, '-infinity') FROM {schema}.pipeline_run r
+    r.registered_at >= coalesce(%(since)s::timestamptz, '-infinity') FROM {schema}.pipeline_run r
 WHERE r.pipeline_id = %(pipeline)s AND (%(run)s::text IS NULL OR r.run_id = %(run)s)
 ORDER BY r.registered_at DESC LIMIT 1"""
 _NEWEST: Final = """
@@ -22,7 +22,7 @@ WHERE b.pipeline_id = %(pipeline)s AND (%(run)s::text IS NULL OR b.run_id = %(ru
 ORDER BY q.epoch DESC, b.batch_id DESC LIMIT 1"""
 _ROWS: Final = """
 SELECT coalesce(sum(record_count), 0)::bigint FROM {schema}.batch_tracker
-WHERE pipeline_id = %(pipeline)s AND processed_at >= coalesce(%(since)s, '-infinity')
+WHERE pipeline_id = %(pipeline)s AND processed_at >= coalesce(%(since)s::timestamptz, '-infinity')
     AND (%(run)s::text IS NULL OR run_id = %(run)s)"""
 
 

@@ -19,10 +19,10 @@ _AHEAD_SECONDS: Final = 3600
 
 # Event time never goes back, whatever checkpoint it was seen with.
 _COMPLETE: Final = """
-SELECT through, batch_id, extract(epoch FROM %(through)s - through)::float,
+SELECT through, batch_id, extract(epoch FROM %(through)s::timestamptz - through)::float,
     extract(epoch FROM through - clock_timestamp())::float
 FROM (
-    SELECT batch_id, CASE WHEN %(stateful)s THEN watermark ELSE event_time_max - %(delay)s END AS through
+    SELECT batch_id, CASE WHEN %(stateful)s THEN watermark ELSE event_time_max - %(delay)s::interval END AS through
     FROM {schema}.batch_tracker WHERE pipeline_id = %(pipeline)s
 ) AS batch WHERE through IS NOT NULL ORDER BY through DESC LIMIT 1"""
 
