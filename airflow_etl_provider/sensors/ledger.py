@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator
 from airflow.sdk.bases.sensor import PokeReturnValue
 from airflow.sdk.configuration import conf
-from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+)
 
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.outcome import airflow_errors
@@ -77,7 +82,7 @@ class LedgerSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Look once; then poke, or wait in the triggerer."""
         if self.deferrable:
-            seen = self._look()
+            seen = self._look_softly()
             return seen.value if seen.done else self._defer()
         try:
             return super().execute(context)
@@ -106,6 +111,15 @@ class LedgerSensor(BaseSensorOperator):
         self._last_message = seen.message
         self.log.info("%s", seen.message)
         return seen
+
+    def _look_softly(self) -> Seen:
+        # What Airflow does around each poke.
+        try:
+            return self._look()
+        except AirflowException as error:
+            if self.never_fail or (self.soft_fail and isinstance(error, AirflowFailException)):
+                raise AirflowSkipException(str(error)) from error
+            raise
 
     def _defer(self) -> None:
         with airflow_errors():
