@@ -14,6 +14,7 @@ from airflow.sdk import BaseHook
 from airflow_etl_provider.credentials import connection
 from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
 from spark_jobs.contracts.credentials import DatabaseConnection
+from spark_jobs.contracts.errors import LedgerMissingError
 from spark_jobs.contracts.replay import LetterCount, ReplayRequest, ReplaySummary
 from spark_jobs.contracts.run_request import RunRequest, RunResult
 from spark_jobs.contracts.tracker.breakers import PostgresStorage
@@ -170,7 +171,10 @@ class LedgerHook(BaseHook):
         :raises EtlError: see :meth:`~spark_jobs.contracts.watch.condition.Condition.look`.
         """
         with closing(self.get_conn()) as conn:
-            require_version(conn, self.schema)
+            try:
+                require_version(conn, self.schema)
+            except LedgerMissingError as missing:
+                return condition.without_ledger(missing)
             return condition.look(LedgerView(conn, self.schema))
 
     def figures(self, run_id: str) -> RunFigures:

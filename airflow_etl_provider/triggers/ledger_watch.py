@@ -21,7 +21,7 @@ from uuid import uuid4
 import psycopg
 
 from spark_jobs.contracts.credentials import DatabaseConnection
-from spark_jobs.contracts.errors import DatabaseUnreachableError, EtlError, TransientError
+from spark_jobs.contracts.errors import DatabaseUnreachableError, EtlError, LedgerMissingError, TransientError
 from spark_jobs.contracts.tracker.connect import KEEPALIVE, Connection, classified, connect
 from spark_jobs.contracts.tracker.migrate import require_version
 from spark_jobs.contracts.tracker.statements import CHANNEL
@@ -50,6 +50,7 @@ class LedgerWatch:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="etl-ledger-watch")
         self._conn: Connection | None = None
+        self._checked: set[str] = set()
         self._listener = asyncio.create_task(self._listen(), name="etl-ledger-watch")
         self.users = 0
 
@@ -76,7 +77,10 @@ class LedgerWatch:
                 conn.execute("SELECT set_config('statement_timeout', %s, true)", (_STATEMENT_TIMEOUT,))
                 return condition.look(LedgerView(conn, schema))
 
-        return await self._asked(ask, schema)
+        try:
+            return await self._asked(ask, schema)
+        except LedgerMissingError as missing:
+            return condition.without_ledger(missing)
 
     async def close(self) -> None:
         """Let go of both connections."""
@@ -93,22 +97,32 @@ class LedgerWatch:
         with classified("Asking the ledger"):
             if self._conn is not None:
                 with suppress(psycopg.OperationalError, DatabaseUnreachableError, TransientError):
-                    return question(self._conn)
+                    return self._put(question, self._conn, schema)
                 # It may have been lost since it was used last.
                 self._forget()
             self._conn = connect(self._database, application_name=_NAME)
-            try:
-                if schema is not None:
-                    require_version(self._conn, schema)
-                return question(self._conn)
-            except BaseException:
+            return self._put(question, self._conn, schema)
+
+    def _put(self, question: Callable[[Connection], _T], conn: Connection, schema: str | None) -> _T:
+        try:
+            if schema is not None and schema not in self._checked:
+                require_version(conn, schema)
+                self._checked.add(schema)
+            return question(conn)
+        except EtlError as error:
+            # A condition that can never hold says nothing about the connection.
+            if error.retryable:
                 self._forget()
-                raise
+            raise
+        except BaseException:
+            self._forget()
+            raise
 
     def _forget(self) -> None:
         if self._conn is not None:
             self._conn.close()
         self._conn = None
+        self._checked.clear()
 
     async def _listen(self) -> None:
         pause = _PAUSE_SECONDS

@@ -192,6 +192,10 @@ class LedgerVersionError(EtlError):
     exit_code = ExitCode.LEDGER_VERSION
 
 
+class LedgerMissingError(LedgerVersionError):
+    """There is no ledger there: nothing was ever started with it."""
+
+
 class LedgerConflictError(EtlError):
     """The ledger holds the same batch identity with other source offsets."""
 

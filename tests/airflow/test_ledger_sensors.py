@@ -134,6 +134,8 @@ def test_a_triggerer_that_is_gone_times_out(context: Any) -> None:
 def test_a_pipeline_that_has_never_run_can_be_waited_for(rows: LedgerRows, context: Any) -> None:
     with pytest.raises(AirflowSensorTimeout, match="returns has never run"):
         made(BatchGapSensor, pipeline="returns", wait_for_first_run=True).execute(context)
+    with pytest.raises(AirflowSensorTimeout, match="there is no ledger yet"):
+        made(BatchGapSensor, tracker_schema="elsewhere", wait_for_first_run=True).execute(context)
 
 
 def test_parameters_are_templates(rows: LedgerRows, context: Any) -> None:

@@ -228,6 +228,21 @@ def test_what_can_never_come_true_ends_the_wait(rows: LedgerRows, connections: C
     assert "Weather" in event.payload["message"]
 
 
+def test_a_ledger_that_is_made_later(database: Database, connections: Callable[..., None]) -> None:
+    rows = LedgerRows(database.airflow_uri)
+    connections(warehouse=database.airflow_uri)
+    first_run = registry.to_json(QueryProgress.of(pipeline="orders", batch_id=0, wait_for_first_run=True))
+
+    async def work() -> TriggerEvent:
+        waiting = asyncio.create_task(event_of(trigger(condition=first_run)))
+        await listening(rows)
+        await asyncio.to_thread(rows.start)
+        await asyncio.to_thread(rows.commit, 0)
+        return await waiting
+
+    assert run(work()).payload["status"] == "satisfied"
+
+
 def test_it_may_end_the_task_itself(rows: LedgerRows) -> None:
     rows.commit(0)
     event = run(event_of(trigger(end_from_trigger=True)))

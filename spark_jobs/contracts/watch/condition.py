@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from spark_jobs.contracts.config import PipelineConfig
 from spark_jobs.contracts.config.durations import DurationError, parse_duration
-from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.contracts.errors import ConfigError, LedgerMissingError
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
 
 _KNOWN = """
@@ -124,6 +124,15 @@ class Condition(BaseModel, ABC):
         if self.wait_for_first_run:
             return Seen(done=False, message=f"{self.pipeline} has never run")
         raise _unknown(view, self.pipeline)
+
+    def without_ledger(self, missing: LedgerMissingError) -> Seen:
+        """Return what is seen where there is no ledger yet.
+
+        :raises LedgerMissingError: nobody said that the pipeline's first run is waited for.
+        """
+        if not self.wait_for_first_run:
+            raise missing
+        return Seen(done=False, message=f"{self.pipeline} has never run: there is no ledger yet")
 
     @abstractmethod
     def _look(self, view: LedgerView) -> Seen: ...
