@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -159,3 +160,17 @@ def test_importing_a_sensor_is_cheap() -> None:
     code = f"import sys, {', '.join(modules)}; print([m for m in ('pyspark', 'pandas', 'pyarrow') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_guides_example_is_a_dag() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "guides" / "watching.md"
+    example = page.read_text().split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert [type(task).__name__ for task in (names["complete"], names["no_gap"], names["balanced"])] == [
+        "WatermarkSensor",
+        "BatchGapSensor",
+        "LedgerBalanceSensor",
+    ]
+    assert names["no_gap"].deferrable
+    assert names["no_gap"].condition().last == timedelta(days=2)
