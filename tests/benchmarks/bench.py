@@ -21,6 +21,7 @@ import kafka
 import letters_table
 import memory
 import replay
+import sensors
 import small_batches
 import upsert
 from peers import Bench
@@ -49,7 +50,7 @@ _IN_SESSION: dict[str, Callable[[Bench, int], Iterator[Figure]]] = {
     "bad": error_handling.bad_rows,
     "healthy": error_handling.healthy,
 }
-PARTS = (*_IN_SESSION, "memory", "letters")
+PARTS = (*_IN_SESSION, "memory", "letters", "sensors")
 
 
 def main() -> None:
@@ -85,6 +86,8 @@ def _figures(parts: list[str], chosen: argparse.Namespace, server: PostgresServe
         yield from memory.figures(server, folder, chosen.memory_rows)
     if "letters" in parts:
         yield from letters_table.figures(server, chosen.letters, chosen.rounds)
+    if "sensors" in parts:
+        yield from sensors.figures(server)
 
 
 @contextmanager
