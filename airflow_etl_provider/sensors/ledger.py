@@ -44,7 +44,8 @@ class LedgerSensor(BaseSensorOperator):
         spelled wrongly would be waited for in vain.
     :param deferrable: wait in the triggerer, without a worker's slot, and be woken by the pipeline's commits; otherwise
         look every ``poke_interval``.
-    :param end_from_trigger: of a deferrable sensor: succeed from the triggerer, without a worker.
+    :param end_from_trigger: of a deferrable sensor: succeed from the triggerer, without a worker; Airflow then hands
+        the XCom on as JSON text.
     :raises AirflowFailException: the pipeline is unknown, the ledger is missing or of another version, the parameters
         are not valid, or the condition can never hold.
     """
