@@ -9,6 +9,7 @@ from airflow.sdk import BaseHook, Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
+from spark_jobs.contracts.airflow_connection import AirflowConnection
 from spark_jobs.contracts.errors import ConnectionMissingError
 from spark_jobs.contracts.redaction import forms
 
@@ -70,6 +71,15 @@ def connection(credential_id: str, *, purpose: str) -> Connection:
         spellings: list[Any] = sorted(forms(found.password, deep=1))
         mask_secret(spellings)
     return found
+
+
+def source_connection(credential_id: str) -> AirflowConnection:
+    """Return the connection that ``extract.credentialId`` names; from any thread, of a triggerer too.
+
+    :raises ConnectionMissingError: there is none of that id.
+    """
+    found = connection(credential_id, purpose="extract.credentialId")
+    return AirflowConnection.parse(credential_id, found.as_json())
 
 
 def process_environment(ids: Iterable[str]) -> dict[str, str]:
