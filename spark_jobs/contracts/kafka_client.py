@@ -63,9 +63,9 @@ class KafkaClient:
     :raises ConfigError: confluent-kafka is not installed, or does not take a setting.
     """
 
-    def __init__(self, settings: Mapping[str, str], *, seconds: float = SECONDS) -> None:
+    def __init__(self, settings: Mapping[str, str]) -> None:
         self._kafka = _library()
-        self._until = monotonic() + seconds
+        self._until = monotonic() + SECONDS
         # Not the client itself: what refers to itself is not closed when it goes.
         self._failures: list[Any] = []
         self._where = settings.get("bootstrap.servers", "")

@@ -19,16 +19,18 @@ T = TypeVar("T")
 
 _SUBSCRIPTIONS: Final = ("subscribe", "subscribePattern", "assign")
 
-# A query that was resumed from the ledger, and committed nothing yet, is where its predecessor ended.
+# A query that was resumed from the ledger, and committed nothing yet, is where its predecessor ended. An older one that
+# has committed since, as its checkpoint was brought back, is the newest.
 _POSITION: Final = """
-SELECT b.batch_id, coalesce(b.end_offsets, q.start_offsets), moment.now
+SELECT newest.batch_id, newest.offsets, moment.now
 FROM (SELECT extract(epoch FROM clock_timestamp())::float) AS moment (now) LEFT JOIN LATERAL (
-    SELECT pipeline_id, query_id, start_offsets FROM {schema}.pipeline_query WHERE pipeline_id = %(pipeline)s
-    ORDER BY epoch DESC LIMIT 1
-) q ON true LEFT JOIN LATERAL (
-    SELECT batch_id, end_offsets FROM {schema}.batch_tracker b
-    WHERE b.pipeline_id = q.pipeline_id AND b.query_id = q.query_id ORDER BY batch_id DESC LIMIT 1
-) b ON true"""
+    SELECT b.batch_id, coalesce(b.end_offsets, q.start_offsets) AS offsets
+    FROM {schema}.pipeline_query q LEFT JOIN LATERAL (
+        SELECT batch_id, end_offsets, epoch FROM {schema}.batch_tracker b
+        WHERE b.pipeline_id = q.pipeline_id AND b.query_id = q.query_id ORDER BY batch_id DESC LIMIT 1
+    ) b ON true
+    WHERE q.pipeline_id = %(pipeline)s ORDER BY greatest(q.epoch, b.epoch) DESC, q.created_at DESC LIMIT 1
+) newest ON true"""
 
 
 @dataclass(frozen=True, slots=True)

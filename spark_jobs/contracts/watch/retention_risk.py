@@ -21,7 +21,7 @@ from spark_jobs.contracts.watch.condition import (
     in_words,
 )
 from spark_jobs.contracts.watch.kafka_position import KafkaPosition, position
-from spark_jobs.contracts.watch.unread import Unread, require_past, unread, without_time
+from spark_jobs.contracts.watch.unread import Unread, left_behind, require_past, unread, without_time
 
 _MOST_NAMED: Final = 20
 
@@ -74,9 +74,8 @@ class RetentionRisk(Condition):
                 return Seen(done=False, message=f"{text} (startingOffsets latest): nothing is waiting to be read yet")
             if lost := [one for one in found if one.lost]:
                 return AtLedger(lambda view: self._lost(view, lost))
-            waiting = [one for one in found if one.record]
-            settings = client.topic_settings({one.topic for one in waiting}) if waiting else {}
-        return self._seen(place, waiting, {topic: _Keeping.of(values) for topic, values in settings.items()})
+            settings = client.topic_settings(topics) if (topics := {one.topic for one in found if one.record}) else {}
+        return self._seen(place, found, {topic: _Keeping.of(values) for topic, values in settings.items()})
 
     def _lost(self, view: LedgerView, lost: list[Unread]) -> Seen:
         # Rows that were read and committed while the broker was asked may be deleted: nothing is lost by that.
@@ -93,7 +92,8 @@ class RetentionRisk(Condition):
             "goes on behind the hole and records it (source_gap), else it stops there",
         )
 
-    def _seen(self, place: KafkaPosition, waiting: list[Unread], keeping: Mapping[str, _Keeping]) -> Seen:
+    def _seen(self, place: KafkaPosition, found: list[Unread], keeping: Mapping[str, _Keeping]) -> Seen:
+        waiting = [one for one in found if one.record]
         timed = [one for one in waiting if keeping[one.topic].seconds is not None]
         require_past(place, timed)
         self._require_times(timed)
@@ -105,7 +105,7 @@ class RetentionRisk(Condition):
             "compacted": sorted({one.topic for one in waiting if keeping[one.topic].compacted}),
         }
         done = left is None or left[0] >= self.at_least.total_seconds()
-        said = [_kept(waiting, left), *_by_no_clock(value, keeping)]
+        said = [_kept(waiting, left), *_by_no_clock(value, keeping), *left_behind(place, found)]
         return Seen(done=done, message=f"{self.pipeline}: {place.says}; {'; '.join(said)}", value=value)
 
     def _require_times(self, timed: list[Unread]) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field
 from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.watch.condition import AtSource, Condition, Credentials, LedgerView, Seen, in_words
 from spark_jobs.contracts.watch.kafka_position import KafkaPosition, position
-from spark_jobs.contracts.watch.unread import Unread, oldest, require_past, unread, without_time
+from spark_jobs.contracts.watch.unread import Unread, left_behind, oldest, require_past, unread, without_time
 
 _MOST_NAMED: Final = 20
 
@@ -70,6 +70,7 @@ class SourceLag(Condition):
             said.append(f"the oldest is {in_words(seconds)} old ({old[0].says})")
         if lost := [one for one in found if one.lost]:
             said.append(f"deleted by the broker before they were read: {_lost(lost)}")
+        said += left_behind(place, found)
         value: dict[str, Any] = {"rows": rows, "seconds": round(seconds, 3), "batch_id": place.batch_id}
         behind = sorted((one for one in found if one.rows), key=lambda one: -one.rows)
         value["partitions"] = {one.name: one.rows for one in behind[:_MOST_NAMED]}

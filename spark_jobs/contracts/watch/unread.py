@@ -12,8 +12,9 @@ from spark_jobs.contracts.kafka_client import FirstRecord, KafkaClient, Partitio
 from spark_jobs.contracts.watch.condition import in_words
 from spark_jobs.contracts.watch.kafka_position import KafkaPosition
 
-# Whole clusters are set by a few seconds now and then: nobody's fault.
+# Clocks differ by some seconds: nobody's fault.
 _AHEAD_SECONDS: Final = 60
+_MOST_NAMED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,14 @@ def oldest(partitions: Iterable[Unread], now: float) -> tuple[Unread, float] | N
     """Return the partition whose first unread record is the oldest, and its age in seconds."""
     aged = [(one, age) for one in partitions if (age := one.age(now)) is not None]
     return max(aged, key=lambda pair: pair[1], default=None)
+
+
+def left_behind(position: KafkaPosition, partitions: Iterable[Unread]) -> list[str]:
+    """Return, in words, the partitions that were read once and are not any more; empty without any."""
+    now = {(one.topic, one.partition) for one in partitions}
+    gone = sorted((position.offsets or {}).keys() - now)
+    names = ", ".join(f"{topic}[{part}]" for topic, part in gone[:_MOST_NAMED])
+    return [f"not read any more, and not looked at: {names}"] if gone else []
 
 
 def require_past(position: KafkaPosition, partitions: Sequence[Unread]) -> None:
