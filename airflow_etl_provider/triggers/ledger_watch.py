@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import psycopg
 
-from airflow_etl_provider.credentials import source_connection
+from airflow_etl_provider.credentials import RememberedConnections
 from airflow_etl_provider.triggers.source_threads import SourceThreads
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import DatabaseUnreachableError, EtlError, LedgerMissingError, TransientError
@@ -52,6 +52,7 @@ class LedgerWatch:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="etl-ledger-watch")
         self._sources = SourceThreads()
+        self._credentials = RememberedConnections()
         self._conn: Connection | None = None
         self._checked: set[str] = set()
         self._listener = asyncio.create_task(self._listen(), name="etl-ledger-watch")
@@ -97,7 +98,7 @@ class LedgerWatch:
         def ask(conn: Connection) -> Step:
             with conn.transaction():
                 conn.execute("SELECT set_config('statement_timeout', %s, true)", (_STATEMENT_TIMEOUT,))
-                return look(LedgerView(conn, schema, source_connection))
+                return look(LedgerView(conn, schema, self._credentials))
 
         return await self._asked(ask, schema)
 

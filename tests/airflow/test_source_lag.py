@@ -18,12 +18,20 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSensorTimeout, TaskDeferred
 from source_ledger import SourceLedger
 
+from airflow_etl_provider import credentials
+from airflow_etl_provider.credentials import RememberedConnections
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.sensors.source_lag import SourceLagSensor
 from airflow_etl_provider.triggers.ledger import LedgerTrigger
 from airflow_etl_provider.triggers.source_threads import SourceThreads
 from sandbox.kafka import PASSWORD, USER, KafkaBroker, Record
-from spark_jobs.contracts.errors import ClocksDisagreeError, ConfigError, SourceRefusedError, SourceUnreachableError
+from spark_jobs.contracts.errors import (
+    ClocksDisagreeError,
+    ConfigError,
+    ConnectionMissingError,
+    SourceRefusedError,
+    SourceUnreachableError,
+)
 from spark_jobs.contracts.watch import registry
 from spark_jobs.contracts.watch.condition import AtSource, Condition, Seen
 from spark_jobs.contracts.watch.freshness import Freshness
@@ -356,6 +364,44 @@ def test_a_broker_that_does_not_answer_keeps_no_other_sensor_waiting(
     assert all(address in event["message"] for event in given_up)
     with pytest.raises(AirflowSensorTimeout, match=address):
         sensor(at_most_rows=0).execute_complete(context, given_up[0])
+
+
+def test_a_deferred_sensor_outlives_a_broker_that_is_away(
+    kafka: KafkaBroker, topic: str, ledger: SourceLedger, silent: socket.socket
+) -> None:
+    kafka.produce(topic, records(2))
+    options = ledger.config["extract"]["connectionParams"]
+    address = f"127.0.0.1:{silent.getsockname()[1]}"
+    ledger.config["extract"]["connectionParams"] = {**options, "kafka.bootstrap.servers": address}
+    ledger.start()
+    made = trigger(SourceLag.of(pipeline="orders", at_most_rows=2), poll_seconds=0.1)
+
+    async def waited() -> Any:
+        waiting = asyncio.create_task(first_event(made))
+        asked, _ = await asyncio.to_thread(silent.accept)
+        ledger.config["extract"]["connectionParams"] = options
+        await asyncio.to_thread(ledger.start)
+        asked.close()
+        silent.close()
+        return await waiting
+
+    event = asyncio.run(waited())
+    assert (event["status"], event["value"]["rows"]) == ("satisfied", 2)
+
+
+def test_a_connection_that_was_found_once_is_remembered(
+    connections: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = RememberedConnections()
+    with pytest.raises(ConnectionMissingError):
+        find("broker")
+    connections(broker="kafka://me:one@b:9092")
+    assert find("broker").login == "me"
+    monkeypatch.delenv("AIRFLOW_CONN_BROKER")
+    monkeypatch.setattr(credentials, "_REMEMBERED_SECONDS", 0.0)
+    assert find("broker").login == "me"
+    connections(broker="kafka://you:two@b:9092")
+    assert find("broker").login == "you"
 
 
 def test_who_waits_for_a_broker_that_did_not_answer_another_hears_the_same() -> None:
