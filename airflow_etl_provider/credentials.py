@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook, Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
+from spark_jobs.contracts.airflow_connection import AirflowConnection
 from spark_jobs.contracts.errors import ConnectionMissingError
 from spark_jobs.contracts.redaction import forms
 
@@ -22,6 +24,7 @@ _SPARK_REDACTS = "(?i:s[e]cret|pass[w]ord|token|access[.]?key)"
 _WE_REDACT = "(?i:airflow_conn_|etl[.]connection[.])"
 _K8S_SECRET = "spark.kubernetes.driver.secretKeyRef."  # noqa: S105 - a name
 _FOLDER_KEYS = ("spark.kubernetes.driverEnv.ETL_CREDENTIALS_DIR", "spark.yarn.appMasterEnv.ETL_CREDENTIALS_DIR")
+_REMEMBERED_SECONDS = 60.0
 _HADOOP_PROVIDER = "spark.hadoop.hadoop.security.credential.provider.path"
 
 
@@ -70,6 +73,40 @@ def connection(credential_id: str, *, purpose: str) -> Connection:
         spellings: list[Any] = sorted(forms(found.password, deep=1))
         mask_secret(spellings)
     return found
+
+
+def source_connection(credential_id: str) -> AirflowConnection:
+    """Return the connection that ``extract.credentialId`` names; from any thread, of a triggerer too.
+
+    :raises ConnectionMissingError: there is none of that id.
+    """
+    found = connection(credential_id, purpose="extract.credentialId")
+    return AirflowConnection.parse(credential_id, found.as_json())
+
+
+class RememberedConnections:
+    """Finds connections as :func:`source_connection` does, over and over, for who asks a source for hours.
+
+    A connection is looked up again after a minute, so that a changed password is seen. One that was found before and is
+    not now is taken as it was: Airflow does not tell one that is gone from a question that failed on its way.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[float, AirflowConnection]] = {}
+
+    def __call__(self, credential_id: str) -> AirflowConnection:
+        """Return the connection; raises as :func:`source_connection` does."""
+        looked, known = self._found.get(credential_id, (0.0, None))
+        if known is not None and monotonic() - looked < _REMEMBERED_SECONDS:
+            return known
+        try:
+            found = source_connection(credential_id)
+        except ConnectionMissingError:
+            if known is None:
+                raise
+            found = known
+        self._found[credential_id] = (monotonic(), found)
+        return found
 
 
 def process_environment(ids: Iterable[str]) -> dict[str, str]:

@@ -35,6 +35,8 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_etl_provider.sensors.dead_letter_depth",
                     "airflow_etl_provider.sensors.ledger_balance",
                     "airflow_etl_provider.sensors.pipeline_freshness",
+                    "airflow_etl_provider.sensors.retention_risk",
+                    "airflow_etl_provider.sensors.source_lag",
                     "airflow_etl_provider.sensors.streaming_query_progress",
                     "airflow_etl_provider.sensors.watermark",
                 ],

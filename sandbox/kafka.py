@@ -19,6 +19,10 @@ from sandbox.java import java
 from sandbox.ports import free_port, is_listening
 from sandbox.processes import Command, ServerProcess
 
+USER = "etl"
+# Without any of the words that log filters look for.
+PASSWORD = "Vq3-harbour/19@mill"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -41,6 +45,7 @@ class KafkaBroker:
 
     def __init__(self, folder: Path | None = None, *, heap: str = "512m") -> None:
         self.port = free_port()
+        self._login_port = free_port()
         self._controller_port = free_port()
         self._heap = heap
         self._temporary = folder is None
@@ -60,6 +65,11 @@ class KafkaBroker:
     def bootstrap_servers(self) -> str:
         """Return ``127.0.0.1:PORT``."""
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def login_servers(self) -> str:
+        """Return ``127.0.0.1:PORT``, where :data:`USER` logs in with :data:`PASSWORD` by PLAIN, over SASL_PLAINTEXT."""
+        return f"127.0.0.1:{self._login_port}"
 
     @property
     def log(self) -> Path:
@@ -181,7 +191,7 @@ class KafkaBroker:
         if properties.exists():
             return properties
         self.folder.mkdir(parents=True, exist_ok=True)
-        settings = _settings(self.port, self._controller_port, self.folder / "logs")
+        settings = _settings(self.port, self._login_port, self._controller_port, self.folder / "logs")
         properties.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         command: Command = [java(), *_QUIET, "-cp", classpath("broker"), "kafka.tools.StorageTool"]
@@ -197,15 +207,19 @@ class KafkaBroker:
 _QUIET = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
 
 
-def _settings(port: int, controller_port: int, logs: Path) -> dict[str, str]:
+def _settings(port: int, login_port: int, controller_port: int, logs: Path) -> dict[str, str]:
+    for_clients = f"PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{login_port}"
     return {
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
-        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "listeners": f"{for_clients},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": for_clients,
         "controller.listener.names": "CONTROLLER",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.sasl_plaintext.plain.sasl.jaas.config": "org.apache.kafka.common.security.plain."
+        f'PlainLoginModule required user_{USER}="{PASSWORD}";',
         "log.dirs": str(logs),
         "auto.create.topics.enable": "false",
         # Records keep the time of their events, which may be long ago: nothing is deleted for its age.

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from airflow.sdk import BaseHook
 
-from airflow_etl_provider.credentials import connection
+from airflow_etl_provider.credentials import connection, source_connection
 from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import LedgerMissingError
@@ -175,7 +175,7 @@ class LedgerHook(BaseHook):
                 require_version(conn, self.schema)
             except LedgerMissingError as missing:
                 return condition.without_ledger(missing)
-            return condition.look(LedgerView(conn, self.schema))
+            return condition.look(LedgerView(conn, self.schema, source_connection))
 
     def figures(self, run_id: str) -> RunFigures:
         """Return what a run's metrics are made of: attempts and waits, dead letters, circuit breakers."""

@@ -20,12 +20,14 @@ from uuid import uuid4
 
 import psycopg
 
+from airflow_etl_provider.credentials import RememberedConnections
+from airflow_etl_provider.triggers.source_threads import SourceThreads
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import DatabaseUnreachableError, EtlError, LedgerMissingError, TransientError
 from spark_jobs.contracts.tracker.connect import KEEPALIVE, Connection, classified, connect
 from spark_jobs.contracts.tracker.migrate import require_version
 from spark_jobs.contracts.tracker.statements import CHANNEL
-from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen
+from spark_jobs.contracts.watch.condition import AtSource, Condition, LedgerView, Seen, Step
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ class LedgerWatch:
         self._database = database
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="etl-ledger-watch")
+        self._sources = SourceThreads()
+        self._credentials = RememberedConnections()
         self._conn: Connection | None = None
         self._checked: set[str] = set()
         self._listener = asyncio.create_task(self._listen(), name="etl-ledger-watch")
@@ -67,27 +71,36 @@ class LedgerWatch:
                 del self._waiting[pipeline]
 
     async def look(self, condition: Condition, schema: str) -> Seen:
-        """Look at the ledger as it is now.
+        """Look at the ledger as it is now, and at the source where the condition asks for it.
 
-        :raises EtlError: the condition can never hold, or (retryable) the ledger does not answer.
+        A source is asked by a thread of its own: while it does not answer, the ledger's has time for the others.
+
+        :raises EtlError: the condition can never hold, or (retryable) the ledger or the source does not answer.
         """
-
-        def ask(conn: Connection) -> Seen:
-            with conn.transaction():
-                conn.execute("SELECT set_config('statement_timeout', %s, true)", (_STATEMENT_TIMEOUT,))
-                return condition.look(LedgerView(conn, schema))
-
         try:
-            return await self._asked(ask, schema)
+            step: Step = await self._at_ledger(condition.begin, schema)
         except LedgerMissingError as missing:
             return condition.without_ledger(missing)
+        while not isinstance(step, Seen):
+            go_on = self._sources.ask(step) if isinstance(step, AtSource) else self._at_ledger(step.ask, schema)
+            step = await go_on
+        return step
 
     async def close(self) -> None:
         """Let go of both connections."""
         self._listener.cancel()
         self._thread.submit(self._forget)
         self._thread.shutdown(wait=False)
+        self._sources.close()
         await asyncio.wait([self._listener], timeout=_CLOSED_WITHIN_SECONDS)
+
+    async def _at_ledger(self, look: Callable[[LedgerView], Step], schema: str) -> Step:
+        def ask(conn: Connection) -> Step:
+            with conn.transaction():
+                conn.execute("SELECT set_config('statement_timeout', %s, true)", (_STATEMENT_TIMEOUT,))
+                return look(LedgerView(conn, schema, self._credentials))
+
+        return await self._asked(ask, schema)
 
     async def _asked(self, question: Callable[[Connection], _T], schema: str | None = None) -> _T:
         loop = asyncio.get_running_loop()

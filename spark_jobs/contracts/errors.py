@@ -96,6 +96,12 @@ class SourceUnreachableError(EtlError):
     operation = "read"
 
 
+class SourceRefusedError(SourceUnreachableError):
+    """The source answers, but refuses this user or what is asked: trying again unchanged does not help."""
+
+    retryable = False
+
+
 class TargetMismatchError(EtlError):
     """The target table is missing, or its columns, types, keys or privileges do not fit the query."""
 
@@ -180,8 +186,12 @@ class GapError(EtlError):
     exit_code = ExitCode.LEDGER_CONFLICT
 
 
+class SourceRowsLostError(GapError):
+    """The source has deleted rows, or made the topic anew, before they were read: no run can read them any more."""
+
+
 class ClocksDisagreeError(EtlError):
-    """The ledger has times that its server's clock has not reached yet: nothing can be said about ages."""
+    """The ledger, or the source, has times that the ledger's server has not reached: nothing can be said about ages."""
 
     exit_code = ExitCode.LEDGER_CONFLICT
 

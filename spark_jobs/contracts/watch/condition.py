@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from spark_jobs.contracts.airflow_connection import AirflowConnection
 from spark_jobs.contracts.config import PipelineConfig
 from spark_jobs.contracts.config.durations import DurationError, parse_duration
-from spark_jobs.contracts.errors import ConfigError, LedgerMissingError
+from spark_jobs.contracts.errors import ConfigError, ConnectionMissingError, LedgerMissingError
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
 
 _KNOWN = """
@@ -53,15 +55,25 @@ class Seen(BaseModel):
     value: dict[str, Any] = Field(default_factory=dict)
 
 
+def _no_credentials(credential_id: str) -> AirflowConnection:
+    raise ConnectionMissingError(f"The connection {credential_id!r} cannot be looked up here")
+
+
+Credentials = Callable[[str], AirflowConnection]
+"""Finds the connection that a ``credentialId`` names, or raises :class:`ConnectionMissingError`."""
+
+
 @dataclass(frozen=True, slots=True)
 class LedgerView:
     """Where a condition looks.
 
     :param conn: autocommit, and used by nobody else meanwhile. :param schema: the tracker's, unquoted.
+    :param credentials: for what is asked of a source.
     """
 
     conn: Connection
     schema: str
+    credentials: Credentials = field(default=_no_credentials, repr=False, compare=False)
 
     def rows(self, statement: str, values: Any, what: str) -> list[tuple[Any, ...]]:
         """Return the rows of a statement with ``{schema}`` and ``%(name)s``."""
@@ -77,6 +89,28 @@ class LedgerView:
         if not rows:
             raise _unknown(self, pipeline)
         return PipelineConfig.from_json(rows[0][0]["config"])
+
+
+@dataclass(frozen=True, slots=True)
+class AtSource:
+    """A look that goes on at a source: it may take seconds, and needs no ledger meanwhile.
+
+    :param system: which one; of two questions to one system, one may wait for the other.
+    :param ask: safe in any thread.
+    """
+
+    system: str
+    ask: Callable[[], Seen | AtLedger]
+
+
+@dataclass(frozen=True, slots=True)
+class AtLedger:
+    """A look that goes on at the ledger, to see whether what a source said still holds."""
+
+    ask: Callable[[LedgerView], Seen]
+
+
+Step = Seen | AtSource | AtLedger
 
 
 class Condition(BaseModel, ABC):
@@ -113,10 +147,20 @@ class Condition(BaseModel, ABC):
         return
 
     def look(self, view: LedgerView) -> Seen:
-        """Look once.
+        """Look once, from beginning to end.
 
         :raises ConfigError: the pipeline is unknown, or the condition can never hold for it.
-        :raises EtlError: it can never hold any more, or the ledger cannot be read (retryable).
+        :raises EtlError: it can never hold any more, or the ledger or the source cannot be read (retryable).
+        """
+        step = self.begin(view)
+        while not isinstance(step, Seen):
+            step = step.ask(view) if isinstance(step, AtLedger) else step.ask()
+        return step
+
+    def begin(self, view: LedgerView) -> Step:
+        """Look at the ledger; what it returns is what was seen, or where the look goes on.
+
+        Raises as :meth:`look` does.
         """
         known = view.rows(_KNOWN, (self.pipeline,), f"Looking for pipeline {self.pipeline!r}")
         if known:
@@ -135,7 +179,7 @@ class Condition(BaseModel, ABC):
         return Seen(done=False, message=f"{self.pipeline} has never run: there is no ledger yet")
 
     @abstractmethod
-    def _look(self, view: LedgerView) -> Seen: ...
+    def _look(self, view: LedgerView) -> Step: ...
 
 
 def _unknown(view: LedgerView, pipeline: str) -> ConfigError:

@@ -1,0 +1,52 @@
+"""Threads that ask sources: one a system, so that one that is dead keeps nobody else waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import monotonic
+
+from spark_jobs.contracts.errors import SourceUnreachableError
+from spark_jobs.contracts.watch.condition import AtLedger, AtSource, Seen
+
+
+@dataclass(slots=True)
+class _System:
+    """A source's thread, and when it was last found not to answer."""
+
+    thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(max_workers=1, thread_name_prefix="etl-source-watch")
+    )
+    failed_at: float = 0.0
+    failure: SourceUnreachableError | None = None
+
+    def ask(self, question: Callable[[], Seen | AtLedger], asked_at: float) -> Seen | AtLedger:
+        # Who waited while somebody else got no answer need not wait for another timeout to hear the same.
+        if self.failure is not None and self.failed_at >= asked_at:
+            raise self.failure.with_traceback(None)
+        try:
+            return question()
+        except SourceUnreachableError as error:
+            if error.retryable:
+                self.failure, self.failed_at = error, monotonic()
+            raise
+
+
+class SourceThreads:
+    """The threads of one event loop."""
+
+    def __init__(self) -> None:
+        self._systems: dict[str, _System] = {}
+
+    async def ask(self, step: AtSource) -> Seen | AtLedger:
+        """Go on at the source; raises as ``step.ask`` does."""
+        system = self._systems.setdefault(step.system, _System())
+        return await asyncio.get_running_loop().run_in_executor(system.thread, system.ask, step.ask, monotonic())
+
+    def close(self) -> None:
+        """Let the threads end with the questions that they are at."""
+        for system in self._systems.values():
+            system.thread.shutdown(wait=False, cancel_futures=True)
+        self._systems.clear()
