@@ -208,6 +208,15 @@ def test_the_newest_query_counts(ledger):
     assert seen.value["query_id"] == "second"
 
 
+def test_a_query_whose_checkpoint_is_brought_back_is_the_newest(ledger):
+    ledger.query("first")
+    ledger.batches(0, query_id="first")
+    ledger.query("second", "accepted", "first")
+    ledger.batches(0, query_id="second", epoch=2)
+    ledger.batches(1, query_id="first", epoch=3)
+    assert ledger.look(progress(batch_id=1)).value["query_id"] == "first"
+
+
 def test_the_end_of_a_run(ledger):
     assert not ledger.look(progress(run_finished=True)).done
     runs.finish_run(ledger.tracker.conn, "etl", "r1", "failed", 1, error={"what": "The disk was full"})

@@ -15,11 +15,17 @@ SELECT r.run_id, r.state, r.registered_at::text, r.error ->> 'what',
     r.registered_at >= coalesce(%(since)s::timestamptz, '-infinity') FROM {schema}.pipeline_run r
 WHERE r.pipeline_id = %(pipeline)s AND (%(run)s::text IS NULL OR r.run_id = %(run)s)
 ORDER BY r.registered_at DESC LIMIT 1"""
+# The query that was begun, or that has committed, last: the checkpoint of an older one may be brought back.
 _NEWEST: Final = """
-SELECT b.batch_id, b.query_id, b.end_offsets, b.source_rows, b.duration_ms
-FROM {schema}.batch_tracker b JOIN {schema}.pipeline_query q USING (pipeline_id, query_id)
-WHERE b.pipeline_id = %(pipeline)s AND (%(run)s::text IS NULL OR b.run_id = %(run)s)
-ORDER BY q.epoch DESC, b.batch_id DESC LIMIT 1"""
+SELECT b.batch_id, q.query_id, b.end_offsets, b.source_rows, b.duration_ms
+FROM {schema}.pipeline_query q LEFT JOIN LATERAL (
+    SELECT batch_id, end_offsets, source_rows, duration_ms, epoch FROM {schema}.batch_tracker b
+    WHERE b.pipeline_id = q.pipeline_id AND b.query_id = q.query_id
+        AND (%(run)s::text IS NULL OR b.run_id = %(run)s)
+    ORDER BY batch_id DESC LIMIT 1
+) AS b ON true
+WHERE q.pipeline_id = %(pipeline)s
+ORDER BY greatest(q.epoch, b.epoch) DESC, q.created_at DESC LIMIT 1"""
 _ROWS: Final = """
 SELECT coalesce(sum(record_count), 0)::bigint FROM {schema}.batch_tracker
 WHERE pipeline_id = %(pipeline)s AND processed_at >= coalesce(%(since)s::timestamptz, '-infinity')
@@ -62,7 +68,9 @@ class QueryProgress(Condition):
         about = f"Looking at the progress of {self.pipeline!r}"
         runs, newest = view.rows(_RUN, values, about), view.rows(_NEWEST, values, about)
         done, said, value = self._run_seen(*(runs[0] if runs else (None,) * 5))
-        for reached, words, found in self._batch_seen(*newest[0]) if newest else self._none_seen():
+        for reached, words, found in (
+            self._batch_seen(*newest[0]) if newest and newest[0][0] is not None else self._none_seen()
+        ):
             done, said, value = done and reached, [*said, words], {**value, **found}
         if self.rows is not None:
             written = view.rows(_ROWS, values, about)[0][0]
