@@ -168,13 +168,15 @@ class Ledger:
         return None if row is None else row[0]
 
     def files(self, query_ids: Sequence[str]) -> list[SourceFile]:
-        """Return every file that the pipeline has read in one of the queries."""
+        """Return every file that the pipeline has read in one of the queries, in batches that are removed as well."""
         with classified("Reading the files that the ledger knows"):
             rows = query(
                 self.connection(),
                 self.schema,
-                "SELECT path, max(modified_at), max(size_bytes) FROM {schema}.batch_file "
-                "WHERE pipeline_id = %s AND query_id = ANY(%s) GROUP BY path",
+                "SELECT path, max(modified_at), max(size_bytes) FROM ("
+                "SELECT pipeline_id, query_id, path, modified_at, size_bytes FROM {schema}.batch_file UNION ALL "
+                "SELECT pipeline_id, query_id, path, modified_at, size_bytes FROM {schema}.batch_file_retained"
+                ") AS file WHERE pipeline_id = %s AND query_id = ANY(%s) GROUP BY path",
                 (self.pipeline_id, list(query_ids)),
             ).fetchall()
         return [SourceFile(*row) for row in rows]

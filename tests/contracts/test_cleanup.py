@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from conftest import NOON
 
 from spark_jobs.contracts.cleanup import MINIMUM_BATCHES, CleanupReport, CleanupRequest
 from spark_jobs.contracts.errors import CheckpointMismatchError, ConfigError
@@ -15,7 +16,7 @@ from spark_jobs.contracts.tracker import statements as st
 from spark_jobs.contracts.tracker.connect import raw
 from spark_jobs.contracts.tracker.decisions import Right
 from spark_jobs.contracts.tracker.known_queries import known_queries
-from spark_jobs.contracts.tracker.records import StoredBatch, settle
+from spark_jobs.contracts.tracker.records import SourceFile, StoredBatch, settle
 
 OLD = MINIMUM_BATCHES + 30
 
@@ -156,12 +157,12 @@ def test_what_is_not_valid_is_named(values: dict[str, Any]) -> None:
         CleanupRequest.of(**values)
 
 
-def test_files_stay_while_a_resume_needs_them(ledger: Any) -> None:
+def test_files_stay_known_while_a_resume_needs_them(ledger: Any) -> None:
     add_query(ledger)
     fill(ledger, OLD)
-    assert clean(ledger).totals == {"batches": 30}
-    files = "SELECT count(*) FROM etl.batch_file WHERE query_id = 'q'"
-    assert ledger.one(files) == OLD
+    assert clean(ledger, batch_size=7).totals == {"batches": 30}
+    known = "SELECT count(*) FROM (SELECT path FROM etl.batch_file UNION SELECT path FROM etl.batch_file_retained) f"
+    assert ledger.one(known) == OLD
     add_query(ledger, "again", epoch=2, origin="resumed")
     ledger.conn.execute("UPDATE etl.pipeline_query SET seeded_from = 'q' WHERE query_id = 'again'")
     assert clean(ledger).totals == {}
@@ -169,12 +170,29 @@ def test_files_stay_while_a_resume_needs_them(ledger: Any) -> None:
     add_query(ledger, "over", epoch=3, origin="accepted")
     assert clean(ledger, dry_run=True).totals == {"files": 30}
     assert clean(ledger, batch_size=7).totals == {"files": 30}
-    assert ledger.one(files) == MINIMUM_BATCHES
-    assert {q.query_id: q.removed_files for q in known_queries(ledger.conn, "etl", "orders")} == {
-        "q": 30,
-        "again": 0,
-        "over": 0,
-    }
+    assert ledger.one(known) == MINIMUM_BATCHES
+    removed = {one.query_id: one.removed_files for one in known_queries(ledger.conn, "etl", "orders")}
+    assert removed == {"q": 30, "again": 0, "over": 0}
+
+
+def test_batches_of_many_files_go_in_smaller_numbers(ledger: Any) -> None:
+    """Three files a batch, and forty in two of them: never more rows in a transaction than asked for, if it can be."""
+    many = {5: 40, 8: 40}
+    for batch_id in range(5, 5 + OLD):
+        files = [SourceFile(f"/in/{batch_id}/{n}.csv", NOON, 1) for n in range(many.get(batch_id, 3))]
+        ledger.commit(ledger.record(batch_id, files=files, gaps=[]))
+    age(ledger, 100)
+    ledger.conn.execute("CREATE TABLE chunk (files bigint)")
+    ledger.conn.execute(
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "INSERT INTO chunk SELECT count(*) FROM moved; RETURN NULL; END $$"
+    )
+    ledger.conn.execute(
+        "CREATE TRIGGER note AFTER INSERT ON etl.batch_file_retained REFERENCING NEW TABLE AS moved "
+        "FOR EACH STATEMENT EXECUTE FUNCTION note()"
+    )
+    assert clean(ledger, batch_size=10).totals == {"batches": 30}
+    assert [row[0] for row in ledger.conn.execute("SELECT files FROM chunk")] == [40, 6, 40, *[9] * 8, 6]
 
 
 def test_two_at_once_share_the_work_and_commits_go_on(ledger: Any) -> None:

@@ -51,24 +51,42 @@ WHERE strpos(pipeline_id, '/replay/') = 0
   AND (%(pipelines)s::text[] IS NULL OR pipeline_id = ANY (%(pipelines)s::text[]))
 ORDER BY pipeline_id, query_id"""
 
-# By clock alone a batch could be older than its predecessor: the first one that is too young ends what goes.
+# By clock alone a batch could be older than its predecessor: the first one that is too young ends what goes. So does
+# one with which there would be more files than a transaction may have rows, unless it is the first.
 _OLD: Final = """
 chunk AS MATERIALIZED (
     SELECT batch_id, processed_at FROM {schema}.batch_tracker
     WHERE pipeline_id = %(pipeline_id)s AND query_id = %(query_id)s
       AND batch_id > %(after)s AND batch_id <= %(last)s
     ORDER BY batch_id LIMIT %(most)s
+), too_many_files AS MATERIALIZED (
+    SELECT batch_id FROM {schema}.batch_file
+    WHERE pipeline_id = %(pipeline_id)s AND query_id = %(query_id)s
+      AND batch_id > %(after)s AND batch_id <= %(last)s
+    ORDER BY batch_id, path OFFSET %(most)s LIMIT 1
 ), through AS MATERIALIZED (
-    SELECT coalesce(min(batch_id) FILTER (WHERE processed_at >= %(before)s) - 1, max(batch_id)) AS batch_id FROM chunk
+    SELECT least(
+        coalesce(min(batch_id) FILTER (WHERE processed_at >= %(before)s) - 1, max(batch_id)),
+        (SELECT greatest(f.batch_id - 1, (SELECT min(batch_id) FROM chunk)) FROM too_many_files f)
+    ) AS batch_id
+    FROM chunk
 ), old AS MATERIALIZED (
-    SELECT batch_id, record_count, processed_at, end_offsets FROM {schema}.batch_tracker
+    SELECT batch_id, record_count, end_offsets FROM {schema}.batch_tracker
     WHERE pipeline_id = %(pipeline_id)s AND query_id = %(query_id)s
       AND batch_id > %(after)s AND batch_id <= (SELECT batch_id FROM through)
 )"""
 _COUNT: Final = f"""
 WITH {_OLD} SELECT count(*), coalesce(sum(record_count), 0)::bigint, max(batch_id) FROM old"""  # noqa: S608 - constants
 _REMOVE: Final = f"""
-WITH {_OLD}, gone AS (
+WITH {_OLD}, files AS (
+    INSERT INTO {{schema}}.batch_file_retained AS kept (pipeline_id, query_id, path, modified_at, size_bytes)
+    SELECT pipeline_id, query_id, path, max(modified_at), max(size_bytes) FROM {{schema}}.batch_file
+    WHERE pipeline_id = %(pipeline_id)s AND query_id = %(query_id)s
+      AND batch_id > %(after)s AND batch_id <= (SELECT batch_id FROM through)
+    GROUP BY 1, 2, 3
+    ON CONFLICT (pipeline_id, query_id, path) DO UPDATE SET
+        modified_at = greatest(kept.modified_at, excluded.modified_at), size_bytes = excluded.size_bytes
+), gone AS (
     DELETE FROM {{schema}}.batch_tracker
     WHERE pipeline_id = %(pipeline_id)s AND query_id = %(query_id)s
       AND batch_id > %(after)s AND batch_id <= (SELECT batch_id FROM through)
@@ -106,19 +124,16 @@ SELECT batch_id, processed_at FROM {schema}.batch_tracker
 WHERE pipeline_id = %(pipeline_id)s AND query_id = %(query_id)s AND batch_id > %(after)s ORDER BY batch_id LIMIT 1"""
 
 _WITH_FILES: Final = """
-SELECT pipeline_id, query_id, removed_through_batch FROM {schema}.batch_retention r
+SELECT pipeline_id, query_id FROM {schema}.batch_retention r
 WHERE (%(pipelines)s::text[] IS NULL OR pipeline_id = ANY (%(pipelines)s::text[])) AND EXISTS (
-    SELECT FROM {schema}.batch_file f
-    WHERE f.pipeline_id = r.pipeline_id AND f.query_id = r.query_id AND f.batch_id <= r.removed_through_batch
+    SELECT FROM {schema}.batch_file_retained f WHERE f.pipeline_id = r.pipeline_id AND f.query_id = r.query_id
 )
 ORDER BY pipeline_id, query_id"""
-_OLD_FILES: Final = """
-FROM {schema}.batch_file
-WHERE pipeline_id = %(pipeline_id)s AND query_id = %(query_id)s AND batch_id <= %(through)s"""
+_OLD_FILES: Final = "FROM {schema}.batch_file_retained WHERE pipeline_id = %(pipeline_id)s AND query_id = %(query_id)s"
 _REMOVE_FILES: Final = f"""
 WITH gone AS (
-    DELETE FROM {{schema}}.batch_file WHERE ctid = ANY (ARRAY(
-        SELECT ctid {_OLD_FILES} ORDER BY batch_id, path LIMIT %(most)s FOR UPDATE SKIP LOCKED
+    DELETE FROM {{schema}}.batch_file_retained WHERE ctid = ANY (ARRAY(
+        SELECT ctid {_OLD_FILES} ORDER BY path LIMIT %(most)s FOR UPDATE SKIP LOCKED
     )) RETURNING 1
 ), told AS (SELECT count(*) AS files FROM gone), recorded AS (
     UPDATE {{schema}}.batch_retention SET removed_files = removed_files + files, updated_at = clock_timestamp()
@@ -163,12 +178,11 @@ class BatchCleanup:
         """
         with classified("Looking for files of removed micro-batches"):
             rows = query(self.conn, self.schema, _WITH_FILES, self._values()).fetchall()
-        for pipeline_id, query_id, through in rows:
+        for pipeline_id, query_id in rows:
             known = known_queries(self.conn, self.schema, pipeline_id)
             if not known or query_id in {needed.query_id for needed in since_start(known)}:
                 continue
-            values = {"pipeline_id": pipeline_id, "query_id": query_id, "through": through}
-            yield pipeline_id, self._files({**self._values(), **values})
+            yield pipeline_id, self._files({**self._values(), "pipeline_id": pipeline_id, "query_id": query_id})
 
     def _query(self, one: _Query) -> QueryCleanup:
         done = QueryCleanup(pipeline_id=one.pipeline_id, query_id=one.query_id, why="unfinished")
@@ -186,7 +200,7 @@ class BatchCleanup:
             done = done.model_copy(
                 update={"batches": done.batches + batches, "rows": done.rows + rows, "through_batch": through}
             )
-            return bool(batches == self.request.batch_size)
+            return through < one.last
 
         stopped = repeat(step, 0 if self.request.dry_run else self.request.pause_seconds)
         if stopped is not None:

@@ -74,8 +74,6 @@ DELETE FROM {schema}.batch_tracker WHERE pipeline_id = %(own)s AND (query_id, ba
 _LAST: Final = (
     "DELETE FROM {schema}.run_retry WHERE run_id IN "
     "(SELECT run_id FROM {schema}.pipeline_run WHERE pipeline_id = %(own)s)",
-    "DELETE FROM {schema}.batch_file WHERE pipeline_id = %(own)s",
-    "DELETE FROM {schema}.batch_retention WHERE pipeline_id = %(own)s",
     "DELETE FROM {schema}.pipeline_query WHERE pipeline_id = %(own)s",
     "DELETE FROM {schema}.pipeline_run WHERE pipeline_id = %(own)s",
     "DELETE FROM {schema}.pipeline WHERE pipeline_id = %(own)s",

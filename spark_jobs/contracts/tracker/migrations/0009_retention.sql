@@ -16,7 +16,17 @@ CREATE TABLE batch_retention (
     PRIMARY KEY (pipeline_id, query_id)
 );
 
--- Every commit asks it whether its batch was removed: who may read the batches may read it.
+-- The files that removed batches have read: whoever resumes without a checkpoint must not read them again.
+CREATE TABLE batch_file_retained (
+    pipeline_id varchar(255) NOT NULL REFERENCES pipeline,
+    query_id    text         NOT NULL,
+    path        text         NOT NULL,
+    modified_at timestamptz  NOT NULL,
+    size_bytes  bigint       NOT NULL,
+    PRIMARY KEY (pipeline_id, query_id, path)
+);
+
+-- Every commit asks whether its batch was removed: who may read the batches may read these.
 DO $$
 DECLARE
     granted record;
@@ -28,14 +38,11 @@ BEGIN
             AND acl.grantee <> quote_ident(current_user)::regrole
     LOOP
         EXECUTE format(
-            'GRANT SELECT ON batch_retention TO %s',
+            'GRANT SELECT ON batch_retention, batch_file_retained TO %s',
             CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END
         );
     END LOOP;
 END $$;
-
--- The files that a query has read outlive its batches: whoever resumes without a checkpoint must not read them again.
-ALTER TABLE batch_file DROP CONSTRAINT batch_file_pipeline_id_query_id_batch_id_fkey;
 
 -- Who removes runs asks whether a query began with one of them.
 CREATE INDEX pipeline_query_by_run ON pipeline_query (run_id);
