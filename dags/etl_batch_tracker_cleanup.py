@@ -63,7 +63,7 @@ with DAG(
     max_active_runs=1,
     default_args={"retries": 2, "retry_delay": timedelta(minutes=5)},
     render_template_as_native_obj=True,
-):
+) as dag:
     # Beside each other: what needs a person in one does not hold up the other, and fails the run.
     OrphanCleanupOperator(task_id="orphans", older_than_minutes="{{ params.older_than_minutes }}", **SHARED)
     BatchTrackerCleanupOperator(
