@@ -65,7 +65,7 @@ class BatchTrackerCleanupOperator(BaseOperator):
         letter_days: float | str | None = 365,
         history_days: float | str | None = 90,
         batch_size: int | str = 1_000,
-        pause_seconds: float | str = 0,
+        pause_seconds: float | str = 0.05,
         dry_run: bool | str = False,
         tracker_schema: str = "etl",
         **kwargs: Any,

@@ -30,7 +30,7 @@ def cleanup(
     keep_letters: Annotated[bool, typer.Option("--keep-letters", help="Let dead letters and replays stay.")] = False,
     keep_history: Annotated[bool, typer.Option("--keep-history", help="Let runs and breakers' changes stay.")] = False,
     batch_size: Annotated[int, typer.Option(help="Most rows of one transaction.")] = 1_000,
-    pause: Annotated[float, typer.Option(help="Seconds between two transactions.")] = 0,
+    pause: Annotated[float, typer.Option(help="Seconds between two transactions.")] = 0.05,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would go, and remove nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:

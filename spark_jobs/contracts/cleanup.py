@@ -33,7 +33,8 @@ class CleanupRequest(_Model):
     :param days: age in days, by the server's clock. :param keep_batches: newest batches of each query that stay.
     :param letter_days: since a dead letter came home or was given up; since a replay ended. None: they stay.
     :param history_days: of runs, what they did again, and changes of circuit breakers. None: they stay.
-    :param batch_size: most rows of one transaction. :param pause_seconds: between two transactions.
+    :param batch_size: most rows of one transaction.
+    :param pause_seconds: between two transactions, so that the server has time for others.
     :param dry_run: count, and remove nothing.
     """
 
@@ -43,7 +44,7 @@ class CleanupRequest(_Model):
     letter_days: float | None = Field(365, ge=0, allow_inf_nan=False, le=36_500)
     history_days: float | None = Field(90, ge=0, allow_inf_nan=False, le=36_500)
     batch_size: int = Field(1_000, ge=1, le=10_000)
-    pause_seconds: float = Field(0, ge=0, le=3_600)
+    pause_seconds: float = Field(0.05, ge=0, le=3_600)
     dry_run: bool = False
 
     @classmethod

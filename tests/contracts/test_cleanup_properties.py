@@ -43,7 +43,7 @@ def test_only_a_query_s_oldest_batches_go_and_only_if_age_and_number_agree(
     pipeline = f"p{uuid4().hex}"
     tracker.start(pipeline, pipeline)
     before = {f"q{number}": _commit(tracker, pipeline, f"q{number}", one) for number, one in enumerate(found)}
-    request = CleanupRequest.of(pipelines=(pipeline,), days=DAYS, keep_batches=keep, batch_size=size)
+    request = CleanupRequest.of(pipelines=(pipeline,), days=DAYS, keep_batches=keep, batch_size=size, pause_seconds=0)
     for _ in range(passes):
         cleanup.clean(tracker.conn, "etl", request)
     for (query_id, batches), one in zip(before.items(), found, strict=True):

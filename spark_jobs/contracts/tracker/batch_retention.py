@@ -143,7 +143,12 @@ SELECT files FROM told"""  # noqa: S608 - constants
 
 
 @dataclass(frozen=True, slots=True)
-class _Query:
+class OldQuery:
+    """A query with old batches.
+
+    :param last: the newest batch that may go by number. :param unfinished: a decided batch waits for its end.
+    """
+
     pipeline_id: str
     query_id: str
     last: int
@@ -165,11 +170,14 @@ class BatchCleanup:
 
     def batches(self) -> Iterator[QueryCleanup]:
         """Remove, or count, what is old; one result for each query that has old batches, as soon as it is done."""
-        with classified("Looking for old micro-batches"):
-            cursor = query(self.conn, self.schema, _QUERIES, self._values(), row_factory=class_row(_Query))
-            queries: list[_Query] = cursor.fetchall()
-        for one in queries:
+        for one in self.old_queries():
             yield self._query(one)
+
+    def old_queries(self) -> list[OldQuery]:
+        """Return the queries that have batches which are old and not among the newest."""
+        with classified("Looking for old micro-batches"):
+            cursor = query(self.conn, self.schema, _QUERIES, self._values(), row_factory=class_row(OldQuery))
+            return cursor.fetchall()
 
     def files(self) -> Iterator[tuple[str, int]]:
         """Remove the names of files whose batches are gone and that no resume will ask for; pipeline and number.
@@ -184,23 +192,23 @@ class BatchCleanup:
                 continue
             yield pipeline_id, self._files({**self._values(), "pipeline_id": pipeline_id, "query_id": query_id})
 
-    def _query(self, one: _Query) -> QueryCleanup:
+    def _query(self, one: OldQuery) -> QueryCleanup:
         done = QueryCleanup(pipeline_id=one.pipeline_id, query_id=one.query_id, why="unfinished")
         if one.unfinished:
             return self._told(done)
         values = {**self._values(), "pipeline_id": one.pipeline_id, "query_id": one.query_id, "last": one.last}
         self._after = -1
 
-        def step() -> bool:
+        def step() -> tuple[int, bool]:
             nonlocal done
             batches, rows, through = self._chunk({**values, "after": self._after})
             if not batches:
-                return False
+                return 0, False
             self._after = through
             done = done.model_copy(
                 update={"batches": done.batches + batches, "rows": done.rows + rows, "through_batch": through}
             )
-            return through < one.last
+            return batches, through < one.last
 
         stopped = repeat(step, 0 if self.request.dry_run else self.request.pause_seconds)
         if stopped is not None:
@@ -241,12 +249,12 @@ class BatchCleanup:
                 return number(self.conn, self.schema, f"SELECT count(*) {_OLD_FILES}", values)
         files = 0
 
-        def step() -> bool:
+        def step() -> tuple[int, bool]:
             nonlocal files
             with short_delete(self.conn, "Removing files of removed micro-batches"):
                 gone = number(self.conn, self.schema, _REMOVE_FILES, values)
             files += gone
-            return gone == self.request.batch_size
+            return gone, gone == self.request.batch_size
 
         repeat(step, self.request.pause_seconds)
         return files

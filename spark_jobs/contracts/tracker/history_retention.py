@@ -90,14 +90,14 @@ class HistoryCleanup:
                 return number(self.conn, self.schema, _COUNT_RUNS, values)
         gone = 0
 
-        def step() -> bool:
+        def step() -> tuple[int, bool]:
             nonlocal gone
             with short_delete(self.conn, "Removing old runs"):
                 chosen = [row[0] for row in query(self.conn, self.schema, _CHOOSE_RUNS, values)]
                 for statement in (_RETRIES, _RUNS) if chosen else ():
                     query(self.conn, self.schema, statement, {"runs": chosen})
             gone += len(chosen)
-            return len(chosen) == self.request.batch_size
+            return len(chosen), len(chosen) == self.request.batch_size
 
         repeat(step, self.request.pause_seconds)
         return gone
@@ -108,12 +108,12 @@ class HistoryCleanup:
                 return number(self.conn, self.schema, f"SELECT count(*) {_OLD_EVENTS}", values)
         gone = 0
 
-        def step() -> bool:
+        def step() -> tuple[int, bool]:
             nonlocal gone
             with short_delete(self.conn, "Removing old changes of circuit breakers"):
                 removed = query(self.conn, self.schema, _EVENTS, values).rowcount
             gone += removed
-            return bool(removed == self.request.batch_size)
+            return removed, removed == self.request.batch_size
 
         repeat(step, self.request.pause_seconds)
         return gone

@@ -128,17 +128,18 @@ class LetterCleanup:
             "after_id": UUID(int=0),
         }
 
-        def step() -> bool:
+        def step() -> tuple[int, bool]:
             nonlocal gone
             with classified("Looking for settled dead letters"):
                 looked = query(self.conn, self.schema, _LOOK, values).fetchall()
             old = [row[0] for row in looked if row[2]]
-            gone += len(old) if self.request.dry_run else self._remove(status, old)
+            removed = len(old) if self.request.dry_run else self._remove(status, old)
+            gone += removed
             if looked:
                 values.update(after_id=looked[-1][0], after=looked[-1][1])
-            return len(looked) == self.request.batch_size
+            return removed, len(looked) == self.request.batch_size
 
-        repeat(step, self.request.pause_seconds)
+        repeat(step, 0 if self.request.dry_run else self.request.pause_seconds)
         return gone
 
     def _remove(self, status: str, letters: list[UUID]) -> int:
@@ -164,13 +165,14 @@ class LetterCleanup:
                     raise BusyError
                 return [query(self.conn, self.schema, statement, values).rowcount for statement in statements][-1]
 
-        def step(statement: str) -> bool:
-            return remove(statement) == self.request.batch_size
+        def step(statement: str) -> tuple[int, bool]:
+            removed = remove(statement)
+            return removed, removed == self.request.batch_size
 
-        def last() -> bool:
-            return remove(*_LAST) < 0
+        def last() -> tuple[int, bool]:
+            return remove(*_LAST), False
 
         for statement in (_ITEMS, _BATCHES):
             if repeat(partial(step, statement), self.request.pause_seconds) is not None:
                 return 0
-        return 0 if repeat(last, 0) is not None else 1
+        return 0 if repeat(last, self.request.pause_seconds) is not None else 1

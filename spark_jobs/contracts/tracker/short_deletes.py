@@ -39,14 +39,18 @@ def short_delete(conn: Connection, what: str) -> Iterator[None]:
         raise
 
 
-def repeat(step: Callable[[], bool], pause_seconds: float) -> BusyError | None:
-    """Call ``step`` until it returns False, with a pause after each that returned True; or until others are in the way.
+def repeat(step: Callable[[], tuple[int, bool]], pause_seconds: float) -> BusyError | None:
+    """Call ``step`` until nothing is left, or until others are in the way.
 
+    :param step: returns how many rows it removed, and whether more may be left.
+    :param pause_seconds: after each step that removed some.
     :returns: None, or why it stopped before its end: what is left is the next cleanup's.
     """
     try:
-        while step():
-            if pause_seconds:
+        more = True
+        while more:
+            removed, more = step()
+            if removed and pause_seconds:
                 time.sleep(pause_seconds)
     except BusyError as busy:
         return busy
