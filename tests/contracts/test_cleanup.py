@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -226,6 +228,35 @@ def test_two_at_once_share_the_work_and_commits_go_on(ledger: Any) -> None:
     assert ledger.one("SELECT sum(removed_batches) FROM etl.batch_retention") == 90 + committed
     assert ids(ledger) == list(range(30 + committed, OLD + committed))
     assert ids(ledger, "q2") == ids(ledger, "q3") == list(range(30, OLD))
+
+
+def test_a_commit_under_way_and_a_cleanup_do_not_wait_for_each_other(ledger: Any) -> None:
+    fill(ledger, OLD)
+    with closing(ledger.connect()) as driver, driver.transaction():
+        raw(driver, st.insert_batch(ledger.ident), ledger.record(OLD).row_json())
+        assert raw(driver, st.lock_epoch(ledger.ident), "orders", "1", "r1") == [(True,)]
+        assert clean(ledger).totals == {"batches": 30}
+    with closing(ledger.connect()) as other, other.transaction():
+        # What a cleanup does, not committed yet.
+        other.execute("DELETE FROM etl.batch_tracker WHERE batch_id = 30")
+        other.execute("UPDATE etl.batch_retention SET removed_through_batch = 30")
+        with ledger.conn.transaction():
+            ledger.conn.execute("SET LOCAL lock_timeout = '1ms'")
+            raw(ledger.conn, st.insert_batch(ledger.ident), ledger.record(OLD + 1).row_json())
+            assert raw(ledger.conn, st.lock_epoch(ledger.ident), "orders", "1", "r1") == [(True,)]
+
+
+def test_monitoring_queries_find_no_gap_where_a_cleanup_was(ledger: Any) -> None:
+    fill(ledger, OLD)
+    page = Path(__file__).resolve().parents[2] / "docs" / "reference" / "ledger.md"
+    [gaps] = [
+        block for block in re.findall(r"```sql\n(.*?)```", page.read_text(), re.DOTALL) if "LAG(" in block.upper()
+    ]
+    ledger.conn.execute("SET search_path = etl")
+    assert clean(ledger).totals == {"batches": 30}
+    assert ledger.conn.execute(gaps.encode()).fetchall() == []
+    ledger.conn.execute("DELETE FROM batch_tracker WHERE batch_id = 100")
+    assert len(ledger.conn.execute(gaps.encode()).fetchall()) == 1
 
 
 def test_what_another_session_holds_stays_for_the_next_one(ledger: Any) -> None:
