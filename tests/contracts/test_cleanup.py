@@ -239,7 +239,10 @@ def test_a_commit_under_way_and_a_cleanup_do_not_wait_for_each_other(ledger: Any
     with closing(ledger.connect()) as other, other.transaction():
         # What a cleanup does, not committed yet.
         other.execute("DELETE FROM etl.batch_tracker WHERE batch_id = 30")
-        other.execute("UPDATE etl.batch_retention SET removed_through_batch = 30")
+        other.execute(
+            "INSERT INTO etl.batch_retention (pipeline_id, query_id, removed_through_batch, through_time, "
+            "removed_batches, removed_rows) VALUES ('orders', 'another', 30, now(), 1, 7)"
+        )
         with ledger.conn.transaction():
             ledger.conn.execute("SET LOCAL lock_timeout = '1ms'")
             raw(ledger.conn, st.insert_batch(ledger.ident), ledger.record(OLD + 1).row_json())
