@@ -32,13 +32,23 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": [
             {
                 "integration-name": "Streaming ETL",
-                "python-modules": ["airflow_etl_provider.sensors.dead_letter_depth"],
+                "python-modules": [
+                    "airflow_etl_provider.sensors.batch_gap",
+                    "airflow_etl_provider.sensors.dead_letter_depth",
+                    "airflow_etl_provider.sensors.ledger_balance",
+                    "airflow_etl_provider.sensors.pipeline_freshness",
+                    "airflow_etl_provider.sensors.streaming_query_progress",
+                    "airflow_etl_provider.sensors.watermark",
+                ],
             }
         ],
         "triggers": [
             {
                 "integration-name": "Streaming ETL",
-                "python-modules": ["airflow_etl_provider.triggers.dead_letter_depth"],
+                "python-modules": [
+                    "airflow_etl_provider.triggers.dead_letter_depth",
+                    "airflow_etl_provider.triggers.ledger",
+                ],
             }
         ],
         "hooks": [

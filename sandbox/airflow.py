@@ -52,6 +52,7 @@ class Airflow(AirflowApi):
             **(environ or {}),
         }
         self._process: ServerProcess | None = None
+        self._others: list[ServerProcess] = []
         super().__init__(self.url)
 
     def __enter__(self) -> Self:
@@ -97,6 +98,9 @@ class Airflow(AirflowApi):
 
     def stop(self) -> None:
         """Stop all components, with every task that still runs and every process of such a task."""
+        for process in self._others:
+            process.stop(seconds=15)
+        self._others.clear()
         if self._process is None:
             return
         started = _descendants(self._process.pid)
@@ -104,8 +108,8 @@ class Airflow(AirflowApi):
         self._process = None
         # A task's own processes may have left the group.
         _, alive = psutil.wait_procs(started, timeout=2)
-        for process in alive:
-            process.kill()
+        for left in alive:
+            left.kill()
         psutil.wait_procs(alive, timeout=5)
 
     def wait_released(self, run_id: str, task_id: str, *, seconds: float = 60) -> None:
@@ -127,11 +131,25 @@ class Airflow(AirflowApi):
         :raises SandboxError: it does not run.
         """
         running = _descendants(self._process.pid) if self._process else []
-        found = [process for process in running if name in process.cmdline()[-2:]]
+        found = [process for process in running if name in _command(process)[-2:]]
         if not found:
             raise SandboxError(f"Airflow's {name} does not run")
         for process in found:
             process.kill()
+
+    def start_component(self, name: str) -> None:
+        """Start a component that was killed: as ``airflow standalone`` would, which does not do it again."""
+        command = [sys.executable, "-m", "airflow", name]
+        self._others.append(ServerProcess(name, [*command], log=self.log, environ=self.environ, cwd=self.home))
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        found: list[str] = process.cmdline()
+    except psutil.Error:
+        # It has ended meanwhile.
+        return []
+    return found
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -15,6 +15,7 @@ from airflow_etl_provider.credentials import connection
 from spark_jobs.contracts.cleanup import CleanupReport, CleanupRequest, SweepReport, SweepRequest
 from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
 from spark_jobs.contracts.credentials import DatabaseConnection
+from spark_jobs.contracts.errors import LedgerMissingError
 from spark_jobs.contracts.replay import LetterCount, ReplayRequest, ReplaySummary
 from spark_jobs.contracts.run_request import RunRequest, RunResult
 from spark_jobs.contracts.tracker.breakers import PostgresStorage
@@ -28,6 +29,7 @@ from spark_jobs.contracts.tracker.queries import summarise_run
 from spark_jobs.contracts.tracker.replays import read_summary, release, replay_request
 from spark_jobs.contracts.tracker.retire import retire_run
 from spark_jobs.contracts.tracker.runs import register_run
+from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen
 
 _SESSION_NAME = "airflow-etl-provider"
 _READ_RUN = (
@@ -184,6 +186,19 @@ class LedgerHook(BaseHook):
         with closing(self.get_conn()) as conn:
             require_version(conn, self.schema)
             return sweep_orphans(conn, self.schema, request)
+
+    def look(self, condition: Condition) -> Seen:
+        """Look once whether a condition holds.
+
+        :raises LedgerVersionError: the ledger is missing, or of another version.
+        :raises EtlError: see :meth:`~spark_jobs.contracts.watch.condition.Condition.look`.
+        """
+        with closing(self.get_conn()) as conn:
+            try:
+                require_version(conn, self.schema)
+            except LedgerMissingError as missing:
+                return condition.without_ledger(missing)
+            return condition.look(LedgerView(conn, self.schema))
 
     def figures(self, run_id: str) -> RunFigures:
         """Return what a run's metrics are made of: attempts and waits, dead letters, circuit breakers."""

@@ -174,10 +174,26 @@ class DecidedPartMissingError(EtlError):
     exit_code = ExitCode.LEDGER_CONFLICT
 
 
+class GapError(EtlError):
+    """Micro-batches in the ledger do not join up, in a way that cannot heal by itself."""
+
+    exit_code = ExitCode.LEDGER_CONFLICT
+
+
+class ClocksDisagreeError(EtlError):
+    """The ledger has times that its server's clock has not reached yet: nothing can be said about ages."""
+
+    exit_code = ExitCode.LEDGER_CONFLICT
+
+
 class LedgerVersionError(EtlError):
     """The ledger's tables are missing, or of another version than this code."""
 
     exit_code = ExitCode.LEDGER_VERSION
+
+
+class LedgerMissingError(LedgerVersionError):
+    """There is no ledger there: nothing was ever started with it."""
 
 
 class LedgerConflictError(EtlError):

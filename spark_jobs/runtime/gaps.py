@@ -13,6 +13,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from spark_jobs.contracts.source_gaps import GAP_REASONS
 from spark_jobs.contracts.tracker.records import SourceGap
 from spark_jobs.logs.events import log_event
 from spark_jobs.sources.base import OffsetRange, Source
@@ -44,7 +45,7 @@ def source_gaps(spark: SparkSession, source: Source, offsets: OffsetRange, rows_
 
 
 def _partitions_gone(offsets: OffsetRange) -> list[SourceGap]:
-    reason = "the partition is not there any more: what came behind this offset was never read"
+    reason = GAP_REASONS["partition_gone"]
     return [
         SourceGap({"topic": topic, "partition": int(part), "from_offset": offset}, None, reason)
         for topic, parts in (offsets.start or {}).items()
@@ -71,12 +72,11 @@ def _gaps(spark: SparkSession, source: KafkaSource, offsets: OffsetRange) -> lis
         deleted = min(max(earliest[topic, part] - first, 0), missing)
         where = {"topic": topic, "partition": part}
         if deleted:
-            reason = "deleted by the broker before it was read (retention)"
-            gaps.append(SourceGap({**where, "from_offset": first, "to_offset": first + deleted}, deleted, reason))
+            lost = {**where, "from_offset": first, "to_offset": first + deleted}
+            gaps.append(SourceGap(lost, deleted, GAP_REASONS["retention"]))
         if missing > deleted:
-            reason = "no records at these offsets (compaction or transaction markers)"
             left = {**where, "from_offset": first + deleted, "to_offset": last}
-            gaps.append(SourceGap(left, missing - deleted, reason))
+            gaps.append(SourceGap(left, missing - deleted, GAP_REASONS["compaction"]))
     return gaps
 
 

@@ -22,6 +22,7 @@ import ledger_cleanup
 import letters_table
 import memory
 import replay
+import sensors
 import small_batches
 import upsert
 from peers import Bench
@@ -50,7 +51,7 @@ _IN_SESSION: dict[str, Callable[[Bench, int], Iterator[Figure]]] = {
     "bad": error_handling.bad_rows,
     "healthy": error_handling.healthy,
 }
-PARTS = (*_IN_SESSION, "memory", "letters", "cleanup")
+PARTS = (*_IN_SESSION, "memory", "letters", "cleanup", "sensors")
 
 
 def main() -> None:
@@ -89,6 +90,8 @@ def _figures(parts: list[str], chosen: argparse.Namespace, server: PostgresServe
         yield from letters_table.figures(server, chosen.letters, chosen.rounds)
     if "cleanup" in parts:
         yield from ledger_cleanup.figures(server, chosen.ledger_rows, chosen.rounds)
+    if "sensors" in parts:
+        yield from sensors.figures(server)
 
 
 @contextmanager

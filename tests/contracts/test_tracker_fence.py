@@ -16,6 +16,7 @@ from psycopg.pq import TransactionStatus
 
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import ConfigError, ContractVersionError, EtlError, FencedError, TransientError
+from spark_jobs.contracts.events import RunFinished, read_event
 from spark_jobs.contracts.exit_codes import ExitCode
 from spark_jobs.contracts.run_request import RunRequest
 from spark_jobs.contracts.tracker import runs
@@ -88,7 +89,10 @@ def test_a_driver_that_the_cluster_starts_again_fences_the_first(tracker):
 
 def test_a_late_driver_of_an_ended_run_claims_nothing(tracker):
     tracker.register("r1")
+    tracker.conn.execute("LISTEN etl_batch")
     assert runs.finish_run(tracker.conn, "etl", "r1", "failed", 1)
+    (told,) = tracker.conn.notifies(timeout=10, stop_after=1)
+    assert read_event(told.payload) == RunFinished(pipeline_id="orders", run_id="r1", state="failed", exit_code=1)
     with pytest.raises(FencedError, match="has ended already"):
         runs.claim_epoch(tracker.conn, "etl", "orders", "r1")
     assert tracker.one("SELECT epoch FROM etl.pipeline") == 0

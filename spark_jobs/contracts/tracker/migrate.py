@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from psycopg import sql
 
-from spark_jobs.contracts.errors import LedgerVersionError
+from spark_jobs.contracts.errors import LedgerMissingError, LedgerVersionError
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, short_transaction
 
 _NAME = re.compile(r"(\d{4})_(\w+)\.sql")
@@ -79,7 +79,8 @@ def migrate(conn: Connection, schema: str = "etl", *, migrations: Sequence[Migra
 def require_version(conn: Connection, schema: str = "etl") -> None:
     """Return if the tracker's schema has exactly this package's version.
 
-    :raises LedgerVersionError: if not; it names the command that cures it.
+    :raises LedgerMissingError: there are no tables at all.
+    :raises LedgerVersionError: there are others; both name the command that cures it.
     """
     with classified(f"Reading the version of the tracker's schema {schema!r}"):
         applied = _applied(conn, schema) if _has_history(conn, schema) else {}
@@ -87,7 +88,8 @@ def require_version(conn: Connection, schema: str = "etl") -> None:
     _check_history(applied, wanted, schema)
     missing = [migration.label for migration in wanted if migration.version not in applied]
     if missing:
-        raise LedgerVersionError(
+        kind = LedgerVersionError if applied else LedgerMissingError
+        raise kind(
             f"The tracker's tables in schema {schema!r} are not up to date",
             found=f"version {max(applied, default=0)}; not applied: {', '.join(missing)}",
             expected=f"version {wanted[-1].version}",

@@ -16,7 +16,7 @@ from spark_jobs.contracts.tracker.records import BOOK_NAMES
 _SUMS: Final = ", ".join(f"coalesce(sum({name}_rows), 0)::bigint AS {name}" for name in BOOK_NAMES)
 
 # The table's own CHECKs say the same: asked again, because a verdict should not rest on a constraint nobody dropped.
-_UNBALANCED: Final = """
+UNBALANCED: Final = """
     source_rows <> passed_rows + rejected_rows + dead_lettered_rows + late_rows + filtered_rows + deduplicated_rows
     OR sink_rows <> written_rows + write_dead_lettered_rows + write_deduplicated_rows
     OR record_count <> written_rows"""
@@ -30,7 +30,7 @@ SELECT run.run_id, run.pipeline_id, run.state, run.duplicates,
 FROM {schema}.pipeline_run run WHERE run.run_id = %(run_id)s"""
 
 _RUN_BATCHES: Final = f"""
-SELECT count(*) AS batches, count(*) FILTER (WHERE {_UNBALANCED}) AS unbalanced, max(watermark) AS watermark, {_SUMS}
+SELECT count(*) AS batches, count(*) FILTER (WHERE {UNBALANCED}) AS unbalanced, max(watermark) AS watermark, {_SUMS}
 FROM {{schema}}.batch_tracker WHERE run_id = %(run_id)s"""  # noqa: S608
 
 # A run is one query, so its batches are in the order of their ids.
@@ -65,7 +65,7 @@ CROSS JOIN LATERAL (
 ) AS books
 WHERE pipeline.pipeline_id = %(pipeline_id)s
    OR %(pipeline_id)s::text IS NULL AND strpos(pipeline.pipeline_id, '/replay/') = 0
-ORDER BY pipeline.pipeline_id""".replace("{unbalanced}", _UNBALANCED)
+ORDER BY pipeline.pipeline_id""".replace("{unbalanced}", UNBALANCED)
 
 
 class PipelineStatus(BaseModel):

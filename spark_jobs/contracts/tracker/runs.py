@@ -8,8 +8,9 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from spark_jobs.contracts.errors import ConfigError, FencedError
+from spark_jobs.contracts.events import RunFinished
 from spark_jobs.contracts.run_request import EndState, RunRequest
-from spark_jobs.contracts.tracker.connect import Connection, classified, query, short_transaction
+from spark_jobs.contracts.tracker.connect import Connection, classified, query, raw, short_transaction
 from spark_jobs.contracts.tracker.fence import (
     LOCK_TIMEOUT_MS,
     check_fence,
@@ -17,7 +18,7 @@ from spark_jobs.contracts.tracker.fence import (
     fenced,
     with_fence_row,
 )
-from spark_jobs.contracts.tracker.statements import application_name
+from spark_jobs.contracts.tracker.statements import application_name, notify
 
 __all__ = [
     "LOCK_TIMEOUT_MS",
@@ -121,14 +122,15 @@ def finish_run(
 
     :param error: :meth:`EtlError.to_json`.
     :param result: ``RunResult.model_dump(mode="json")``.
-    :returns: whether this call ended the run.
+    :returns: whether this call ended the run; then a :class:`RunFinished` is sent with its commit.
     """
     with short_transaction(conn, f"Recording the end of run {run_id!r}"):
         ended = query(
             conn,
             schema,
             "UPDATE {schema}.pipeline_run SET state = %(state)s, exit_code = %(exit_code)s, error = %(error)s, "
-            "result = %(result)s, ended_at = clock_timestamp() WHERE run_id = %(run_id)s AND ended_at IS NULL",
+            "result = %(result)s, ended_at = clock_timestamp() WHERE run_id = %(run_id)s AND ended_at IS NULL "
+            "RETURNING pipeline_id",
             {
                 "state": state,
                 "exit_code": int(exit_code),
@@ -137,7 +139,12 @@ def finish_run(
                 "run_id": run_id,
             },
         )
-    return ended.rowcount == 1
+        row = ended.fetchone()
+        if row is not None:
+            # Whoever waits for the run is woken by the commit of its end.
+            event = RunFinished(pipeline_id=row[0], run_id=run_id, state=state, exit_code=int(exit_code))
+            raw(conn, notify(), event.payload())
+    return row is not None
 
 
 def _register(conn: Connection, schema: str, request: RunRequest) -> None:

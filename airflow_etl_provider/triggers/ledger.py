@@ -1,0 +1,111 @@
+"""Waits in the triggerer until a condition over the ledger holds."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
+from asgiref.sync import sync_to_async
+
+from airflow_etl_provider.hooks.ledger import LedgerHook
+from airflow_etl_provider.triggers.ledger_watch import LedgerWatch, watching
+from spark_jobs.contracts.errors import EtlError
+from spark_jobs.contracts.watch import registry
+from spark_jobs.contracts.watch.condition import Condition
+
+_SATISFIED: Final = "satisfied"
+
+
+class LedgerTrigger(BaseTrigger):
+    """Fires once a condition holds, can never hold, or time is over.
+
+    It looks at once, with each commit of the pipeline, and from time to time; after a restart of the database or of the
+    triggerer it looks again. All triggers of a triggerer share one connection that listens, and one that asks. A ledger
+    that does not answer is asked again until time is over.
+
+    :param condition: :func:`spark_jobs.contracts.watch.registry.to_json` of it.
+    :param ledger_conn_id: Airflow connection to the ledger's PostgreSQL. :param tracker_schema: the ledger's schema.
+    :param poll_seconds: how long at most between two looks.
+    :param give_up_at: when to stop waiting, ISO 8601 with a zone; never when None.
+    :param end_from_trigger: whether the task succeeds with the condition, without a worker; its XCom is what was seen.
+    """
+
+    def __init__(
+        self,
+        *,
+        condition: dict[str, Any],
+        ledger_conn_id: str,
+        tracker_schema: str = "etl",
+        poll_seconds: float = 60.0,
+        give_up_at: str | None = None,
+        end_from_trigger: bool = False,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.condition = condition
+        self.ledger_conn_id = ledger_conn_id
+        self.tracker_schema = tracker_schema
+        self.poll_seconds = poll_seconds
+        self.give_up_at = give_up_at
+        self.end_from_trigger = end_from_trigger
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return how the trigger is made again."""
+        names = ("condition", "ledger_conn_id", "tracker_schema", "poll_seconds", "give_up_at", "end_from_trigger")
+        path = f"{type(self).__module__}.{type(self).__qualname__}"
+        return path, {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look until it holds."""
+        try:
+            condition = registry.from_json(self.condition)
+            hook = LedgerHook(self.ledger_conn_id, schema=self.tracker_schema)
+            # Airflow is asked for the connection, and would block the triggerer's loop meanwhile.
+            database = await sync_to_async(lambda: hook.database)()
+            async with watching(database) as watch, watch.subscribed(condition.pipeline) as changed:
+                yield await self._until(condition, watch, changed)
+        except EtlError as error:
+            yield _event({"status": "error", "message": str(error)})
+
+    async def _until(self, condition: Condition, watch: LedgerWatch, changed: asyncio.Event) -> TriggerEvent:
+        said = ""
+        while True:
+            changed.clear()
+            try:
+                seen = await watch.look(condition, self.tracker_schema)
+            except EtlError as error:
+                if not error.retryable:
+                    raise
+                message = str(error)
+            else:
+                message = seen.message
+                if seen.done:
+                    self.log.info("%s", message)
+                    return self._satisfied(message, seen.value)
+            if message != said:
+                self.log.info("%s", message)
+            said = message
+            if (left := self._seconds_left()) <= 0:
+                return _event({"status": "timeout", "message": message})
+            # Not all at once, where many began together.
+            with suppress(TimeoutError):
+                pause = self.poll_seconds * random.uniform(0.8, 1.0)  # noqa: S311 - no secret
+                await asyncio.wait_for(changed.wait(), min(pause, left))
+
+    def _satisfied(self, message: str, value: dict[str, Any]) -> TriggerEvent:
+        if self.end_from_trigger:
+            return TaskSuccessEvent(xcoms={"return_value": value})
+        return _event({"status": _SATISFIED, "message": message, "value": value})
+
+    def _seconds_left(self) -> float:
+        if self.give_up_at is None:
+            return float("inf")
+        return (datetime.fromisoformat(self.give_up_at) - datetime.now(UTC)).total_seconds()
+
+
+def _event(payload: dict[str, Any]) -> TriggerEvent:
+    return TriggerEvent(payload)  # type: ignore[no-untyped-call]

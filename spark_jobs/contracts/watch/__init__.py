@@ -1,0 +1,1 @@
+"""What can be waited for: questions to the ledger, whose answers say what was seen."""

@@ -1,0 +1,58 @@
+"""The ledger's verdict: what was read is what was written, or is accounted for."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from pydantic import Field
+
+from spark_jobs.contracts.errors import GapError
+from spark_jobs.contracts.tracker.queries import UNBALANCED
+from spark_jobs.contracts.tracker.records import BOOK_NAMES
+from spark_jobs.contracts.watch.condition import Age, Condition, LedgerView, Seen
+
+_SUMS: Final = ", ".join(f"coalesce(sum({name}_rows), 0)::bigint" for name in BOOK_NAMES)
+_BOOKS: Final = f"""
+SELECT count(*), array_agg(batch_id || ' of query ' || query_id) FILTER (WHERE {UNBALANCED}), {_SUMS}
+FROM {{schema}}.batch_tracker
+WHERE pipeline_id = %(pipeline)s
+    AND processed_at >= clock_timestamp() - coalesce(%(last)s::interval, interval '1000 years')"""  # noqa: S608
+_DECIDED: Final = "SELECT count(*) FROM {schema}.batch_decision WHERE pipeline_id = %(pipeline)s"
+
+
+class LedgerBalance(Condition):
+    """Holds when the books of all micro-batches in the window balance, and none is decided and not finished.
+
+    :param last: only micro-batches as young as this; all without it.
+    :param at_most_lost: share of the source rows, 0 to 1, that may be rejected, dead letters or late; no matter when
+        None.
+    """
+
+    title: ClassVar[str] = "A look at the books"
+
+    last: Age | None = None
+    at_most_lost: float | None = Field(None, ge=0, le=1)
+
+    def _look(self, view: LedgerView) -> Seen:
+        values = {"pipeline": self.pipeline, "last": self.last}
+        about = f"Adding up the books of {self.pipeline!r}"
+        batches, unbalanced, *sums = view.rows(_BOOKS, values, about)[0]
+        decided = view.rows(_DECIDED, values, about)[0][0]
+        rows = dict(zip(BOOK_NAMES, sums, strict=True))
+        value = {"batches": batches, "rows": rows, "decided": decided}
+        if unbalanced:
+            raise GapError(
+                f"The books of {self.pipeline!r} do not balance",
+                found=f"micro-batch {', '.join(unbalanced[:20])}",
+                expected="source rows = passed + rejected + dead letters + late + filtered + deduplicated; "
+                "sink rows = written + dead letters + deduplicated",
+                cure="such a micro-batch cannot be committed: its row was changed by hand afterwards. Restore it",
+            )
+        lost = rows["rejected"] + rows["dead_lettered"] + rows["late"] + rows["write_dead_lettered"]
+        share = lost / rows["source"] if rows["source"] else 0.0
+        text = f"{self.pipeline}: {batches} micro-batches balance: {rows['source']} rows read"
+        text += f", {rows['written']} written, {lost} rejected, late or dead letters ({share:.2%})"
+        if decided:
+            text += f"; {decided} micro-batches are decided and not finished"
+        enough = self.at_most_lost is None or share <= self.at_most_lost
+        return Seen(done=not decided and enough, message=text, value={**value, "lost_share": share})

@@ -1,0 +1,195 @@
+"""Nothing is missing: micro-batches and their source offsets join up, without hole or overlap.
+
+Within a query, batch ids follow each other and each batch begins where the one before ended. From one checkpoint to the
+next, a query that was resumed from the ledger begins where its predecessor ended. What is missing for a known reason is
+named: rows that the broker deleted or compacted away (``source_gap``), a checkpoint that a person has started over, and
+ledger rows that retention took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, ClassVar, Final
+
+from pydantic import AwareDatetime
+
+from spark_jobs.contracts.errors import ConfigError, GapError
+from spark_jobs.contracts.source_gaps import GapKind, gap_kind
+from spark_jobs.contracts.watch.condition import Age, Condition, LedgerView, Seen
+from spark_jobs.contracts.watch.offsets import seams
+
+_MOST_NAMED: Final = 20
+
+# The batch in front of the window is looked at, too: the first one inside must join up with it.
+_BATCHES: Final = """
+WITH bound AS (
+    SELECT query_id, min(batch_id) AS first FROM {schema}.batch_tracker
+    WHERE pipeline_id = %(pipeline)s AND processed_at >= coalesce(%(since)s::timestamptz, '-infinity') GROUP BY query_id
+), batch AS (
+    SELECT b.query_id, b.batch_id, b.start_offsets, b.end_offsets, b.processed_at, b.batch_id >= bound.first AS inside,
+        lag(b.batch_id) OVER by_id AS before_id, lag(b.end_offsets) OVER by_id AS before_end
+    FROM bound JOIN {schema}.batch_tracker b ON b.pipeline_id = %(pipeline)s AND b.query_id = bound.query_id
+        AND b.batch_id >= bound.first - 1
+    WINDOW by_id AS (PARTITION BY b.query_id ORDER BY b.batch_id)
+)"""
+_BROKEN: Final = (
+    _BATCHES
+    + """
+SELECT batch.query_id, batch.batch_id, before_id, before_end, batch.start_offsets, q.origin, q.seeded_from
+FROM batch JOIN {schema}.pipeline_query q ON q.pipeline_id = %(pipeline)s AND q.query_id = batch.query_id
+WHERE inside AND (
+    before_id IS NULL AND (batch.batch_id > 0 OR q.seeded_from IS NOT NULL)
+    OR before_id <> batch.batch_id - 1 OR before_id IS NOT NULL AND before_end IS DISTINCT FROM batch.start_offsets
+)
+ORDER BY q.epoch, batch.batch_id LIMIT %(most)s"""
+)
+_WINDOW: Final = (
+    _BATCHES
+    + """
+SELECT count(*), min(processed_at)::text, max(processed_at)::text, count(DISTINCT query_id) FROM batch
+WHERE inside"""
+)
+_PREVIOUS: Final = """
+SELECT batch_id, end_offsets FROM {schema}.batch_tracker
+WHERE pipeline_id = %(pipeline)s AND query_id = %(query)s AND batch_id < %(below)s ORDER BY batch_id DESC LIMIT 1"""
+_DECIDED: Final = """
+SELECT query_id, batch_id FROM {schema}.batch_decision WHERE pipeline_id = %(pipeline)s ORDER BY decided_at LIMIT 5"""
+_MISSING: Final = """
+SELECT batch_id, source, missing_rows, reason FROM {schema}.source_gap
+WHERE pipeline_id = %(pipeline)s AND recorded_at >= coalesce(%(since)s::timestamptz, '-infinity')
+ORDER BY gap_id LIMIT %(most)s"""
+_LAST: Final = """
+SELECT batch_id, processed_at::text FROM {schema}.batch_tracker WHERE pipeline_id = %(pipeline)s
+ORDER BY processed_at DESC, batch_id DESC LIMIT 1"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    text: str
+    excused: bool = False
+
+
+class BatchGaps(Condition):
+    """Holds when nothing is missing in the window.
+
+    :param since: only micro-batches that were committed at this time or later; all that the ledger has without it.
+    :param last: the same as an age, by the server's clock. One of both, or none.
+    :param excuse: kinds of missing source rows that are named and not complained of: ``compaction``, where nothing was
+        lost; ``retention`` and ``partition_gone``, where rows were lost that nobody can read any more.
+    """
+
+    title: ClassVar[str] = "A check for gaps"
+
+    since: AwareDatetime | None = None
+    last: Age | None = None
+    excuse: tuple[GapKind, ...] = ("compaction", "retention")
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` where there are two windows."""
+        if self.since is not None and self.last is not None:
+            raise ConfigError("A check for gaps has one window", found="since and last", expected="one of them")
+        if self.last is not None and self.last <= timedelta():
+            raise ConfigError("A check for gaps needs a window", found=f"last={self.last}", expected="a positive time")
+
+    def _look(self, view: LedgerView) -> Seen:
+        values = {"pipeline": self.pipeline, "since": self._since(view), "most": _MOST_NAMED + 1}
+        about = f"Looking for gaps of {self.pipeline!r}"
+        decided = view.rows(_DECIDED, values, about)
+        findings = [one for row in view.rows(_BROKEN, values, about) for one in self._broken(view, *row)]
+        findings += self._missing(view.rows(_MISSING, values, about))
+        excused = [one.text for one in findings if one.excused]
+        if gaps := [one.text for one in findings if not one.excused]:
+            raise self._error(gaps, excused)
+        batches, first, newest, queries = view.rows(_WINDOW, values, about)[0]
+        found = {"batches": batches, "first": first, "last": newest, "queries": queries, "excused": excused}
+        if decided:
+            waits = ", ".join(f"{batch} of query {query}" for query, batch in decided)
+            text = f"{self.pipeline}: micro-batch {waits} is decided and not finished; the next run finishes it"
+            return Seen(done=False, message=text, value=found)
+        if not batches:
+            return self._empty(view, values, found)
+        text = f"{self.pipeline}: {batches} micro-batches from {first} to {newest} join up"
+        return Seen(done=True, message="; ".join([text, *excused]), value=found)
+
+    def _empty(self, view: LedgerView, values: dict[str, Any], found: dict[str, Any]) -> Seen:
+        last = view.rows(_LAST, values, "Looking for the last micro-batch")
+        if not last:
+            return Seen(done=False, message=f"{self.pipeline}: no micro-batch was ever committed", value=found)
+        batch, moment = last[0]
+        text = f"{self.pipeline}: nothing was committed since {values['since']}; the last one was {batch} at {moment}"
+        return Seen(done=True, message="; ".join([text, *found["excused"]]), value=found)
+
+    def _since(self, view: LedgerView) -> Any:
+        if self.last is None:
+            return self.since
+        return view.rows("SELECT clock_timestamp() - %s::interval", (self.last,), "Asking the server's clock")[0][0]
+
+    def _broken(
+        self,
+        view: LedgerView,
+        query: str,
+        batch: int,
+        before: int | None,
+        before_end: Any,
+        start: Any,
+        origin: str,
+        seeded_from: str | None,
+    ) -> Iterator[_Finding]:
+        if before is not None:
+            if before != batch - 1:
+                yield _Finding(_not_there(before + 1, batch - 1, query))
+            for seam in seams(before_end, start):
+                yield _Finding(f"before micro-batch {batch} of query {query}: {seam}")
+            return
+        # The first that the ledger has of this query: a seeded file source begins with 1, as 0 was its seed.
+        seeded = origin == "resumed" and batch == 1
+        if batch > 0 and not seeded:
+            yield _Finding(_not_there(0, batch - 1, query))
+        elif origin == "accepted":
+            yield _Finding(f"query {query} was started over by a person (accept_new_checkpoint)", excused=True)
+        elif seeded_from is not None:
+            yield from self._resumed(view, query, seeded_from, start)
+
+    def _resumed(self, view: LedgerView, query: str, seeded_from: str, start: Any) -> Iterator[_Finding]:
+        values = {"pipeline": self.pipeline, "query": seeded_from, "below": 2**62}
+        rows = view.rows(_PREVIOUS, values, "Looking for the checkpoint before")
+        if not rows:
+            return
+        batch, end = rows[0]
+        if isinstance(end, dict) and "logOffset" in end:
+            # Of a new checkpoint the log's entries are counted anew; which files were read the ledger itself says.
+            return
+        for seam in seams(end, start):
+            yield _Finding(f"between micro-batch {batch} of query {seeded_from} and the resumed query {query}: {seam}")
+
+    def _missing(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[_Finding]:
+        for batch, source, missing, reason in rows:
+            number = "rows" if missing is None else f"{missing} rows"
+            text = f"micro-batch {batch}: {number} missing at {_place(source)}, {reason}"
+            yield _Finding(text, excused=gap_kind(reason) in self.excuse)
+
+    def _error(self, gaps: list[str], excused: list[str]) -> GapError:
+        named = gaps[:_MOST_NAMED] + (["and more"] if len(gaps) > _MOST_NAMED else [])
+        return GapError(
+            f"Micro-batches of {self.pipeline!r} do not join up",
+            found="; ".join([*named, *(f"excused: {text}" for text in excused[:_MOST_NAMED])]),
+            expected="each micro-batch begins where the one before ended",
+            cure="this does not heal by itself. Was the ledger edited or restored? Missing source rows that are "
+            "known and accepted: excuse=[…], or a window (since, last) behind them",
+        )
+
+
+def _not_there(first: int, last: int, query: str) -> str:
+    which = f"micro-batch {first} of query {query} is" if first == last else ""
+    return f"{which or f'micro-batches {first} to {last} of query {query} are'} not in the ledger"
+
+
+def _place(source: dict[str, Any]) -> str:
+    if "topic" not in source:
+        return str(source)
+    offsets = source.get("from_offset", "?")
+    if "to_offset" in source:
+        offsets = f"{offsets} to {source['to_offset']}"
+    return f"{source['topic']}[{source.get('partition', '?')}] {offsets}"

@@ -1,0 +1,159 @@
+"""A condition over the ledger: looked at once, or again and again until it holds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from spark_jobs.contracts.config import PipelineConfig
+from spark_jobs.contracts.config.durations import DurationError, parse_duration
+from spark_jobs.contracts.errors import ConfigError, LedgerMissingError
+from spark_jobs.contracts.tracker.connect import Connection, classified, query
+
+_KNOWN = """
+SELECT pipeline_id, extract(epoch FROM clock_timestamp() - created_at)::float
+FROM {schema}.pipeline WHERE pipeline_id = %s"""
+_NEAR = """
+SELECT pipeline_id FROM {schema}.pipeline WHERE strpos(pipeline_id, '/replay/') = 0
+ORDER BY (lower(pipeline_id) = lower(%s)) DESC, (left(pipeline_id, 4) = left(%s, 4)) DESC, pipeline_id LIMIT 5"""
+_NEWEST_REQUEST = """
+SELECT r.request FROM {schema}.pipeline p JOIN {schema}.pipeline_run r ON r.run_id = p.newest_run_id
+WHERE p.pipeline_id = %s"""
+
+
+def _age(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_duration(value)
+    except DurationError:
+        # ISO 8601, as a trigger keeps it.
+        return value
+
+
+Age = Annotated[timedelta, BeforeValidator(_age)]
+"""A length of time: a timedelta, a text such as ``30 minutes``, or ISO 8601."""
+
+
+class Seen(BaseModel):
+    """What a look has seen.
+
+    :param done: whether the condition holds. :param message: what was seen, for the person who reads the task's log.
+    :param value: the same in figures, JSON: the sensor's result.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    done: bool
+    message: str
+    value: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerView:
+    """Where a condition looks.
+
+    :param conn: autocommit, and used by nobody else meanwhile. :param schema: the tracker's, unquoted.
+    """
+
+    conn: Connection
+    schema: str
+
+    def rows(self, statement: str, values: Any, what: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a statement with ``{schema}`` and ``%(name)s``."""
+        with classified(what):
+            return query(self.conn, self.schema, statement, values).fetchall()
+
+    def config(self, pipeline: str) -> PipelineConfig:
+        """Return the configuration of the pipeline's newest run.
+
+        :raises ConfigError: the pipeline has never run, or its configuration is not valid any more.
+        """
+        rows = self.rows(_NEWEST_REQUEST, (pipeline,), f"Looking up the newest run of {pipeline!r}")
+        if not rows:
+            raise _unknown(self, pipeline)
+        return PipelineConfig.from_json(rows[0][0]["config"])
+
+
+class Condition(BaseModel, ABC):
+    """Something that may come true of one pipeline.
+
+    :param pipeline: its id. :param wait_for_first_run: whether a pipeline that the ledger does not know is waited for;
+        else it is an error, as a name that is spelled wrongly would be waited for in vain.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    title: ClassVar[str]
+    """What an error calls it."""
+
+    pipeline: str = Field(min_length=1)
+    wait_for_first_run: bool = False
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Return the condition.
+
+        :raises ConfigError: naming every value that is not valid.
+        """
+        try:
+            made = cls.model_validate(values)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, item['loc'])) or 'they'}: {item['msg']}" for item in error.errors()]
+            raise ConfigError(f"{cls.title} cannot be asked for", found="; ".join(problems)) from None
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` where values contradict each other."""
+        return
+
+    def look(self, view: LedgerView) -> Seen:
+        """Look once.
+
+        :raises ConfigError: the pipeline is unknown, or the condition can never hold for it.
+        :raises EtlError: it can never hold any more, or the ledger cannot be read (retryable).
+        """
+        known = view.rows(_KNOWN, (self.pipeline,), f"Looking for pipeline {self.pipeline!r}")
+        if known:
+            return self._look(view)
+        if self.wait_for_first_run:
+            return Seen(done=False, message=f"{self.pipeline} has never run")
+        raise _unknown(view, self.pipeline)
+
+    def without_ledger(self, missing: LedgerMissingError) -> Seen:
+        """Return what is seen where there is no ledger yet.
+
+        :raises LedgerMissingError: nobody said that the pipeline's first run is waited for.
+        """
+        if not self.wait_for_first_run:
+            raise missing
+        return Seen(done=False, message=f"{self.pipeline} has never run: there is no ledger yet")
+
+    @abstractmethod
+    def _look(self, view: LedgerView) -> Seen: ...
+
+
+def _unknown(view: LedgerView, pipeline: str) -> ConfigError:
+    near = [row[0] for row in view.rows(_NEAR, (pipeline, pipeline), "Listing the pipelines")]
+    return ConfigError(
+        f"Pipeline {pipeline!r} is not in the ledger of schema {view.schema!r}",
+        found=f"pipelines such as {', '.join(near)}" if near else "no pipeline that has ever run",
+        expected="a pipeline that was started at least once",
+        cure="correct its id, the connection or tracker_schema; or set wait_for_first_run=True",
+    )
+
+
+def in_words(duration: timedelta | float) -> str:
+    """Return a duration as people say it, such as ``2 h 5 min``."""
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    left, words = round(abs(seconds)), []
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, length)
+        if count:
+            words.append(f"{count} {unit}")
+    return ("-" if seconds < 0 and words else "") + (" ".join(words[:2]) or "0 s")

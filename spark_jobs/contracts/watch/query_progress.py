@@ -1,0 +1,113 @@
+"""How far a pipeline's query has come: a micro-batch, source offsets, rows, the end of its run, or its speed."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final
+
+from pydantic import AwareDatetime, Field
+
+from spark_jobs.contracts.errors import ConfigError, EtlError
+from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen
+from spark_jobs.contracts.watch.offsets import reaches
+
+_RUN: Final = """
+SELECT r.run_id, r.state, r.registered_at::text, r.error ->> 'what',
+    r.registered_at >= coalesce(%(since)s::timestamptz, '-infinity') FROM {schema}.pipeline_run r
+WHERE r.pipeline_id = %(pipeline)s AND (%(run)s::text IS NULL OR r.run_id = %(run)s)
+ORDER BY r.registered_at DESC LIMIT 1"""
+_NEWEST: Final = """
+SELECT b.batch_id, b.query_id, b.end_offsets, b.source_rows, b.duration_ms
+FROM {schema}.batch_tracker b JOIN {schema}.pipeline_query q USING (pipeline_id, query_id)
+WHERE b.pipeline_id = %(pipeline)s AND (%(run)s::text IS NULL OR b.run_id = %(run)s)
+ORDER BY q.epoch DESC, b.batch_id DESC LIMIT 1"""
+_ROWS: Final = """
+SELECT coalesce(sum(record_count), 0)::bigint FROM {schema}.batch_tracker
+WHERE pipeline_id = %(pipeline)s AND processed_at >= coalesce(%(since)s::timestamptz, '-infinity')
+    AND (%(run)s::text IS NULL OR run_id = %(run)s)"""
+
+
+class QueryProgress(Condition):
+    """Holds when all that was asked for is reached.
+
+    :param run_id: only this run, and nothing of others; the newest one without it.
+    :param since: only a run that was registered, and rows that were committed, at this time or later.
+    :param batch_id: a micro-batch of the newest query that must be committed.
+    :param offsets: source offsets that must be reached, in the source's own form: ``{"topic": {"0": 1000}}``.
+    :param rows: how many rows must be written. :param run_finished: whether the run must have finished.
+    :param rows_per_second: what the newest micro-batch must have read, at least.
+    """
+
+    title: ClassVar[str] = "Progress"
+
+    run_id: str | None = None
+    since: AwareDatetime | None = None
+    batch_id: int | None = Field(None, ge=0)
+    offsets: dict[str, Any] | int | None = None
+    rows: int | None = Field(None, ge=1)
+    run_finished: bool = False
+    rows_per_second: float | None = Field(None, gt=0)
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` where nothing is waited for."""
+        goals = (self.batch_id, self.offsets, self.rows, self.rows_per_second)
+        if not self.run_finished and all(goal is None for goal in goals):
+            raise ConfigError(
+                "Nothing is waited for",
+                found="no batch_id, offsets, rows, rows_per_second or run_finished",
+                expected="one of them at least",
+            )
+
+    def _look(self, view: LedgerView) -> Seen:
+        values = {"pipeline": self.pipeline, "run": self.run_id, "since": self.since}
+        about = f"Looking at the progress of {self.pipeline!r}"
+        runs, newest = view.rows(_RUN, values, about), view.rows(_NEWEST, values, about)
+        done, said, value = self._run_seen(*(runs[0] if runs else (None,) * 5))
+        for reached, words, found in self._batch_seen(*newest[0]) if newest else self._none_seen():
+            done, said, value = done and reached, [*said, words], {**value, **found}
+        if self.rows is not None:
+            written = view.rows(_ROWS, values, about)[0][0]
+            done = done and written >= self.rows
+            said, value = [*said, f"{written} of {self.rows} rows written"], {**value, "rows": written}
+        return Seen(done=done, message=f"{self.pipeline}: {', '.join(said)}", value=value)
+
+    def _run_seen(
+        self, run: str | None, state: str | None, at: str | None, error: str | None, young: bool | None
+    ) -> tuple[bool, list[str], dict[str, Any]]:
+        if run is None:
+            if self.run_id is not None:
+                raise ConfigError(f"Run {self.run_id!r} of pipeline {self.pipeline!r} is not in the ledger")
+            return not self.run_finished, ["no run was ever registered"], {"run_id": None, "run_state": None}
+        value = {"run_id": run, "run_state": state}
+        if not self.run_finished:
+            return True, [f"run {run} is {state}"], value
+        if not young:
+            return False, [f"no run since {self.since}; the newest, {run}, was registered at {at}"], value
+        if self.run_id is not None and state in ("failed", "stopped", "fenced"):
+            raise EtlError(
+                f"Run {run} of pipeline {self.pipeline!r} will not finish",
+                found=f"it is {state}{f': {error}' if error else ''}",
+                expected="a run that finishes",
+                cure="look at the run; a newer one is found without run_id",
+            )
+        why = f" ({error})" if error and state == "failed" else ""
+        return state == "finished", [f"run {run} of {at} is {state}{why}"], value
+
+    def _batch_seen(
+        self, batch: int, query: str, end: Any, rows: int, duration_ms: int
+    ) -> list[tuple[bool, str, dict[str, Any]]]:
+        wanted = "" if self.batch_id is None else f" of {self.batch_id}"
+        reached = self.batch_id is None or batch >= self.batch_id
+        seen = [(reached, f"micro-batch {batch}{wanted} is committed", {"batch_id": batch, "query_id": query})]
+        if self.offsets is not None:
+            there = reaches(end, self.offsets)
+            words = f"offsets {'reached' if there else 'not reached yet'}: {end}"
+            seen.append((there, words, {"end_offsets": end}))
+        if self.rows_per_second is not None:
+            rate = rows * 1000 / max(duration_ms, 1)
+            words = f"{rate:.1f} rows/s, at least {self.rows_per_second:g} wanted"
+            seen.append((rate >= self.rows_per_second, words, {"rows_per_second": rate}))
+        return seen
+
+    def _none_seen(self) -> list[tuple[bool, str, dict[str, Any]]]:
+        needed = (self.batch_id, self.offsets, self.rows_per_second)
+        return [(all(goal is None for goal in needed), "no micro-batch is committed", {"batch_id": None})]

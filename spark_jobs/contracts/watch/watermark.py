@@ -1,0 +1,73 @@
+"""How far event time is complete in the target.
+
+An aggregation's results are final up to the watermark with which their micro-batch began. The rows of a stateless
+pipeline are in the target as soon as they were read: there it is the newest event time less the delay for late rows.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar, Final
+
+from pydantic import AwareDatetime
+
+from spark_jobs.contracts.config.durations import parse_duration
+from spark_jobs.contracts.errors import ClocksDisagreeError, ConfigError
+from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen, in_words
+
+_AHEAD_SECONDS: Final = 3600
+
+# Event time never goes back, whatever checkpoint it was seen with.
+_COMPLETE: Final = """
+SELECT through, batch_id, extract(epoch FROM %(through)s::timestamptz - through)::float,
+    extract(epoch FROM through - clock_timestamp())::float
+FROM (
+    SELECT batch_id, CASE WHEN %(stateful)s THEN watermark ELSE event_time_max - %(delay)s::interval END AS through
+    FROM {schema}.batch_tracker WHERE pipeline_id = %(pipeline)s
+) AS batch WHERE through IS NOT NULL ORDER BY through DESC LIMIT 1"""
+
+
+class WatermarkReached(Condition):
+    """Holds when the target has everything up to an event time, rows later than the watermark's delay excepted.
+
+    :param through: the event time; knows its zone.
+    """
+
+    title: ClassVar[str] = "Waiting for the watermark"
+
+    through: AwareDatetime
+
+    def _look(self, view: LedgerView) -> Seen:
+        config = view.config(self.pipeline)
+        watermark = config.streaming.watermark if config.streaming else None
+        if watermark is None:
+            raise ConfigError(
+                f"Pipeline {self.pipeline!r} has no watermark: through when its data is complete cannot be told",
+                found="no streamingConfigJson.watermark in the configuration of its newest run",
+                expected="eventTimeColumn and delayThreshold",
+                cure="give the pipeline a watermark, and run it once; or wait for a commit (PipelineFreshnessSensor)",
+            )
+        values = {
+            "pipeline": self.pipeline,
+            "through": self.through,
+            "stateful": config.aggregation is not None,
+            "delay": parse_duration(watermark.delay_threshold),
+        }
+        rows = view.rows(_COMPLETE, values, f"Looking for the watermark of {self.pipeline!r}")
+        return self._seen(*rows[0]) if rows else Seen(done=False, message=f"{self.pipeline}: no event time seen yet")
+
+    def _seen(self, complete: datetime, batch: int, missing_seconds: float, ahead_seconds: float) -> Seen:
+        if ahead_seconds > _AHEAD_SECONDS:
+            raise ClocksDisagreeError(
+                f"Through when the data of {self.pipeline!r} is complete cannot be told",
+                found=f"events up to {complete.isoformat()}, {in_words(ahead_seconds)} ahead of the server's clock",
+                expected="events that have happened",
+                cure="a producer's clock is wrong, or the server's: until it has passed that time, rows with right "
+                "times are late for Spark, too. Filter such rows out before the watermark",
+            )
+        done = missing_seconds <= 0
+        text = f"{self.pipeline}: complete through {complete.isoformat()}, since micro-batch {batch}"
+        if not done:
+            text += f"; {in_words(missing_seconds)} short of {self.through.isoformat()}"
+        value: dict[str, Any] = {"complete_through": complete.isoformat(), "batch_id": batch}
+        return Seen(done=done, message=text, value=value)

@@ -1,0 +1,254 @@
+"""Fresh, complete, balanced, so far: the conditions of the sensors, on a real ledger."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from watched import NOON, Watched
+
+from spark_jobs.contracts.errors import (
+    ClocksDisagreeError,
+    ConfigError,
+    ContractVersionError,
+    EtlError,
+    GapError,
+)
+from spark_jobs.contracts.run_request import RunRequest
+from spark_jobs.contracts.tracker import runs
+from spark_jobs.contracts.watch import registry
+from spark_jobs.contracts.watch.balance import LedgerBalance
+from spark_jobs.contracts.watch.condition import in_words
+from spark_jobs.contracts.watch.freshness import Freshness
+from spark_jobs.contracts.watch.query_progress import QueryProgress
+from spark_jobs.contracts.watch.watermark import WatermarkReached
+
+
+@pytest.fixture
+def ledger(tracker):
+    return Watched(tracker)
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    streaming = {
+        "checkpointLocation": "/c",
+        "queryName": "orders",
+        "watermark": {"eventTimeColumn": "at", "delayThreshold": "10 minutes"},
+    }
+    return {
+        "pipelineId": "orders",
+        "mode": "streaming",
+        "schemas": {"order": "id BIGINT, at TIMESTAMP"},
+        "extract": {"sourceType": "file", "schemaName": "order", "connectionParams": {"path": "/in", "format": "json"}},
+        "load": {"sinkType": "postgresql", "table": "orders", "credentialId": "warehouse"},
+        "streamingConfigJson": streaming,
+        **changes,
+    }
+
+
+def register(ledger: Watched, run_id: str, document: dict[str, Any]) -> None:
+    request = RunRequest(run_id=run_id, pipeline_id="orders", config=document, started_by="me")
+    runs.register_run(ledger.tracker.conn, "etl", request)
+
+
+# -- freshness --------------------------------------------------------------------------------------------------------
+
+
+def fresh(**changes: Any) -> Freshness:
+    return Freshness.of(**{"pipeline": "orders", "younger_than": "1 hour", **changes})
+
+
+def test_a_young_commit_is_fresh_and_an_old_one_is_not(ledger):
+    assert "nothing was ever committed; its newest run is running" in ledger.look(fresh()).message
+    ledger.query()
+    ledger.batches(0)
+    assert ledger.look(fresh()).done
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = now() - interval '2 hours 5 minutes'")
+    seen = ledger.look(fresh())
+    assert not seen.done
+    assert "micro-batch 0 is 2 h 5 min old" in seen.message
+    assert ledger.look(fresh(younger_than=timedelta(hours=3))).done
+
+
+def test_an_idle_run_counts_where_it_is_asked_to(ledger):
+    ledger.query()
+    ledger.batches(0)
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = now() - interval '1 day'")
+    runs.finish_run(ledger.tracker.conn, "etl", "r1", "finished", 0)
+    assert not ledger.look(fresh()).done
+    assert ledger.look(fresh(idle_runs_count=True)).done
+    ledger.tracker.start("r2")
+    runs.finish_run(ledger.tracker.conn, "etl", "r2", "failed", 1)
+    ledger.sql("UPDATE etl.pipeline_run SET ended_at = now() - interval '1 day' WHERE run_id = 'r1'")
+    assert not ledger.look(fresh(idle_runs_count=True)).done
+
+
+def test_a_commit_of_the_future_says_nothing(ledger):
+    ledger.query()
+    ledger.batches(0)
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = now() + interval '3 hours'")
+    with pytest.raises(ClocksDisagreeError, match="ahead of the server's clock"):
+        ledger.look(fresh())
+
+
+# -- watermark --------------------------------------------------------------------------------------------------------
+
+
+def through(moment: Any) -> WatermarkReached:
+    return WatermarkReached.of(pipeline="orders", through=moment)
+
+
+def test_rows_are_complete_through_the_newest_event_less_the_delay(ledger):
+    register(ledger, "r2", config())
+    assert "no event time" in ledger.look(through(NOON)).message
+    ledger.query()
+    ledger.batches(0, watermark=None, event_time_max=NOON)
+    ledger.batches(1, watermark=NOON - timedelta(minutes=10), event_time_max=NOON - timedelta(hours=3))
+    seen = ledger.look(through(NOON))
+    assert not seen.done
+    assert "10 min short of" in seen.message
+    assert ledger.look(through(NOON - timedelta(minutes=10))).done
+    assert not ledger.look(through(NOON - timedelta(minutes=9, seconds=59))).done
+
+
+def test_an_aggregation_is_complete_through_the_watermark_that_its_batch_began_with(ledger):
+    totals = {
+        "transformType": "aggregation",
+        "parameters": {
+            "groupByColumns": ["id"],
+            "windowColumn": "at",
+            "windowDuration": "1 hour",
+            "aggregations": [{"column": "id", "function": "count", "output": "n"}],
+        },
+    }
+    register(ledger, "r2", config(transforms=[totals]))
+    ledger.query()
+    ledger.batches(0, watermark=NOON - timedelta(hours=1), event_time_max=NOON + timedelta(hours=1))
+    assert not ledger.look(through(NOON)).done
+    assert ledger.look(through(NOON - timedelta(hours=1))).value["batch_id"] == 0
+
+
+def test_without_a_watermark_nobody_can_tell(ledger):
+    document = config()
+    del document["streamingConfigJson"]["watermark"]
+    register(ledger, "r2", document)
+    with pytest.raises(ConfigError, match="has no watermark"):
+        ledger.look(through(NOON))
+
+
+def test_a_producer_whose_clock_is_wrong(ledger):
+    register(ledger, "r2", config())
+    ledger.query()
+    ledger.batches(0, event_time_max=NOON.replace(year=2099))
+    with pytest.raises(ClocksDisagreeError, match="a producer's clock is wrong"):
+        ledger.look(through(NOON))
+
+
+def test_a_time_needs_its_zone():
+    with pytest.raises(ConfigError, match="through"):
+        through("2026-03-01T06:00:00")
+
+
+# -- books ------------------------------------------------------------------------------------------------------------
+
+
+def test_books_that_balance(ledger):
+    ledger.query()
+    ledger.batches(0, 1)
+    seen = ledger.look(LedgerBalance.of(pipeline="orders"))
+    assert seen.done
+    assert seen.value["rows"]["source"] == 20
+    assert "20 rows read, 14 written, 6 rejected, late or dead letters (30.00%)" in seen.message
+    assert not ledger.look(LedgerBalance.of(pipeline="orders", at_most_lost=0.29)).done
+    assert ledger.look(LedgerBalance.of(pipeline="orders", at_most_lost=0.3)).done
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = now() - interval '2 days' WHERE batch_id = 0")
+    assert ledger.look(LedgerBalance.of(pipeline="orders", last="1 day")).value["batches"] == 1
+
+
+def test_books_that_somebody_has_edited(ledger):
+    ledger.query()
+    ledger.batches(0, 1)
+    ledger.sql("ALTER TABLE etl.batch_tracker DROP CONSTRAINT source_books_balance")
+    ledger.sql("UPDATE etl.batch_tracker SET late_rows = 0 WHERE batch_id = 1")
+    with pytest.raises(GapError, match="1 of query q"):
+        ledger.look(LedgerBalance.of(pipeline="orders"))
+
+
+# -- progress ---------------------------------------------------------------------------------------------------------
+
+
+def progress(**goals: Any) -> QueryProgress:
+    return QueryProgress.of(pipeline="orders", **goals)
+
+
+def test_so_many_batches_offsets_and_rows(ledger):
+    ledger.query()
+    assert "no micro-batch is committed" in ledger.look(progress(batch_id=0)).message
+    ledger.batches(0, 1)
+    assert ledger.look(progress(batch_id=1)).done
+    assert not ledger.look(progress(batch_id=2)).done
+    assert ledger.look(progress(offsets={"orders": {"0": 20}})).done
+    seen = ledger.look(progress(offsets={"orders": {"0": 21}}))
+    assert not seen.done
+    assert "offsets not reached yet" in seen.message
+    assert ledger.look(progress(rows=14)).done
+    assert not ledger.look(progress(rows=14, batch_id=7)).done
+    assert "14 of 15 rows written" in ledger.look(progress(rows="15")).message
+    assert not ledger.look(progress(rows=1, since="2100-01-01T00:00:00Z")).done
+
+
+def test_the_newest_query_counts(ledger):
+    ledger.query("first")
+    ledger.batches(*range(5), query_id="first")
+    ledger.query("second", "resumed", "first")
+    ledger.batches(0, query_id="second")
+    seen = ledger.look(progress(batch_id=3))
+    assert not seen.done
+    assert seen.value["query_id"] == "second"
+
+
+def test_the_end_of_a_run(ledger):
+    assert not ledger.look(progress(run_finished=True)).done
+    runs.finish_run(ledger.tracker.conn, "etl", "r1", "failed", 1, error={"what": "The disk was full"})
+    seen = ledger.look(progress(run_finished=True))
+    assert not seen.done
+    assert "r1" in seen.message
+    assert "is failed (The disk was full)" in seen.message
+    with pytest.raises(EtlError, match="will not finish"):
+        ledger.look(progress(run_finished=True, run_id="r1"))
+    ledger.tracker.start("r2")
+    runs.finish_run(ledger.tracker.conn, "etl", "r2", "finished", 0)
+    assert ledger.look(progress(run_finished=True)).value == {"run_id": "r2", "run_state": "finished", "batch_id": None}
+    assert not ledger.look(progress(run_finished=True, since="2100-01-01T00:00:00Z")).done
+    with pytest.raises(ConfigError, match="'r9'"):
+        ledger.look(progress(run_finished=True, run_id="r9"))
+
+
+def test_the_speed_of_the_newest_batch(ledger):
+    ledger.query()
+    ledger.batches(0, duration_ms=100)
+    assert ledger.look(progress(rows_per_second=100)).done
+    seen = ledger.look(progress(rows_per_second=101))
+    assert not seen.done
+    assert "100.0 rows/s, at least 101 wanted" in seen.message
+
+
+def test_who_waits_for_nothing():
+    with pytest.raises(ConfigError, match="Nothing is waited for"):
+        progress()
+
+
+# -- all --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_condition_of_another_version():
+    with pytest.raises(ContractVersionError, match="Weather"):
+        registry.from_json({"kind": "Weather", "pipeline": "orders"})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (59.6, "1 min"), (7500, "2 h 5 min"), (90061, "1 d 1 h"), (-3, "-3 s")]
+)
+def test_time_in_words(seconds, words):
+    assert in_words(seconds) == words
