@@ -12,16 +12,19 @@ from uuid import UUID
 from airflow.sdk import BaseHook
 
 from airflow_etl_provider.credentials import connection, source_connection
+from spark_jobs.contracts.cleanup import CleanupReport, CleanupRequest, SweepReport, SweepRequest
 from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import LedgerMissingError
 from spark_jobs.contracts.replay import LetterCount, ReplayRequest, ReplaySummary
 from spark_jobs.contracts.run_request import RunRequest, RunResult
 from spark_jobs.contracts.tracker.breakers import PostgresStorage
+from spark_jobs.contracts.tracker.cleanup import clean
 from spark_jobs.contracts.tracker.connect import Connection, classified, connect, query
 from spark_jobs.contracts.tracker.figures import RunFigures, run_figures
 from spark_jobs.contracts.tracker.letters import count_letters
 from spark_jobs.contracts.tracker.migrate import migrate, require_version
+from spark_jobs.contracts.tracker.orphans import sweep_orphans
 from spark_jobs.contracts.tracker.queries import summarise_run
 from spark_jobs.contracts.tracker.replays import read_summary, release, replay_request
 from spark_jobs.contracts.tracker.retire import retire_run
@@ -163,6 +166,26 @@ class LedgerHook(BaseHook):
             return count_letters(
                 conn, self.schema, pipeline_id, statuses=statuses, stages=stages, error_classes=error_classes
             )
+
+    def clean(self, request: CleanupRequest) -> CleanupReport:
+        """Remove old rows of the ledger, or count them.
+
+        :raises LedgerVersionError: the ledger is missing or of another version.
+        :raises ConfigError: a pipeline that it does not know.
+        """
+        with closing(self.get_conn()) as conn:
+            require_version(conn, self.schema)
+            return clean(conn, self.schema, request)
+
+    def sweep_orphans(self, request: SweepRequest) -> SweepReport:
+        """Clear away what drivers that are gone have left, or say what there is.
+
+        :raises LedgerVersionError: the ledger is missing or of another version.
+        :raises ConfigError: a pipeline that it does not know.
+        """
+        with closing(self.get_conn()) as conn:
+            require_version(conn, self.schema)
+            return sweep_orphans(conn, self.schema, request)
 
     def look(self, condition: Condition) -> Seen:
         """Look once whether a condition holds.

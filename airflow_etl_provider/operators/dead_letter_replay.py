@@ -10,6 +10,7 @@ from airflow_etl_provider import metrics
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.operators.streaming_pipeline import RUN_KEY, StreamingPipelineOperator
 from airflow_etl_provider.run_report import RunReport
+from airflow_etl_provider.template_values import is_true, names, number_or_none
 from spark_jobs.contracts.config import PipelineConfig, require_supported
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.replay import LetterFilter, ReplayRequest
@@ -112,15 +113,15 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
 
         :raises ConfigError: naming every value that is not valid.
         """
-        statuses = ("pending", "parked") if _true(self.include_parked) else ("pending",)
+        statuses = ("pending", "parked") if is_true(self.include_parked) else ("pending",)
         letters = LetterFilter.of(
             # A template that renders to native objects makes a number of one.
             pipeline_id=str(self.pipeline_id),
-            stages=_names(self.stages),
-            error_classes=_names(self.error_classes),
+            stages=names(self.stages),
+            error_classes=names(self.error_classes),
             since=self.since or None,
             until=self.until or None,
-            ids=_names(self.letter_ids),
+            ids=names(self.letter_ids),
             statuses=statuses,
         )
         return ReplayRequest.of(
@@ -128,10 +129,10 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
             letters=letters,
             mode=self.mode,
             patch=dict(self.patch or {}),
-            limit=_number(self.limit),
-            rate=_number(self.rate),
+            limit=number_or_none(self.limit),
+            rate=number_or_none(self.rate),
             max_attempts=self.max_attempts,
-            dry_run=_true(self.dry_run_only),
+            dry_run=is_true(self.dry_run_only),
         )
 
     def _report(self) -> RunReport:
@@ -191,18 +192,3 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
                 number = getattr(summary, outcome)
                 metrics.count(metrics.REPLAY_LETTERS, number, pipeline_id=str(self.pipeline_id), outcome=outcome)
         return summary.to_json()
-
-
-def _names(given: Sequence[str] | str | None) -> tuple[str, ...]:
-    """Return a list, or the names of a text with commas, as a template gives it."""
-    if not given:
-        return ()
-    return tuple(part.strip() for part in given.split(",") if part.strip()) if isinstance(given, str) else tuple(given)
-
-
-def _number(given: Any) -> Any:
-    return None if given in (None, "", "None") else given
-
-
-def _true(given: bool | str) -> bool:
-    return given.strip().lower() in ("true", "1", "yes") if isinstance(given, str) else bool(given)

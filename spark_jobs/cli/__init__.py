@@ -23,6 +23,8 @@ COMMANDS = {
     "dead-letters": "List, read, replay or discard rows that could not be read or written.",
     "migrate": "Create or upgrade the ledger's tables.",
     "prepared": "Show or resolve what two-phase commits of drivers that died have left behind.",
+    "orphans": "Clear away what drivers that are gone have left, of all pipelines.",
+    "cleanup": "Remove old rows of the ledger; never what a restart still needs.",
     "breakers": "Show the circuit breakers that runs share, or close one by hand.",
     "schema": "Print the JSON Schema of pipeline files, for editors.",
 }

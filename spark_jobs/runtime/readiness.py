@@ -13,10 +13,11 @@ from uuid import uuid4
 
 from spark_jobs.contracts.errors import CheckpointMismatchError
 from spark_jobs.contracts.run_request import Resume
+from spark_jobs.contracts.tracker.known_queries import KnownQuery, since_start
 from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.checkpoint import Checkpoint
 from spark_jobs.runtime.flow import Flow
-from spark_jobs.sinks.ledger import KnownQuery, Ledger
+from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sources.files import FileSource
 from spark_jobs.sources.kafka import KafkaSource
 
@@ -97,7 +98,7 @@ def _new_query(
         ledger.add_query(query_id, checkpoint.location, "fresh", fingerprint(flow))
         checkpoint.write_metadata(query_id)
         return ReadyQuery(query_id, flow)
-    chain = _since_start(known)
+    chain = since_start(known)
     if resume == "from_ledger":
         return _resumed(ledger, checkpoint, flow, query_id, chain)
     if resume == "accept_new_checkpoint":
@@ -111,18 +112,6 @@ def _new_query(
         expected="the checkpoint that those micro-batches were read with: a new one would load everything again",
         cure=f"Restore the checkpoint, or correct checkpointLocation. {_RESUME}",
     )
-
-
-def _since_start(known: list[KnownQuery]) -> list[KnownQuery]:
-    """Return the queries that filled the target since it was last started (over), newest first.
-
-    What older queries have read may be gone from the target: whoever accepts a new checkpoint has emptied it.
-    """
-    by_id = {query.query_id: query for query in known}
-    chain = [known[-1]]
-    while chain[-1].origin == "resumed" and chain[-1].seeded_from in by_id:
-        chain.append(by_id[chain[-1].seeded_from])
-    return chain
 
 
 def _any_batch(chain: list[KnownQuery]) -> bool:
@@ -161,6 +150,7 @@ def _resumed(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, query_id: str, 
         checkpoint.write_metadata(query_id)
         log_event(log, logging.WARNING, "resumed_from_ledger", query=query_id, offsets=offsets)
     else:
+        _check_files_known(ledger, chain)
         files = ledger.files([query.query_id for query in chain])
         ledger.add_query(query_id, checkpoint.location, "resumed", fingerprint(flow), seeded_from=last.query_id)
         checkpoint.seed_files(query_id, files)
@@ -200,6 +190,18 @@ def _check_beginning_known(flow: Flow, chain: list[KnownQuery]) -> None:
         cure="Restore the checkpoint; or set extract.connectionParams.startingOffsets to what the target lacks "
         "(earliest, or the offsets) and start over with --accept-new-checkpoint",
     )
+
+
+def _check_files_known(ledger: Ledger, chain: list[KnownQuery]) -> None:
+    # Only of a query that was out of use when a cleanup came, and whose old checkpoint was brought back afterwards.
+    removed = sum(query.removed_files for query in chain)
+    if removed:
+        raise CheckpointMismatchError(
+            f"The ledger of pipeline {ledger.pipeline_id!r} does not know all files that were read",
+            found=f"{removed} files whose names a cleanup has removed, of queries that another one had followed",
+            expected="the name of every file that the target's rows came from: the others would be read again",
+            cure="Restore the checkpoint; or empty the target and start over with --accept-new-checkpoint",
+        )
 
 
 def _starting_at(flow: Flow, offsets: Any) -> Flow:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from psycopg.types.json import Jsonb
@@ -13,27 +12,9 @@ from spark_jobs.contracts.tracker import statements
 from spark_jobs.contracts.tracker.connect import Connection, classified, connect, query, raw, short_transaction
 from spark_jobs.contracts.tracker.decisions import Right
 from spark_jobs.contracts.tracker.fence import check_fence
+from spark_jobs.contracts.tracker.known_queries import KnownQuery, known_queries
 from spark_jobs.contracts.tracker.records import BatchIdentity, SourceFile, StoredBatch, settle
 from spark_jobs.contracts.tracker.statements import application_name, quote_identifier
-
-
-@dataclass(frozen=True, slots=True)
-class KnownQuery:
-    """A streaming query of a pipeline, as the ledger knows it.
-
-    :param origin: ``fresh``, ``resumed`` (seeded from the ledger) or ``accepted`` (started over knowingly).
-    :param seeded_from: the query that a ``resumed`` one goes on from, or that an ``accepted`` one was started after.
-    :param batches: how many of its micro-batches the ledger holds. :param last_batch: the newest of them.
-    """
-
-    query_id: str
-    checkpoint_location: str
-    origin: str
-    seeded_from: str | None
-    start_offsets: Any
-    fingerprint: dict[str, Any] | None
-    batches: int
-    last_batch: int | None
 
 
 class Ledger:
@@ -110,18 +91,7 @@ class Ledger:
 
         By epochs, which only rise: a clock may have been wrong, or another machine's.
         """
-        with classified("Reading the pipeline's queries"):
-            rows = query(
-                self.connection(),
-                self.schema,
-                "SELECT q.query_id, q.checkpoint_location, q.origin, q.seeded_from, q.start_offsets, q.fingerprint, "
-                "count(b.batch_id), max(b.batch_id) FROM {schema}.pipeline_query q "
-                "LEFT JOIN {schema}.batch_tracker b USING (pipeline_id, query_id) "
-                "WHERE q.pipeline_id = %s GROUP BY q.pipeline_id, q.query_id "
-                "ORDER BY greatest(q.epoch, max(b.epoch)), q.created_at",
-                (self.pipeline_id,),
-            ).fetchall()
-        return [KnownQuery(*row) for row in rows]
+        return known_queries(self.connection(), self.schema, self.pipeline_id)
 
     def owner_of(self, query_id: str) -> str | None:
         """Return the other pipeline that a query belongs to, None when no other one has it."""
@@ -198,13 +168,15 @@ class Ledger:
         return None if row is None else row[0]
 
     def files(self, query_ids: Sequence[str]) -> list[SourceFile]:
-        """Return every file that the pipeline has read in one of the queries."""
+        """Return every file that the pipeline has read in one of the queries, in batches that are removed as well."""
         with classified("Reading the files that the ledger knows"):
             rows = query(
                 self.connection(),
                 self.schema,
-                "SELECT path, max(modified_at), max(size_bytes) FROM {schema}.batch_file "
-                "WHERE pipeline_id = %s AND query_id = ANY(%s) GROUP BY path",
+                "SELECT path, max(modified_at), max(size_bytes) FROM ("
+                "SELECT pipeline_id, query_id, path, modified_at, size_bytes FROM {schema}.batch_file UNION ALL "
+                "SELECT pipeline_id, query_id, path, modified_at, size_bytes FROM {schema}.batch_file_retained"
+                ") AS file WHERE pipeline_id = %s AND query_id = ANY(%s) GROUP BY path",
                 (self.pipeline_id, list(query_ids)),
             ).fetchall()
         return [SourceFile(*row) for row in rows]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from spark_jobs.contracts.errors import EtlError, TransientError
-from spark_jobs.contracts.tracker import statements
 from spark_jobs.contracts.tracker.connect import classified, set_local_role, short_transaction
+from spark_jobs.contracts.tracker.staging_names import staging_prefix
 from spark_jobs.logs.events import log_event
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.merging import MergeRule
@@ -120,8 +120,3 @@ def sweep(ledger: Ledger, role: str | None = None) -> list[str]:
             conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(ledger.schema, name)))
             dropped.append(str(name))
     return dropped
-
-
-def staging_prefix(pipeline_id: str, schema: str) -> str:
-    """Return what the names of a pipeline's staging tables begin with; the epoch follows."""
-    return f"stage_{statements.tag(pipeline_id, schema).split(':')[1][:16]}_"

@@ -18,6 +18,7 @@ from typing import Any
 import append
 import error_handling
 import kafka
+import ledger_cleanup
 import letters_table
 import memory
 import replay
@@ -50,7 +51,7 @@ _IN_SESSION: dict[str, Callable[[Bench, int], Iterator[Figure]]] = {
     "bad": error_handling.bad_rows,
     "healthy": error_handling.healthy,
 }
-PARTS = (*_IN_SESSION, "memory", "letters", "sensors")
+PARTS = (*_IN_SESSION, "memory", "letters", "cleanup", "sensors")
 
 
 def main() -> None:
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=PARTS, action="append", help="this part only; may be given several times")
     parser.add_argument("--letters", type=int, default=10_000_000, help="dead letters to look through")
+    parser.add_argument("--ledger-rows", type=int, default=10_000_000, help="ledger rows, half of which are cleaned up")
     parser.add_argument("--memory-rows", type=int, nargs="+", default=(1_000_000, 5_000_000, 20_000_000))
     chosen = parser.parse_args()
     parts = chosen.only or list(PARTS)
@@ -86,6 +88,8 @@ def _figures(parts: list[str], chosen: argparse.Namespace, server: PostgresServe
         yield from memory.figures(server, folder, chosen.memory_rows)
     if "letters" in parts:
         yield from letters_table.figures(server, chosen.letters, chosen.rounds)
+    if "cleanup" in parts:
+        yield from ledger_cleanup.figures(server, chosen.ledger_rows, chosen.rounds)
     if "sensors" in parts:
         yield from sensors.figures(server)
 

@@ -51,6 +51,7 @@ def test_from_nothing_and_again(conn):
         "dead_letter_discarded", "dead_letter_tally",
         "dead_letter_replay", "dead_letter_replay_item", "dead_letter_redrive",
         "run_retry", "circuit_breaker", "circuit_breaker_probe", "circuit_breaker_event",
+        "batch_retention", "batch_file_retained",
     }  # fmt: skip
 
 
@@ -112,6 +113,21 @@ def test_dead_letters_of_an_older_version_wait_and_belong_to_whom_they_did(conn,
     finally:
         conn.execute("DROP OWNED BY etl_reader")
         conn.execute("DROP ROLE etl_reader")
+
+
+def test_who_reads_the_batches_of_an_older_version_reads_what_was_removed_of_them(conn):
+    migrate(conn, migrations=[migration for migration in packaged() if migration.name != "retention"])
+    conn.execute("CREATE ROLE etl_writer")
+    try:
+        conn.execute("GRANT SELECT, INSERT ON etl.batch_tracker TO etl_writer")
+        migrate(conn)
+        for table in ("batch_retention", "batch_file_retained"):
+            for right, has in (("SELECT", True), ("DELETE", False)):
+                asked = "SELECT has_table_privilege('etl_writer', %s, %s)"
+                assert conn.execute(asked, (f"etl.{table}", right)).fetchone() == (has,)
+    finally:
+        conn.execute("DROP OWNED BY etl_writer")
+        conn.execute("DROP ROLE etl_writer")
 
 
 def test_nothing_there_names_the_command(conn):

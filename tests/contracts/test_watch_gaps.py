@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from watched import Watched
 
+from spark_jobs.contracts.cleanup import MINIMUM_BATCHES, CleanupRequest
 from spark_jobs.contracts.errors import ConfigError, GapError
 from spark_jobs.contracts.source_gaps import GAP_REASONS
+from spark_jobs.contracts.tracker.cleanup import clean
 from spark_jobs.contracts.watch.batch_gaps import BatchGaps
 from spark_jobs.contracts.watch.offsets import by_partition, count, reaches, seams
 
@@ -255,3 +257,26 @@ def test_arithmetic_of_offsets():
     assert not reaches({"t": {"0": 9}}, {"t": {"1": 0}})
     assert reaches({"logOffset": 4}, 3)
     assert not reaches(None, 3)
+
+
+def test_what_a_cleanup_removed_is_named_and_a_hole_behind_it_is_none_of_it(ledger, tracker):
+    ledger.query()
+    ledger.batches(*range(MINIMUM_BATCHES + 5))
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = processed_at - interval '1 year'")
+    clean(tracker.conn, "etl", CleanupRequest.of(keep_batches=MINIMUM_BATCHES))
+    seen = ledger.look(ORDERS)
+    assert seen.done
+    assert "micro-batches up to 4 of query q were removed by a cleanup" in seen.message
+    ledger.sql("DELETE FROM etl.batch_tracker WHERE batch_id IN (5, 6)")
+    found = gap(ledger)
+    assert "micro-batches 5 to 6 of query q are not in the ledger" in found
+    assert "excused: micro-batches up to 4" in found
+
+
+def test_what_stays_after_a_cleanup_must_begin_where_the_removed_batches_ended(ledger, tracker):
+    ledger.query()
+    ledger.batches(*range(MINIMUM_BATCHES + 5))
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = processed_at - interval '1 year'")
+    clean(tracker.conn, "etl", CleanupRequest.of(keep_batches=MINIMUM_BATCHES))
+    ledger.sql('UPDATE etl.batch_retention SET end_offsets = \'{"orders": {"0": 40}}\'')
+    assert "orders[0] offsets 40 to 50 were never read" in gap(ledger)

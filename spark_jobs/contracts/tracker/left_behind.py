@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
 from spark_jobs.contracts.tracker.decisions import Decided, commit_parts, decided, finish
@@ -12,10 +12,13 @@ from spark_jobs.contracts.tracker.fence import with_fence_row
 from spark_jobs.contracts.tracker.prepared import Prepared, all_prepared, prepared_of, resolve
 from spark_jobs.contracts.tracker.recovery import undecided
 
-# A driver without a heartbeat counts as gone. If it is not, it loses its right before its parts: nothing is lost.
+SILENCE: Final = timedelta(minutes=2)
+"""A driver without a heartbeat for so long counts as gone. If it is not, it loses its right before its parts: nothing
+is lost."""
+
 _FENCE = """
 SELECT p.epoch, coalesce(r.ended_at IS NULL AND r.state = 'running'
-    AND r.heartbeat_at > clock_timestamp() - interval '2 minutes', false)
+    AND r.heartbeat_at > clock_timestamp() - %s, false)
 FROM {schema}.pipeline p LEFT JOIN {schema}.pipeline_run r ON r.run_id = p.epoch_run_id
 WHERE p.pipeline_id = %s
 """
@@ -58,12 +61,14 @@ class _Fence:
     running: bool
 
 
-def left_behind(conn: Connection, schema: str, pipeline_id: str | None = None) -> list[LeftBehind]:
+def left_behind(
+    conn: Connection, schema: str, pipeline_id: str | None = None, *, silence: timedelta = SILENCE
+) -> list[LeftBehind]:
     """Return what there is of one pipeline, or of all; only of this project, only in this database."""
     found = prepared_of(conn, schema, pipeline_id) if pipeline_id else all_prepared(conn, schema)
     batches = decided(conn, schema, pipeline_id)
     winning = {winner.name for batch in batches for winner in batch.winners}
-    fences = {item.pipeline_id: _fence(conn, schema, item.pipeline_id) for item in found}
+    fences = {one: _fence(conn, schema, one, silence) for one in {item.pipeline_id for item in found}}
     shown = [_shown(item, _state(item, fences[item.pipeline_id], winning)) for item in found]
     waiting = {item.name for item in found}
     return shown + [
@@ -74,7 +79,13 @@ def left_behind(conn: Connection, schema: str, pipeline_id: str | None = None) -
 
 
 def resolve_left_behind(
-    conn: Connection, schema: str, pipeline_id: str, *, role: str | None = None, accept_missing: bool = False
+    conn: Connection,
+    schema: str,
+    pipeline_id: str,
+    *,
+    role: str | None = None,
+    accept_missing: bool = False,
+    silence: timedelta = SILENCE,
 ) -> list[LeftBehind]:
     """Finish the pipeline's decided batches and roll back its undecided parts; what a running driver prepared stays.
 
@@ -85,10 +96,10 @@ def resolve_left_behind(
     """
     done = _finish_decided(conn, schema, pipeline_id, role, accept_missing=accept_missing)
     found = prepared_of(conn, schema, pipeline_id)
-    fence = _fence(conn, schema, pipeline_id)
+    fence = _fence(conn, schema, pipeline_id, silence)
     waiting = undecided(conn, schema, pipeline_id, found)
     if not fence.running and any(item.part.epoch >= fence.epoch for item in waiting):
-        fence = _take_the_epoch(conn, schema, pipeline_id, fence)
+        fence = _take_the_epoch(conn, schema, pipeline_id, fence, silence)
         # A driver that was only slow may have decided until then.
         done += _finish_decided(conn, schema, pipeline_id, role, accept_missing=accept_missing)
     lost = [item for item in found if _state(item, fence, set()) == "undecided"]
@@ -97,6 +108,15 @@ def resolve_left_behind(
         if resolve(conn, item.name, commit=False, role=role):
             done.append(_shown(item, "rolled back"))
     return done
+
+
+def take_right_of_silent(conn: Connection, schema: str, pipeline_id: str, *, silence: timedelta = SILENCE) -> bool:
+    """Take the right to commit from a driver without a heartbeat for so long; return whether this call did it.
+
+    :raises TransientError: another session keeps the pipeline's row.
+    """
+    fence = _fence(conn, schema, pipeline_id, silence)
+    return not fence.running and _take_the_epoch(conn, schema, pipeline_id, fence, silence).epoch > fence.epoch
 
 
 def _finish_decided(
@@ -110,13 +130,13 @@ def _finish_decided(
     return done
 
 
-def _take_the_epoch(conn: Connection, schema: str, pipeline_id: str, silent: _Fence) -> _Fence:
+def _take_the_epoch(conn: Connection, schema: str, pipeline_id: str, silent: _Fence, silence: timedelta) -> _Fence:
     """Take the right to decide from a silent driver, unless it has spoken or been replaced; return the fence then."""
 
     def work() -> _Fence:
         _AnyRight(schema, pipeline_id).check(conn)
         # Not with the lock's own statement: what came while it waited must be seen.
-        fence = _fence(conn, schema, pipeline_id)
+        fence = _fence(conn, schema, pipeline_id, silence)
         if fence != silent:
             return fence
         query(conn, schema, _TAKE_THE_EPOCH, (pipeline_id,))
@@ -148,9 +168,9 @@ def _state(item: Prepared, fence: _Fence, winning: set[str]) -> str:
     return "running" if fence.running and item.part.epoch >= fence.epoch else "undecided"
 
 
-def _fence(conn: Connection, schema: str, pipeline_id: str) -> _Fence:
+def _fence(conn: Connection, schema: str, pipeline_id: str, silence: timedelta) -> _Fence:
     with classified("Reading the fence"):
-        row = query(conn, schema, _FENCE, (pipeline_id,)).fetchone()
+        row = query(conn, schema, _FENCE, (silence, pipeline_id)).fetchone()
     return _Fence(*row) if row else _Fence(0, running=False)
 
 

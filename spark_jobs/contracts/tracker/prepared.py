@@ -15,7 +15,7 @@ from psycopg import errors, sql
 from spark_jobs.contracts.errors import EtlError, TargetMismatchError, TransientError, TwoPhaseUnavailableError
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
 from spark_jobs.contracts.tracker.part_names import PartName
-from spark_jobs.contracts.tracker.statements import tag
+from spark_jobs.contracts.tracker.statements import PROJECT, tag
 from spark_jobs.logs.events import log_event
 
 log = logging.getLogger("etl.run")
@@ -53,10 +53,18 @@ def prepared_of(conn: Connection, schema: str, pipeline_id: str) -> list[Prepare
 
 
 def all_prepared(conn: Connection, schema: str) -> list[Prepared]:
-    """Return the prepared transactions of all pipelines that the tracker knows."""
-    with classified("Reading the pipelines"):
+    """Return the prepared transactions of all pipelines that the tracker knows, by pipeline, oldest first."""
+    with classified("Reading the prepared transactions"):
+        rows = conn.execute(_OURS, (PROJECT,)).fetchall()
+        if not rows:
+            return []
         known = query(conn, schema, "SELECT pipeline_id FROM {schema}.pipeline ORDER BY pipeline_id").fetchall()
-    return [found for (pipeline_id,) in known for found in prepared_of(conn, schema, pipeline_id)]
+    found = []
+    for (pipeline_id,) in known:
+        ours = tag(pipeline_id, schema)
+        parsed = ((row, PartName.parse(row[0], ours)) for row in rows if row[0].startswith(ours))
+        found += [Prepared(pipeline_id, row[0], row[1], row[2], part) for row, part in parsed if part is not None]
+    return found
 
 
 def prepared_names(conn: Connection, schema: str, pipeline_id: str) -> set[str]:

@@ -157,9 +157,12 @@ def settle(existing: StoredBatch | None, identity: BatchIdentity) -> Literal["ab
 
     :returns: ``absent`` (write it), ``committed`` (skip it and count a duplicate) or ``decided`` (finish it first).
     :raises LedgerConflictError: if the ledger holds the same key with another source range. It is never skipped.
+    :raises CheckpointMismatchError: if it was committed, and a cleanup has removed its row since.
     """
     if existing is None:
         return "absent"
+    if existing.status == "removed":
+        raise _removed(identity)
     different = [
         f"{name}: the ledger has {_text(getattr(existing, name))}, the checkpoint has {_text(getattr(identity, name))}"
         for name in ("start_offsets", "end_offsets", "source_digest")
@@ -173,6 +176,18 @@ def settle(existing: StoredBatch | None, identity: BatchIdentity) -> Literal["ab
         found="; ".join(different),
         expected="the same offsets under the same pipeline, query and batch id",
         cure="do not delete or edit parts of a checkpoint; restore it, or start a new one with --resume-from-ledger",
+    )
+
+
+def _removed(identity: BatchIdentity) -> CheckpointMismatchError:
+    return CheckpointMismatchError(
+        f"Micro-batch {identity.batch_id} of query {identity.query_id} of pipeline {identity.pipeline_id!r} was "
+        "committed long ago: a cleanup has removed its row from the ledger",
+        found="a checkpoint that is older than all micro-batches that the ledger kept; nothing was written",
+        expected="a checkpoint that goes on behind removed_through_batch of the table batch_retention: what was before "
+        "is in the target already, and would be loaded twice",
+        cure="Restore a newer copy of the checkpoint; or move it away and start once with --resume-from-ledger "
+        "(operator: resume='from_ledger'). Let BatchTrackerCleanupOperator keep what your oldest copy may run again",
     )
 
 

@@ -18,6 +18,9 @@ from typing import Final
 CHANNEL: Final = "etl_batch"
 """The channel on which progress events are sent."""
 
+PROJECT: Final = "etl:"
+"""What the names of this project's sessions and prepared transactions begin with."""
+
 MAX_NOTIFY_BYTES: Final = 7999
 """PostgreSQL refuses a longer payload."""
 
@@ -41,7 +44,7 @@ def quote_identifier(name: str) -> str:
 def tag(pipeline_id: str, schema: str = "etl") -> str:
     """Return what the application names of a pipeline's sessions begin with; ``schema`` is the tracker's, unquoted."""
     # Two trackers in one database may know pipelines of the same name: they must not end each other's sessions.
-    return f"etl:{sha256(json.dumps([schema, pipeline_id]).encode()).hexdigest()[:24]}:"
+    return f"{PROJECT}{sha256(json.dumps([schema, pipeline_id]).encode()).hexdigest()[:24]}:"
 
 
 def application_name(pipeline_id: str, epoch: int, schema: str = "etl") -> str:
@@ -134,7 +137,8 @@ def notify() -> str:
 def find_batch(schema: str) -> str:
     """Find a micro-batch by its key: one text column for :meth:`StoredBatch.from_json`, or no row.
 
-    Parameters: :attr:`BatchIdentity.key`. A batch that was decided and not committed yet has the status ``decided``.
+    Parameters: :attr:`BatchIdentity.key`. A batch that was decided and not committed yet has the status ``decided``;
+    one that was committed and that a cleanup has removed since has ``removed``, and nothing else is known of it.
     """
     where = "WHERE pipeline_id = $1::text AND query_id = $2::text AND batch_id = $3::bigint"
     return (
@@ -143,7 +147,12 @@ def find_batch(schema: str) -> str:
         f"FROM {schema}.batch_tracker {where} UNION ALL "
         "SELECT jsonb_build_object('start_offsets', record->'start_offsets', 'end_offsets', record->'end_offsets', "
         "'source_digest', record->'source_digest', 'run_id', run_id, 'epoch', epoch, 'status', 'decided')::text "
-        f"FROM {schema}.batch_decision {where}"
+        f"FROM {schema}.batch_decision {where} UNION ALL "
+        "SELECT jsonb_build_object('start_offsets', NULL, 'end_offsets', NULL, 'source_digest', NULL, "
+        "'run_id', '', 'epoch', 0, 'status', 'removed')::text "
+        f"FROM {schema}.batch_retention "
+        "WHERE pipeline_id = $1::text AND query_id = $2::text AND removed_through_batch >= $3::bigint "
+        f"AND NOT EXISTS (SELECT FROM {schema}.batch_tracker {where})"
     )
 
 

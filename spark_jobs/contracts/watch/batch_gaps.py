@@ -54,6 +54,10 @@ WHERE inside"""
 _PREVIOUS: Final = """
 SELECT batch_id, end_offsets FROM {schema}.batch_tracker
 WHERE pipeline_id = %(pipeline)s AND query_id = %(query)s AND batch_id < %(below)s ORDER BY batch_id DESC LIMIT 1"""
+# What a cleanup removed of a query is always all of its batches up to one.
+_REMOVED: Final = """
+SELECT removed_through_batch, end_offsets, through_time::text FROM {schema}.batch_retention
+WHERE pipeline_id = %(pipeline)s AND query_id = %(query)s"""
 _DECIDED: Final = """
 SELECT query_id, batch_id FROM {schema}.batch_decision WHERE pipeline_id = %(pipeline)s ORDER BY decided_at LIMIT 5"""
 _MISSING: Final = """
@@ -146,11 +150,23 @@ class BatchGaps(Condition):
         # The first that the ledger has of this query: a seeded file source begins with 1, as 0 was its seed.
         seeded = origin == "resumed" and batch == 1
         if batch > 0 and not seeded:
-            yield _Finding(_not_there(0, batch - 1, query))
+            yield from self._head(view, query, batch, start)
         elif origin == "accepted":
             yield _Finding(f"query {query} was started over by a person (accept_new_checkpoint)", excused=True)
         elif seeded_from is not None:
             yield from self._resumed(view, query, seeded_from, start)
+
+    def _head(self, view: LedgerView, query: str, batch: int, start: Any) -> Iterator[_Finding]:
+        rows = view.rows(_REMOVED, {"pipeline": self.pipeline, "query": query}, "Looking for what a cleanup removed")
+        through, end, moment = rows[0] if rows else (-1, None, None)
+        if rows:
+            text = f"micro-batches up to {through} of query {query} were removed by a cleanup, the last one of {moment}"
+            yield _Finding(text, excused=True)
+        if through < batch - 1:
+            yield _Finding(_not_there(through + 1, batch - 1, query))
+        elif rows:
+            for seam in seams(end, start):
+                yield _Finding(f"before micro-batch {batch} of query {query}: {seam}")
 
     def _resumed(self, view: LedgerView, query: str, seeded_from: str, start: Any) -> Iterator[_Finding]:
         values = {"pipeline": self.pipeline, "query": seeded_from, "below": 2**62}
