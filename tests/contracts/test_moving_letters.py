@@ -44,6 +44,12 @@ def take(conn: Connection, replay_id: UUID, limit: int | None = None) -> Taken:
         "INSERT INTO etl.pipeline (pipeline_id, epoch, newest_run_id) VALUES (%s, 1, %s) ON CONFLICT DO NOTHING",
         (request.own_pipeline_id, str(replay_id)),
     )
+    # Its driver lives: whoever comes next would take the letters of one that is gone.
+    conn.execute(
+        "INSERT INTO etl.pipeline_run (run_id, pipeline_id, state, request, started_by) "
+        "VALUES (%s, %s, 'running', '{}', 'me') ON CONFLICT DO NOTHING",
+        (str(replay_id), request.own_pipeline_id),
+    )
     return open_replay(conn, "etl", request, str(replay_id), 1)
 
 
