@@ -11,14 +11,15 @@ from spark_jobs.contracts.tracker.decisions import Decided, commit_parts, decide
 from spark_jobs.contracts.tracker.fence import with_fence_row
 from spark_jobs.contracts.tracker.prepared import Prepared, all_prepared, prepared_of, resolve
 from spark_jobs.contracts.tracker.recovery import undecided
+from spark_jobs.contracts.tracker.run_state import SILENT_AFTER_SECONDS
 
 # A driver without a heartbeat counts as gone. If it is not, it loses its right before its parts: nothing is lost.
-_FENCE = """
+_FENCE = f"""
 SELECT p.epoch, coalesce(r.ended_at IS NULL AND r.state = 'running'
-    AND r.heartbeat_at > clock_timestamp() - interval '2 minutes', false)
-FROM {schema}.pipeline p LEFT JOIN {schema}.pipeline_run r ON r.run_id = p.epoch_run_id
+    AND r.heartbeat_at > clock_timestamp() - interval '{SILENT_AFTER_SECONDS} seconds', false)
+FROM {{schema}}.pipeline p LEFT JOIN {{schema}}.pipeline_run r ON r.run_id = p.epoch_run_id
 WHERE p.pipeline_id = %s
-"""
+"""  # noqa: S608
 # Its run keeps its own right: a driver that the cluster starts again may claim the next epoch.
 _TAKE_THE_EPOCH = "UPDATE {schema}.pipeline SET epoch = epoch + 1, epoch_run_id = NULL WHERE pipeline_id = %s"
 
