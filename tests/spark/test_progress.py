@@ -75,7 +75,7 @@ def test_an_aggregation_with_a_watermark_and_state(pipelines: Pipelines, inbox: 
     for number, item in enumerate(kept):
         assert (item.outcome, item.phase, item.error, item.attempt) == ("completed", None, None, 1)
         assert item.durations is not None
-        assert item.durations["addBatch"] <= item.durations["triggerExecution"] == item.duration_ms
+        assert item.durations["addBatch"] <= item.durations["triggerExecution"] <= (item.duration_ms or 0)
         assert item.sources is not None
         assert item.state_operators is not None
         if number < 3:
