@@ -46,7 +46,7 @@ def completed(news: Mapping[str, Any], whose: Whose, attempt: int, backlog: Back
     """
     sources = [dict(source) for source in news.get("sources", [])]
     state = list(news.get("stateOperators", []))
-    event_time = dict(news.get("eventTime") or {})
+    event_time = storable(news.get("eventTime") or {})
     behind = _behind(sources, backlog)
     return BatchProgress(
         pipeline_id=whose.pipeline_id,

@@ -17,6 +17,7 @@ from spark_jobs.contracts.tracker import progress
 from spark_jobs.contracts.tracker.connect import connect
 from spark_jobs.contracts.tracker.progress import BatchProgress, newest_progress, recent_progress
 from spark_jobs.contracts.tracker.run_state import RunPhase, newest_run_life
+from spark_jobs.runtime import query_runner
 from spark_jobs.runtime.stopping import Stop
 
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -203,6 +204,39 @@ def test_no_more_than_the_newest_are_kept(pipelines: Pipelines, inbox: Path, mon
     _numbers(inbox, *range(8))
     pipelines.finish(_rows(pipelines, inbox))
     assert [item.batch_id for item in _kept(pipelines)] == [5, 6, 7]
+
+
+def test_nothing_is_lost_when_many_batches_end_between_two_looks(
+    pipelines: Pipelines, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pipelines.spark is not None
+    monkeypatch.setattr(query_runner, "_POLL_SECONDS", 300)
+    pipelines.spark.conf.set("spark.sql.streaming.numRecentProgressUpdates", "1")
+    _numbers(inbox, *range(6))
+    try:
+        pipelines.finish(_rows(pipelines, inbox))
+    finally:
+        pipelines.spark.conf.unset("spark.sql.streaming.numRecentProgressUpdates")
+    assert [item.batch_id for item in _kept(pipelines)] == list(range(6))
+
+
+def test_who_may_not_delete_keeps_old_progress_and_is_warned(
+    pipelines: Pipelines, inbox: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _numbers(inbox, 0)
+    config = _rows(pipelines, inbox)
+    pipelines.finish(config)
+    monkeypatch.setattr(progress, "KEPT_ROWS", 1)
+    pipelines.execute(
+        "CREATE FUNCTION etl.stay() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'permission denied for table query_progress' USING ERRCODE = '42501'; END $$",
+        "CREATE TRIGGER stay BEFORE DELETE ON etl.query_progress FOR EACH ROW EXECUTE FUNCTION etl.stay()",
+    )
+    _numbers(inbox, 1)
+    with caplog.at_level(logging.WARNING, "etl.progress"):
+        pipelines.finish(config)
+    assert [item.batch_id for item in _kept(pipelines)] == [0, 1]
+    assert sum("permission denied" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_batch_of_a_stopped_run_is_no_failure(pipelines: Pipelines, inbox: Path) -> None:
