@@ -13,8 +13,6 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final, TypeVar
 
-from pyspark.sql.streaming.query import StreamingQuery
-
 from spark_jobs.contracts.errors import DataError, EtlError
 from spark_jobs.contracts.tracker.connect import Connection
 from spark_jobs.contracts.tracker.progress import (
@@ -148,12 +146,12 @@ class ProgressLog:
         good = self._buffer.write(session, self._schema, self._whose.pipeline_id)
         self._due = monotonic() + (_WRITE_SECONDS if good else _PAUSE_SECONDS)
 
-    def query_ended(self, query: StreamingQuery) -> None:
+    def query_ended(self, spark_run_id: str) -> None:
         """Take the last that Spark has to tell about a query that has ended; its JVM is alive."""
-        self._listener.wait_for_end(str(query.runId))
+        self._listener.wait_for_end(spark_run_id)
         self._collect()
 
-    def failed(self, query: StreamingQuery, under_way: UnderWay | None, error: Exception) -> None:
+    def failed(self, spark_run_id: str, under_way: UnderWay | None, error: Exception) -> None:
         """Keep what is known of the micro-batch at which the query ended. Raises nothing.
 
         :param under_way: None when Spark failed before it came to our code.
@@ -167,7 +165,7 @@ class ProgressLog:
                 pipeline_id=self._whose.pipeline_id,
                 query_id=self._whose.query_id,
                 batch_id=batch_id,
-                spark_run_id=str(query.runId),
+                spark_run_id=spark_run_id,
                 run_id=self._whose.run_id,
                 epoch=self._whose.epoch,
                 attempt=self._buffer.attempt(self._whose.query_id, batch_id),
@@ -182,12 +180,11 @@ class ProgressLog:
 
     def _collect(self) -> None:
         for text in self._listener.news():
-            news = json.loads(text)
-            if not is_micro_batch(news):
-                continue
             try:
-                attempt = self._buffer.attempt(self._whose.query_id, news["batchId"])
-                self._buffer.add(completed(news, self._whose, attempt, self._backlog))
+                news = json.loads(text)
+                if is_micro_batch(news):
+                    attempt = self._buffer.attempt(self._whose.query_id, news["batchId"])
+                    self._buffer.add(completed(news, self._whose, attempt, self._backlog))
             except (TypeError, ValueError, KeyError) as error:
                 log_event(log, logging.WARNING, "progress_not_understood", reason=str(error))
 

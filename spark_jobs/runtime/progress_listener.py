@@ -60,7 +60,7 @@ class ProgressListener:
         return found
 
     def wait_for_end(self, spark_run_id: str) -> None:
-        """Wait until everything about a query that has ended is here; a few seconds at most."""
+        """Wait until everything about a start of the query that has ended is here; a few seconds at most."""
         with self._somebody_ended:
             if not self._somebody_ended.wait_for(lambda: spark_run_id in self._ended, _LAST_NEWS_SECONDS):
                 log.debug("Spark has not told its listeners of the end of %s", spark_run_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from py4j.protocol import Py4JError
+from py4j.protocol import Py4JNetworkError
 from pyspark.errors import StreamingQueryException
 from pyspark.sql.streaming.query import StreamingQuery
 from pyspark.sql.streaming.readwriter import DataStreamWriter
@@ -88,12 +88,14 @@ class QueryRunner:
     def _run_once(self) -> None:
         query = self._writer().start()
         self.commit.attach(query)
+        # Asked now: a JVM that has died does not say it.
+        spark_run_id = str(query.runId)
         try:
             self._follow(query)
         except Exception as error:
-            self._keep_failure(query, error)
+            self._keep_failure(spark_run_id, error)
             raise
-        self.progress.query_ended(query)
+        self.progress.query_ended(spark_run_id)
 
     def _follow(self, query: StreamingQuery) -> None:
         try:
@@ -112,13 +114,13 @@ class QueryRunner:
             self._require_not_rolled_back(self.commit.failure)
             raise stopped_between_batches()
 
-    def _keep_failure(self, query: StreamingQuery, error: Exception) -> None:
-        if not isinstance(error, Py4JError | OSError):
-            # With the JVM its listeners have died.
-            self.progress.query_ended(query)
+    def _keep_failure(self, spark_run_id: str, error: Exception) -> None:
+        if not isinstance(error, Py4JNetworkError | OSError):
+            # Else the JVM has died, and its listeners with it.
+            self.progress.query_ended(spark_run_id)
         under_way = self.commit.under_way
         if under_way is not None or not isinstance(error, FencedError | StopRequestedError):
-            self.progress.failed(query, under_way, error)
+            self.progress.failed(spark_run_id, under_way, error)
 
     def _require_not_rolled_back(self, cause: Exception | None) -> None:
         if self.commit.stop.asked and self.commit.rolled_back:

@@ -7,7 +7,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from driver_processes import java_environ, kill_group, under_watch, wait_until
+import psutil
+from driver_processes import QUICK, java_environ, kill_group, under_watch, wait_until
 from kafka_pipelines import kafka_pipeline
 from pipeline_runs import Pipelines, file_pipeline, write_lines
 
@@ -70,6 +71,22 @@ def test_a_driver_that_was_killed_falls_silent_and_one_that_lives_does_not(pipel
     assert _life(pipelines).phase is RunPhase.FINISHED
     states = pipelines.rows("SELECT state FROM etl.pipeline_run ORDER BY registered_at")
     assert states == [("fenced",), ("finished",)]
+
+
+def test_a_jvm_that_dies_under_its_driver_is_a_failure_that_is_kept(pipelines: Pipelines, inbox: Path) -> None:
+    write_lines(inbox / "0.json", {"id": 0})
+    streaming = {"triggerMode": "processingtime=1 seconds"}
+    config = file_pipeline("rows", inbox, pipelines.checkpoints, schema="id INT", streaming=streaming)
+    command = pipelines.command("run", str(pipelines.path(config)), *QUICK, **java_environ())
+    with under_watch(command) as driver:
+        wait_until(lambda: _count(pipelines) == 1, driver)
+        [jvm] = [child for child in psutil.Process(driver.pid).children(recursive=True) if child.name() == "java"]
+        jvm.kill()
+        driver.communicate(timeout=120)
+    assert driver.returncode != 0
+    assert _life(pipelines).phase is RunPhase.FAILED
+    kept = pipelines.rows("SELECT outcome, phase FROM etl.query_progress ORDER BY progress_id")
+    assert kept == [("completed", None), ("failed", "planning")]
 
 
 def _database(pipelines: Pipelines) -> DatabaseConnection:

@@ -159,7 +159,7 @@ def test_spark_fails_before_a_batch_comes_to_our_code(pipelines: Pipelines, inbo
     ended = pipelines.run(config)
     assert ended.error is not None
     failed = _kept(pipelines)[-1]
-    assert (failed.outcome, failed.phase, failed.input_rows) == ("failed", "planning", None)
+    assert (failed.batch_id, failed.outcome, failed.phase) == (1, "failed", "planning")
     assert failed.error is not None
 
 
