@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": "Check pipeline files; everything that is wrong, at once.",
     "run": "Run a pipeline, without Airflow.",
     "status": "Show each pipeline's last micro-batch, its run and whether its books balance.",
+    "progress": "Show how a pipeline's newest micro-batches went, failed ones among them.",
     "dead-letters": "List, read, replay or discard rows that could not be read or written.",
     "migrate": "Create or upgrade the ledger's tables.",
     "prepared": "Show or resolve what two-phase commits of drivers that died have left behind.",

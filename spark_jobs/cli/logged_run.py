@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from spark_jobs.cli.progress import run_log
+from spark_jobs.cli.run_shown import run_log
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.log_settings import LogFormat, LogLevel
 from spark_jobs.logs.ending import tell_error

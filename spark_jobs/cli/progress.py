@@ -1,131 +1,103 @@
-"""What a run shows while it runs: a live line on a terminal, plain lines elsewhere; everything in the log file."""
+"""``etl-pipeline progress``: how a pipeline's newest micro-batches went, failed ones among them."""
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated
 
+import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from spark_jobs.contracts.log_settings import LogFormat, LogLevel
-from spark_jobs.contracts.redaction import mask
-from spark_jobs.contracts.run_request import RunResult
-from spark_jobs.logs.events import Event
-from spark_jobs.logs.formats import formatter
+from spark_jobs.cli.status import age
+from spark_jobs.cli.tracker_session import CONNECTION, SCHEMA, tracker_session
+from spark_jobs.contracts.tracker.migrate import require_version
+from spark_jobs.contracts.tracker.progress import KEPT_ROWS, BatchProgress, recent_progress
+from spark_jobs.contracts.tracker.queries import pipeline_status
+from spark_jobs.contracts.tracker.run_state import RunLife, RunPhase, newest_run_life
 
-
-@contextmanager
-def run_log(path: Path, title: str, form: LogFormat, level: LogLevel) -> Iterator[None]:
-    """Log everything from DEBUG on into ``path``; show progress, or lines of ``level`` and above, on standard error."""
-    to_file = logging.FileHandler(path, encoding="utf-8")
-    to_file.setFormatter(formatter(form))
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.DEBUG)
-    logging.getLogger("py4j").setLevel(logging.WARNING)
-    root.addHandler(to_file)
-    _keep_pyspark_off_the_terminal()
-    try:
-        with _terminal(title) if form == "plain" and sys.stderr.isatty() else _lines(form, level):
-            yield
-    finally:
-        root.removeHandler(to_file)
-        root.setLevel(before)
-        to_file.close()
+_HEADINGS = ("batch", "", "rows", "rows/s", "took", "backlog", "state rows", "watermark", "recorded")
 
 
-def _keep_pyspark_off_the_terminal() -> None:
-    """PySpark prints each failing expression with a trace of its own; ours is in the log file."""
-    from pyspark.logger import PySparkLogger  # noqa: PLC0415 - `status` and `validate` must not wait for Spark
-
-    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
-        logger = PySparkLogger.getLogger(name)
-        for handler in list(logger.handlers):
-            logger.removeHandler(handler)
-        logger.addHandler(logging.NullHandler())
-
-
-@contextmanager
-def _lines(form: LogFormat, level: LogLevel) -> Iterator[None]:
-    handler = logging.StreamHandler(sys.stderr)
-    # Plain text leaves the trace to the log file.
-    handler.setFormatter(formatter(form, traces=False))
-    with _handling(handler, level):
-        yield
-
-
-@contextmanager
-def _terminal(title: str) -> Iterator[None]:
-    console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("[bold]{task.description}"),
-        TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=None, state="starting Spark")
-        with _handling(_Live(progress, task), "INFO"):
-            yield
-
-
-@contextmanager
-def _handling(handler: logging.Handler, level: LogLevel) -> Iterator[None]:
-    handler.setLevel(level)
-    logger = logging.getLogger("etl")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-class _Live(logging.Handler):
-    """Moves the live line on with each micro-batch; warnings stay above it."""
-
-    def __init__(self, progress: Progress, task: object) -> None:
-        super().__init__()
-        self._progress = progress
-        self._task = task
-        self._rows = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Show a record."""
-        name, fields = (record.msg.name, record.msg.fields) if isinstance(record.msg, Event) else ("", {})
-        if name == "batch_committed":
-            self._rows += fields["rows_in"]
-            written = f"{fields['written']} written in {fields['seconds']:.2f} s"
-            state = f"batch {fields['batch']} · {self._rows:,} rows read · {written}"
-            self._progress.update(self._task, state=state)  # type: ignore[arg-type]
-        elif name == "run_started":
-            self._progress.update(self._task, state="reading")  # type: ignore[arg-type]
-        elif record.levelno >= logging.WARNING and not record.exc_info:
-            self._progress.console.print(mask(record.getMessage()), style="yellow", highlight=False, markup=False)
-
-
-def show_result(result: RunResult, *, as_json: bool) -> None:
-    """Print a run's result on standard output."""
+def progress(
+    pipeline: Annotated[str, typer.Argument(help="The pipeline's id.", show_default=False)],
+    *,
+    connection: Annotated[str, CONNECTION],
+    schema: Annotated[str, SCHEMA] = "etl",
+    limit: Annotated[int, typer.Option(min=1, max=KEPT_ROWS, help="How many; the newest come last.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all that Spark told.")] = False,
+) -> None:
+    """Show how a pipeline's newest micro-batches went, failed ones among them, and how its newest run is."""
+    with tracker_session(connection) as conn:
+        require_version(conn, schema)
+        # A name that is spelled wrongly is an error, and not a pipeline without progress.
+        pipeline_status(conn, schema, pipeline)
+        life = newest_run_life(conn, schema, pipeline)
+        found = recent_progress(conn, schema, pipeline, limit)[::-1]
     if as_json:
-        print(result.model_dump_json(indent=2))
+        batches = [item.model_dump(mode="json") for item in found]
+        typer.echo(json.dumps({"run": life.model_dump(mode="json"), "batches": batches}, indent=2))
         return
-    table = Table(
-        title=f"{result.pipeline_id}: {result.state} in {result.duration_seconds:.1f} s", title_justify="left"
-    )
-    table.add_column("what")
-    table.add_column("", justify="right")
-    rows = [("micro-batches", result.batches), ("skipped, already there", result.duplicates)]
-    rows += [
-        (f"rows {name.replace('_', ' ')}", count) for name, count in result.rows.items() if count or name in _ALWAYS
+    console = Console()
+    console.print(escape(in_words(life)), highlight=False)
+    console.print(_table(found))
+    for item in found:
+        if item.error:
+            console.print(escape(_failure(item)), highlight=False, style="red")
+
+
+def in_words(life: RunLife) -> str:
+    """Return how a run is, as one line."""
+    if life.run_id is None:
+        return f"{life.pipeline_id}: never started; {life.advice}"
+    words = [f"{life.pipeline_id}: run {life.run_id} is {life.phase}"]
+    if life.phase is RunPhase.SILENT:
+        words.append(f"nothing was heard of it for {age(life.silent_seconds)}")
+    elif life.ended_at is not None and life.started_at is None:
+        words.append("its driver never came up")
+    words += [word for word in (life.advice, life.application_id, life.ui_url) if word]
+    return "; ".join(words)
+
+
+def _table(found: Sequence[BatchProgress]) -> Table:
+    table = Table(title=None if found else "no progress is kept")
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    for item in found:
+        table.add_row(*_cells(item))
+    return table
+
+
+def _cells(item: BatchProgress) -> list[Text]:
+    failed = item.outcome == "failed"
+    attempt = f", attempt {item.attempt}" if item.attempt > 1 else ""
+    rate = None if item.processed_rows_per_second is None else round(item.processed_rows_per_second)
+    took = "-" if item.duration_ms is None else f"{item.duration_ms / 1000:.2f} s"
+    return [
+        Text("?" if item.batch_id is None else str(item.batch_id)),
+        Text(f"{item.outcome}{f' {item.phase}' if failed else ''}{attempt}", style="red" if failed else ""),
+        Text(_count(item.input_rows)),
+        Text(_count(rate)),
+        Text(took),
+        Text(_count(item.backlog_rows)),
+        Text(_count(item.state_rows)),
+        Text(_moment(item.watermark)),
+        Text(_moment(item.recorded_at)),
     ]
-    for name, value in rows:
-        table.add_row(name, f"{value:,}")
-    table.add_row("books", result.ledger)
-    Console().print(table)
 
 
-_ALWAYS = ("source", "written")
+def _failure(item: BatchProgress) -> str:
+    error = item.error or {}
+    return f"{item.batch_id}: {error.get('type')}: {error.get('what')} {error.get('found')}".rstrip()
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _moment(at: datetime | None) -> str:
+    return "-" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spark_jobs.cli.logged_run import carry_out_logged
-from spark_jobs.cli.progress import show_result
+from spark_jobs.cli.run_shown import show_result
 from spark_jobs.cli.tracker_session import SCHEMA
 from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.log_settings import LogFormat

@@ -14,8 +14,16 @@ from rich.text import Text
 from spark_jobs.cli.tracker_session import CONNECTION, SCHEMA, tracker_session
 from spark_jobs.contracts.tracker.migrate import require_version
 from spark_jobs.contracts.tracker.queries import PipelineStatus, pipeline_status
+from spark_jobs.contracts.tracker.run_state import RunPhase
 
-_STATE_STYLES = {"finished": "green", "running": "cyan", "failed": "red", "fenced": "yellow", "stopped": "yellow"}
+_PHASE_STYLES = {
+    RunPhase.FINISHED: "green",
+    RunPhase.RUNNING: "cyan",
+    RunPhase.SILENT: "bold red",
+    RunPhase.FAILED: "red",
+    RunPhase.FENCED: "yellow",
+    RunPhase.STOPPED: "yellow",
+}
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
@@ -58,15 +66,19 @@ def age(seconds: float | None) -> str:
     return f"{max(int(seconds), 0)} s"
 
 
+def _run(item: PipelineStatus) -> str:
+    since = f" {age(item.run_silent_seconds)}" if item.run_phase is RunPhase.SILENT else ""
+    return f"{item.run_phase.replace('_', ' ')}{since}"
+
+
 def _cells(item: PipelineStatus) -> list[Text]:
     # Text, not markup: a pipeline's name may hold square brackets.
-    state = item.run_state or "-"
     return [
         Text(item.pipeline_id),
         Text("-" if item.last_batch_id is None else str(item.last_batch_id)),
         Text(f"{age(item.last_commit_age_seconds)} ago" if item.last_commit_at else "-"),
         Text(f"{item.rows:,}"),
-        Text(state, style=_STATE_STYLES.get(state, "")),
+        Text(_run(item), style=_PHASE_STYLES.get(item.run_phase, "")),
         Text(str(item.epoch)),
         Text(item.ledger, style="green" if item.ledger == "balanced" else "bold red"),
     ]

@@ -35,6 +35,7 @@ from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.gaps import may_skip
 from spark_jobs.runtime.mdc import JvmIds
 from spark_jobs.runtime.observed import see_event_time
+from spark_jobs.runtime.progress import UnderWay
 from spark_jobs.runtime.second_look import AggregateBooks, StatelessBooks
 from spark_jobs.runtime.source_progress import SourceProgress
 from spark_jobs.runtime.spark_errors import telling_line
@@ -79,6 +80,8 @@ class BatchCommit:
     failure: Exception | None = None
     rolled_back: bool = False
     current_batch: int = 0
+    under_way: UnderWay | None = None
+    """The micro-batch that has begun; after a failure the one that failed."""
     _query: StreamingQuery | None = None
     _is_own: bool = False
     _read_again: bool = False
@@ -100,6 +103,7 @@ class BatchCommit:
         self._is_own = False
         self.failure = None
         self.rolled_back = False
+        self.under_way = None
 
     def go_with_care(self) -> None:
         """From the next query on, a row on which an expression fails is a dead letter."""
@@ -122,8 +126,10 @@ class BatchCommit:
             # The thread in the JVM keeps what it was told with its first batch.
             self._jvm_ids.set({"batch": batch_id} if self._is_own else current())
             self.stop.enter_batch()
+            self.under_way = UnderWay(batch_id)
             log_event(log, logging.DEBUG, "batch_started", batch=batch_id)
-            self._commit(df, batch_id)
+            self._commit(df, batch_id, self.under_way)
+            self.under_way = None
         except Exception as error:
             # Through the JVM and back an exception loses its type; the runner wants the original.
             self.failure = self.failure or self._truth(error)
@@ -134,19 +140,22 @@ class BatchCommit:
         finally:
             self.stop.leave_batch()
 
-    def _commit(self, df: DataFrame, batch_id: int) -> None:
-        started = monotonic()
+    def _commit(self, df: DataFrame, batch_id: int, under_way: UnderWay) -> None:
         self._require_own_query()
         reach("batch.before_fence")
         self.ledger.check_fence()
         batch = identify(self.checkpoint, self.ledger.pipeline_id, self.query_id, batch_id)
+        under_way.offsets = batch.offsets
         if self._is_there(batch):
+            under_way.phase = "committed"
             self._skip(df, batch)
             return
         reach("batch.after_identity")
         choice = self._choose(batch)
-        record = self._record(batch, choice, started)
+        record = self._record(batch, choice, under_way.began)
+        under_way.phase = "writing"
         written, choice = self._written(df, batch, record, choice)
+        under_way.phase = "committed"
         if written.state == parts.ALREADY_THERE:
             self._skip(None, batch)
             return
@@ -156,7 +165,7 @@ class BatchCommit:
             see_event_time(self._running_query(), written.event_time_max)
         self.totals.batches += 1
         self.totals.written += written.books.written
-        _tell(batch, written, choice, monotonic() - started)
+        _tell(batch, written, choice, monotonic() - under_way.began)
         self.progress.committed(batch.offsets)
         self.on_commit()
 

@@ -91,6 +91,10 @@ class Checkpoint:
         """Return the newest batch id that Spark holds for committed."""
         return max(self._numbers("commits"), default=None)
 
+    def last_planned(self) -> int | None:
+        """Return the newest batch id that Spark has written offsets for."""
+        return max(self._numbers("offsets"), default=None)
+
     def offsets(self, batch_id: int) -> OffsetEntry | None:
         """Return the offset log's entry for a batch; None when there is none. Spark writes it once."""
         if batch_id not in self._entries and (entry := self._offsets(batch_id)) is not None:

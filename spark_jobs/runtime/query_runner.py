@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from py4j.protocol import Py4JNetworkError
 from pyspark.errors import StreamingQueryException
 from pyspark.sql.streaming.query import StreamingQuery
 from pyspark.sql.streaming.readwriter import DataStreamWriter
@@ -13,9 +14,10 @@ from spark_jobs.contracts.config import TriggerKind
 from spark_jobs.contracts.errors import BooksDoNotBalanceError, DataError, FencedError
 from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.batch_commit import BatchCommit
-from spark_jobs.runtime.heartbeat import Heartbeat
+from spark_jobs.runtime.heartbeat import Application, Heartbeat
+from spark_jobs.runtime.progress import ProgressLog
 from spark_jobs.runtime.spark_errors import translate
-from spark_jobs.runtime.stopping import StoppedInBatchError, stopped_between_batches
+from spark_jobs.runtime.stopping import StoppedInBatchError, StopRequestedError, stopped_between_batches
 from spark_jobs.transforms.try_eval import expression_failed
 
 log = logging.getLogger("etl.run")
@@ -33,7 +35,8 @@ class QueryRunner:
     """Runs one streaming query to its end."""
 
     commit: BatchCommit
-    application_id: str
+    application: Application
+    progress: ProgressLog
 
     def run(self) -> None:
         """Run until the trigger has nothing more to do, or somebody asks to stop.
@@ -85,6 +88,16 @@ class QueryRunner:
     def _run_once(self) -> None:
         query = self._writer().start()
         self.commit.attach(query)
+        # Asked now: a JVM that has died does not say it.
+        spark_run_id = str(query.runId)
+        try:
+            self._follow(query)
+        except Exception as error:
+            self._keep_failure(spark_run_id, error)
+            raise
+        self.progress.query_ended(spark_run_id)
+
+    def _follow(self, query: StreamingQuery) -> None:
         try:
             self._wait(query)
         except FencedError:
@@ -100,6 +113,14 @@ class QueryRunner:
             # A batch may have failed so late that Spark has not told us yet.
             self._require_not_rolled_back(self.commit.failure)
             raise stopped_between_batches()
+
+    def _keep_failure(self, spark_run_id: str, error: Exception) -> None:
+        if not isinstance(error, Py4JNetworkError | OSError):
+            # Else the JVM has died, and its listeners with it.
+            self.progress.query_ended(spark_run_id)
+        under_way = self.commit.under_way
+        if under_way is not None or not isinstance(error, FencedError | StopRequestedError):
+            self.progress.failed(spark_run_id, under_way, error)
 
     def _require_not_rolled_back(self, cause: Exception | None) -> None:
         if self.commit.stop.asked and self.commit.rolled_back:
@@ -127,11 +148,12 @@ class QueryRunner:
         return writer.trigger(processingTime=str(trigger.interval or "0 seconds"))
 
     def _wait(self, query: StreamingQuery) -> None:
-        with Heartbeat(self.commit.ledger, self.application_id) as heartbeat:
+        with Heartbeat(self.commit.ledger, self.application) as heartbeat:
             while not query.awaitTermination(_POLL_SECONDS):  # type: ignore[arg-type]  # takes parts of a second
                 if self.commit.stop.may_end():
                     return
                 heartbeat.beat()
+                self.progress.write_when_due(heartbeat.session)
 
     def _cause(self, error: StreamingQueryException) -> Exception:
         cause: Exception = self.commit.failure or error

@@ -25,7 +25,7 @@ from spark_jobs.faults import reach
 from spark_jobs.logs import ids
 from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.flow import Flow
-from spark_jobs.runtime.heartbeat import Heartbeat, beating
+from spark_jobs.runtime.heartbeat import Application, Heartbeat, beating
 from spark_jobs.runtime.mdc import JvmIds, jvm_ids
 from spark_jobs.runtime.patch_checks import check_patch
 from spark_jobs.runtime.redrive import Redrive
@@ -88,7 +88,7 @@ class ReplayRun(PipelineRun):
         check_patch(spark, request.patch)
         flow = Flow.build(spark, config, self.source_secrets)
         ids.add(query=str(request.replay_id))
-        with jvm_ids(spark, ids.current()) as jvm, beating(Heartbeat(ledger, spark.sparkContext.applicationId)):
+        with jvm_ids(spark, ids.current()) as jvm, beating(Heartbeat(ledger, Application.of(spark))):
             _Replay(spark, flow, ledger, request, self, jvm).run()
         reach("run.before_end")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -28,12 +28,16 @@ from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.batch_commit import BatchCommit
 from spark_jobs.runtime.checkpoint import Checkpoint
 from spark_jobs.runtime.flow import Flow, streaming_of
+from spark_jobs.runtime.heartbeat import Application, Heartbeat, beating
 from spark_jobs.runtime.mdc import JvmIds, jvm_ids
+from spark_jobs.runtime.progress import ProgressBuffer, ProgressLog
+from spark_jobs.runtime.progress_listener import ProgressListener
 from spark_jobs.runtime.query_runner import QueryRunner
 from spark_jobs.runtime.readiness import ready_query
 from spark_jobs.runtime.retry import Retries
 from spark_jobs.runtime.source_progress import SourceProgress
 from spark_jobs.runtime.spark_errors import translate
+from spark_jobs.runtime.spark_progress import Whose
 from spark_jobs.runtime.stopping import Stop, StopRequestedError
 from spark_jobs.runtime.target_table import TargetTable
 from spark_jobs.sinks.ledger import Ledger
@@ -80,6 +84,7 @@ class PipelineRun:
     stop: Stop
     retries: Retries
     copy_secrets: Mapping[str, str] = field(default_factory=dict)
+    progress: ProgressBuffer = field(default_factory=ProgressBuffer, init=False)
 
     def execute(self, session: SessionFactory) -> Ended:
         """Claim the epoch, run the query, and record the end in the tracker. Raises nothing that a run can meet."""
@@ -134,20 +139,26 @@ class PipelineRun:
                 lock_timeout_ms=request.takeover_ms,
             )
             self.retries.record(conn, request.tracker_schema, request.run_id)
+            self._write_progress(conn)
             return epoch
 
     def _run(self, session: SessionFactory, ledger: Ledger) -> None:
         config = PipelineConfig.from_json(self.request.config)
         require_supported(config)
-        self._recover(ledger, config)
-        spark = session()
-        self.stop.on_jvm_shutdown(spark)
-        with jvm_ids(spark, ids.current()) as jvm:
-            self._stream(spark, config, ledger, jvm)
+        with ExitStack() as starting:
+            # A JVM that fetches its jars first, or an executor that the cluster has not given yet, is no silent driver.
+            starting.enter_context(beating(Heartbeat(ledger, None)))
+            self._recover(ledger, config)
+            spark = session()
+            self.stop.on_jvm_shutdown(spark)
+            with jvm_ids(spark, ids.current()) as jvm:
+                self._stream(spark, config, ledger, jvm, starting)
         recovery.sweep_own(ledger.connection(), ledger.right, role=config.load.role)
         reach("run.before_end")
 
-    def _stream(self, spark: SparkSession, config: PipelineConfig, ledger: Ledger, jvm: JvmIds) -> None:
+    def _stream(
+        self, spark: SparkSession, config: PipelineConfig, ledger: Ledger, jvm: JvmIds, starting: ExitStack
+    ) -> None:
         flow = Flow.build(spark, config, self.source_secrets)
         flow.source.check()
         copy = build_copy(spark, config, self.copy_secrets)
@@ -159,7 +170,10 @@ class PipelineRun:
         ready = ready_query(ledger, checkpoint, flow, self.request.resume)
         ids.add(query=ready.query_id)
         jvm.set(ids.current())
-        with SourceProgress(ready.flow.source, ledger, ready.query_id) as progress:
+        with (
+            SourceProgress(ready.flow.source, ledger, ready.query_id) as progress,
+            ProgressListener(spark, ready.query_id) as listener,
+        ):
             commit = BatchCommit(
                 spark=spark,
                 flow=ready.flow,
@@ -173,8 +187,12 @@ class PipelineRun:
                 progress=progress,
                 on_commit=self.retries.succeeded,
             )
+            whose = Whose(ledger.pipeline_id, ready.query_id, ledger.run_id, ledger.epoch)
+            kept = ProgressLog(listener, self.progress, whose, ready.flow.source, checkpoint, ledger.schema)
+            application = Application.of(spark, streaming_of(config).trigger)
+            starting.close()
             try:
-                QueryRunner(commit, spark.sparkContext.applicationId).run()
+                QueryRunner(commit, application, kept).run()
             except Exception:
                 # Prepared parts hold locks and slots until somebody sweeps them: better now than with the next run.
                 # Where the JVM has died, a thread of ours may still be deciding: then the next run's recovery does it.
@@ -221,6 +239,10 @@ class PipelineRun:
             publisher = LetterPublisher(spark, copy, ledger, session, parallelism, secrets)
         return PostgresSink(plans, parallelism, load.write_parallelism, publisher)
 
+    def _write_progress(self, conn: Connection, *, last: bool = False) -> None:
+        request = self.request
+        self.progress.write(lambda: conn, request.tracker_schema, request.pipeline_id, last=last)
+
     def _finish(self, error: EtlError | None) -> Ended:
         exit_code = error.exit_code if error else ExitCode.FINISHED
         record = partial(self._record_end, error, exit_code)
@@ -239,6 +261,8 @@ class PipelineRun:
         name = application_name(request.pipeline_id, 0, request.tracker_schema)
         with connect(self.database, application_name=name) as conn:
             self.retries.record(conn, request.tracker_schema, request.run_id)
+            # Before the run's end: who waits for that finds all of it.
+            self._write_progress(conn, last=True)
             result = summarise_run(conn, request.tracker_schema, request.run_id).model_copy(update={"state": state})
             finish_run(
                 conn,

@@ -92,3 +92,16 @@ def tracker(database: Any) -> Iterator[Tracker]:
     made = Tracker(DatabaseConnection.from_airflow("warehouse", database.airflow_uri))
     with closing(made.conn):
         yield made
+
+
+@pytest.fixture
+def long_up(database: Any, tracker: Tracker) -> Tracker:
+    """A ledger whose server was started long ago, as far as its own words go."""
+    # The server's start cannot be set; what stands before it in the search path is what a query finds.
+    tracker.conn.execute(
+        "CREATE FUNCTION etl.pg_postmaster_start_time() RETURNS timestamptz "
+        "LANGUAGE sql AS $$ SELECT '-infinity'::timestamptz $$"
+    )
+    tracker.conn.execute(f"ALTER DATABASE {database.name} SET search_path = etl, pg_catalog, public")
+    tracker.conn.execute("SET search_path = etl, pg_catalog, public")
+    return tracker

@@ -52,6 +52,7 @@ def test_from_nothing_and_again(conn):
         "dead_letter_replay", "dead_letter_replay_item", "dead_letter_redrive",
         "run_retry", "circuit_breaker", "circuit_breaker_probe", "circuit_breaker_event",
         "batch_retention", "batch_file_retained",
+        "query_progress",
     }  # fmt: skip
 
 

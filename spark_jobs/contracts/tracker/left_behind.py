@@ -11,8 +11,9 @@ from spark_jobs.contracts.tracker.decisions import Decided, commit_parts, decide
 from spark_jobs.contracts.tracker.fence import with_fence_row
 from spark_jobs.contracts.tracker.prepared import Prepared, all_prepared, prepared_of, resolve
 from spark_jobs.contracts.tracker.recovery import undecided
+from spark_jobs.contracts.tracker.run_state import SILENT_AFTER_SECONDS
 
-SILENCE: Final = timedelta(minutes=2)
+SILENCE: Final = timedelta(seconds=SILENT_AFTER_SECONDS)
 """A driver without a heartbeat for so long counts as gone. If it is not, it loses its right before its parts: nothing
 is lost."""
 

@@ -12,6 +12,7 @@ from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.run_request import RunResult, RunState
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
 from spark_jobs.contracts.tracker.records import BOOK_NAMES
+from spark_jobs.contracts.tracker.run_state import SILENCE, RunPhase, run_phase
 
 _SUMS: Final = ", ".join(f"coalesce(sum({name}_rows), 0)::bigint AS {name}" for name in BOOK_NAMES)
 
@@ -41,6 +42,7 @@ SELECT (SELECT start_offsets FROM {schema}.batch_tracker WHERE run_id = %(run_id
 _STATUS: Final = """
 SELECT pipeline.pipeline_id, pipeline.epoch, run.run_id, run.state AS run_state, run.exit_code,
        run.registered_at, run.started_at, run.heartbeat_at, run.ended_at,
+       CASE WHEN run.ended_at IS NULL THEN {silence} END AS run_silent_seconds,
        (SELECT count(*) FROM {schema}.run_retry r WHERE r.run_id = run.run_id) AS retries,
        last.batch_id AS last_batch_id, last.query_id AS last_query_id, last.processed_at AS last_commit_at,
        extract(epoch FROM clock_timestamp() - last.processed_at)::float AS last_commit_age_seconds, last.watermark,
@@ -65,7 +67,7 @@ CROSS JOIN LATERAL (
 ) AS books
 WHERE pipeline.pipeline_id = %(pipeline_id)s
    OR %(pipeline_id)s::text IS NULL AND strpos(pipeline.pipeline_id, '/replay/') = 0
-ORDER BY pipeline.pipeline_id""".replace("{unbalanced}", UNBALANCED)
+ORDER BY pipeline.pipeline_id""".replace("{unbalanced}", UNBALANCED).replace("{silence}", SILENCE)
 
 
 class PipelineStatus(BaseModel):
@@ -77,6 +79,10 @@ class PipelineStatus(BaseModel):
     epoch: int
     run_id: str | None
     run_state: RunState | None
+    run_phase: RunPhase
+    """As :func:`~spark_jobs.contracts.tracker.run_state.run_phase` tells it: a run may be ``running`` and silent."""
+    run_silent_seconds: float | None
+    """Since the newest run's last sign of life; None once it has ended."""
     exit_code: int | None
     registered_at: datetime | None
     started_at: datetime | None
@@ -141,7 +147,11 @@ def pipeline_status(conn: Connection, schema: str, pipeline_id: str | None = Non
             cure="list the known ones with `etl-pipeline status`",
         )
     return [
-        PipelineStatus(**row, ledger="unbalanced" if unbalanced else "balanced")
+        PipelineStatus(
+            **row,
+            run_phase=run_phase(row["run_state"], row["run_silent_seconds"]),
+            ledger="unbalanced" if unbalanced else "balanced",
+        )
         for row in rows
         for unbalanced in [row.pop("unbalanced")]
     ]

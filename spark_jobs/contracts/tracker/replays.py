@@ -22,9 +22,10 @@ from spark_jobs.contracts.tracker.connect import Connection, classified, query, 
 from spark_jobs.contracts.tracker.fence import check_fence
 from spark_jobs.contracts.tracker.letters import conditions, known_pipelines
 from spark_jobs.contracts.tracker.moving import among_moving_letters
+from spark_jobs.contracts.tracker.run_state import SILENT_AFTER_SECONDS
 
 # A driver without a sign of life for so long counts as gone. If it is not, it finds its letters taken.
-_SILENCE: Final = "interval '2 minutes'"
+_SILENCE: Final = f"interval '{SILENT_AFTER_SECONDS} seconds'"
 # By ids in an array, never by a join: a planner that knows nothing yet of so many rows would compare each with each.
 _TAKE: Final = """
 WITH chosen AS (

@@ -96,15 +96,28 @@ def read_request(conn: Connection, schema: str, run_id: str) -> RunRequest:
     return RunRequest.from_row(row[0])
 
 
-def heartbeat(conn: Connection, schema: str, run_id: str, application_id: str | None = None) -> None:
-    """Say that the run's driver lives; ``application_id`` is Spark's, kept once given."""
+def heartbeat(
+    conn: Connection,
+    schema: str,
+    run_id: str,
+    application_id: str | None = None,
+    *,
+    trigger: str | None = None,
+    ui_url: str | None = None,
+) -> None:
+    """Say that the run's driver lives.
+
+    :param application_id: Spark's; as the others kept once given. :param trigger: how the query starts its
+        micro-batches. :param ui_url: of Spark's UI.
+    """
     with short_transaction(conn, f"The heartbeat of run {run_id!r}"):
         query(
             conn,
             schema,
             "UPDATE {schema}.pipeline_run SET heartbeat_at = clock_timestamp(), "
-            "application_id = coalesce(%s::text, application_id) WHERE run_id = %s",
-            (application_id, run_id),
+            "application_id = coalesce(%s::text, application_id), trigger = coalesce(%s::text, trigger), "
+            "ui_url = coalesce(%s::text, ui_url) WHERE run_id = %s",
+            (application_id, trigger, ui_url, run_id),
         )
 
 

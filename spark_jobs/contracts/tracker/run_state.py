@@ -1,0 +1,129 @@
+"""How a run is: one answer for everybody who asks, by the clock of the ledger's server alone."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from psycopg.rows import dict_row
+from pydantic import BaseModel, ConfigDict
+
+from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.contracts.run_request import RunState
+from spark_jobs.contracts.tracker.connect import Connection, classified, query
+
+SILENT_AFTER_SECONDS: Final = 120
+"""How long a driver may say nothing before it counts as silent.
+
+It beats every ten seconds. Twelve beats in a row are missed by no restart of a server, no failover of a minute and no
+pause of a machine that is merely busy. The same limit is what `prepared resolve` and replays take a driver for gone by.
+"""
+
+SILENCE: Final = """extract(epoch FROM clock_timestamp() - greatest(
+    coalesce(run.heartbeat_at, run.registered_at),
+    CASE WHEN run.state = 'running' THEN pg_postmaster_start_time() END))::float"""
+"""SQL: seconds since ``run`` last gave a sign of life. While its server was down a driver could not give any."""
+
+
+class RunPhase(StrEnum):
+    """What can be said of a run."""
+
+    NEVER_STARTED = "never_started"
+    """There is no run: the pipeline was never started."""
+    REGISTERED = "registered"
+    """Somebody has started it; its driver has not come up yet."""
+    RUNNING = "running"
+    SILENT = "silent"
+    """Its driver came up, never said how it ended, and has said nothing for :data:`SILENT_AFTER_SECONDS`."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    FENCED = "fenced"
+    """A newer run took over, or it was given up."""
+
+
+_ADVICE: Final = {
+    RunPhase.NEVER_STARTED: "start it",
+    RunPhase.REGISTERED: "its driver has not come up: look at what starts it (spark-submit, the cluster's queue)",
+    RunPhase.SILENT: "its driver was killed, ran out of memory or lost its machine or network: run it again",
+}
+
+
+class RunLife(BaseModel):
+    """A run's life so far. Ages are seconds by the server's clock."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    phase: RunPhase
+    run_id: str | None = None
+    pipeline_id: str | None = None
+    application_id: str | None = None
+    """Spark's."""
+    trigger: str | None = None
+    ui_url: str | None = None
+    """Of Spark's own UI, which is there while the run is."""
+    registered_at: datetime | None = None
+    started_at: datetime | None = None
+    """When its driver came up first; None when none ever did, however the run ended."""
+    heartbeat_at: datetime | None = None
+    ended_at: datetime | None = None
+    silent_seconds: float | None = None
+    """Since its last sign of life; None once it has ended."""
+    exit_code: int | None = None
+    error: dict[str, Any] | None = None
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, in words; empty where nothing is."""
+        return _ADVICE.get(self.phase, "")
+
+
+_LIFE: Final = f"""
+SELECT run.run_id, run.pipeline_id, run.state, run.application_id, run.trigger, run.ui_url, run.registered_at,
+    run.started_at, run.heartbeat_at, run.ended_at, run.exit_code, run.error,
+    CASE WHEN run.ended_at IS NULL THEN {SILENCE} END AS silent_seconds
+FROM {{schema}}.pipeline_run run"""  # noqa: S608
+_OF_RUN: Final = f"{_LIFE} WHERE run.run_id = %s"
+_NEWEST: Final = f"{_LIFE} WHERE run.pipeline_id = %s ORDER BY run.registered_at DESC LIMIT 1"
+
+
+def run_phase(state: RunState | None, silent_seconds: float | None) -> RunPhase:
+    """Tell what can be said of a run.
+
+    :param state: ``pipeline_run.state``; None when there is no run.
+    :param silent_seconds: :data:`SILENCE`, of a run that is ``running``.
+    """
+    if state is None:
+        return RunPhase.NEVER_STARTED
+    if state == "running" and silent_seconds is not None and silent_seconds > SILENT_AFTER_SECONDS:
+        return RunPhase.SILENT
+    return RunPhase(state)
+
+
+def run_life(conn: Connection, schema: str, run_id: str) -> RunLife:
+    """Return a run's life.
+
+    :raises ConfigError: if no such run is registered.
+    """
+    found = _read(conn, schema, _OF_RUN, run_id)
+    if found is None:
+        raise ConfigError(
+            f"Run {run_id!r} is not registered in schema {schema!r}",
+            cure="check that the connection and the tracker schema are those of the run",
+        )
+    return found
+
+
+def newest_run_life(conn: Connection, schema: str, pipeline_id: str) -> RunLife:
+    """Return the life of a pipeline's newest run; ``never_started`` where the ledger knows none."""
+    unknown = RunLife(phase=run_phase(None, None), pipeline_id=pipeline_id)
+    return _read(conn, schema, _NEWEST, pipeline_id) or unknown
+
+
+def _read(conn: Connection, schema: str, statement: str, key: str) -> RunLife | None:
+    with classified("Reading how a run is"):
+        row: dict[str, Any] | None = query(conn, schema, statement, (key,), row_factory=dict_row).fetchone()
+    if row is None:
+        return None
+    return RunLife(phase=run_phase(row.pop("state"), row["silent_seconds"]), **row)
