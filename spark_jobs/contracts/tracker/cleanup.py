@@ -81,4 +81,6 @@ def _history(conn: Connection, schema: str, request: CleanupRequest) -> Iterator
     cleanup = HistoryCleanup(conn, schema, request, server_time_before(conn, request.history_days))
     for pipeline_id, number in cleanup.runs():
         yield pipeline_id, "runs", number
+    for pipeline_id, number in cleanup.progress():
+        yield pipeline_id, "progress", number
     yield None, "breaker_events", cleanup.events()

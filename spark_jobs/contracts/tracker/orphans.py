@@ -84,7 +84,7 @@ def sweep_orphans(conn: Connection, schema: str, request: SweepRequest) -> Sweep
     require_pipelines(conn, schema, request.pipelines)
     before = server_time_before(conn, request.older_than_minutes / _MINUTES_A_DAY)
     sweep = _Sweep(conn, schema, request, before)
-    # One line for each kind of thing that drivers leave; what only expires (progress rows) belongs here as well.
+    # What only expires, such as progress, goes with the cleanup.
     found = [*sweep.prepared(), *sweep.staging(), *sweep.replays()]
     for orphan in found:
         if orphan.state != "kept" and not request.dry_run:
