@@ -1,9 +1,10 @@
 """What is left of a task's rows is not made for nobody. Executor side.
 
 A worker whose task ends before its rows do reads on until Spark closes the connection, as quickly as it can
-(``pyspark/daemon.py``, "wait for closing"). Spark writes rows as long as they are taken, and looks for the task's result
-only when they are not (``BasePythonRunner.ReaderInputStream``): it would read and parse the rest of the batch, which is
-half the time of loading it. So nobody reads for a while: Spark, which never blocks in a write, finds the result.
+(``pyspark/daemon.py``, "wait for closing"). Spark writes rows as long as they are taken, and looks for the task's
+result only when they are not (``BasePythonRunner.ReaderInputStream``): it would read and parse the rest of the batch,
+which is half the time of loading it. So nobody reads for a while: Spark, which never blocks in a write, finds the
+result.
 """
 
 from __future__ import annotations
