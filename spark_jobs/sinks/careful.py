@@ -23,6 +23,8 @@ from spark_jobs.sinks.sorting import EVENT_TIME, SOURCE
 
 _SMALLEST = 64
 _SAVEPOINT = "etl_rows"
+# While the server looks for refused rows in as much, Spark can make as much (reading_ahead).
+_CHUNK_BYTES = 8 << 20
 # So many refused rows are found by COPY: a sieve costs as much to make.
 _FEW = 4
 
@@ -49,7 +51,7 @@ class CarefulCopy:
     def copy(self, batches: Iterable[pa.RecordBatch]) -> int:
         """Copy all rows but the refused ones; return how many landed."""
         landed = 0
-        for chunk in chunks(batches):
+        for chunk in chunks(batches, _CHUNK_BYTES):
             rows = pa.Table.from_batches(list(chunk))
             self.refused.see(rows.num_rows)
             count = self.refused.count

@@ -117,8 +117,8 @@ def copy_once(cursor: Cursor, schema: str, table: str, batches: Iterator[pa.Reco
     return copied
 
 
-def chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[Iterator[pa.RecordBatch]]:
-    """Cut a stream of batches into streams of at most about :data:`CHUNK_BYTES`, none of them empty.
+def chunks(batches: Iterable[pa.RecordBatch], largest: int = CHUNK_BYTES) -> Iterator[Iterator[pa.RecordBatch]]:
+    """Cut a stream of batches into streams of at most about so many bytes, none of them empty.
 
     libpq does not look for the server's answer before a COPY's end: a bounded COPY fails soon, and small ones at the
     start find early what is bad in all places. Each stream must be used up before the next one is asked for.
@@ -126,7 +126,7 @@ def chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[Iterator[pa.RecordBatc
     iterator, most = iter(batches), _FIRST_CHUNK
     while (first := next(iterator, None)) is not None:
         yield _chunk(first, iterator, most)
-        most = min(most * 2, CHUNK_BYTES)
+        most = min(most * 2, largest)
 
 
 def _chunk(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from spark_jobs.sinks.gathering import gathered
 from spark_jobs.sinks.plain_arrow import longs, texts
 from spark_jobs.sinks.reading_ahead import read_ahead
 from spark_jobs.sinks.sorting import TALLY_FIELDS, Tally
+from spark_jobs.sinks.unread import held_back
 from spark_jobs.sinks.whole_input import whole, worker_input
 
 COMMITTED = "committed"
@@ -108,9 +110,8 @@ def in_task(
         part = context.partitionId() if context else 0
         attempt = context.taskAttemptId() if context else 0
         try:
-            if context:
-                batches = whole(batches, worker_input())
-            with read_ahead(acknowledged(batches), through=gathered) as rows:
+            given = held_back(whole(batches, worker_input())) if context else nullcontext(batches)
+            with given as left, read_ahead(acknowledged(left), through=gathered) as rows:
                 report = work(rows, part, attempt)
         except EtlError as error:
             report = PartReport(part, attempt)

@@ -216,7 +216,7 @@ class Plans:
         if careful and temporary and (staged or not self.target.has_rules):
             into = sql.Identifier(schema, table)
             beside = marks(staged, self.rule) if staged else []
-            sieve = sieve_text(self.ledger.connection(), into, self.target.columns, beside)
+            sieve = sieve_text(self.ledger.connection(), into, self.target.columns, self.target.checks, beside)
         return RowsPlan(schema, table, tuple(columns), careful, bool(staged), point, sieve)
 
 

@@ -208,6 +208,10 @@ def row_text(row: Mapping[str, Any], bases: Mapping[str, str]) -> str:
     return "{" + ", ".join(members) + "}"
 
 
+# What ``json.dumps`` with arguments makes anew for each value.
+_exact = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def _json(value: Any, base: str) -> str:
     if isinstance(value, Decimal):
         return f"{value:f}" if value.is_finite() else json.dumps(str(value))
@@ -218,7 +222,7 @@ def _json(value: Any, base: str) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(str(value))
     if value is None or isinstance(value, bool | int | float | str):
-        return json.dumps(value, ensure_ascii=False)
+        return _exact(value)
     return json.dumps(value.isoformat() if isinstance(value, datetime | date | time) else str(value))
 
 
@@ -248,4 +252,4 @@ def _escaped(value: bytes) -> str:
 
 
 def _text_of(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return _exact(text)

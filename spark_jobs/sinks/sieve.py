@@ -21,6 +21,8 @@ _SAVEPOINT = "etl_sieve"
 # Insufficient privilege (no TEMP, no plpgsql), no such language, a feature that a pooler or a standby does not have, a
 # table with as many columns as one may have, an event trigger that lets nobody make functions.
 _NOT_ALLOWED = ("42501", "42704", "0A000", "54011", "P0001")
+# Data exceptions, names that are not there, errors of a function that a check calls.
+_ABOUT_THE_QUESTION = ("22", "2F", "38", "39", "42", "P0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +30,18 @@ class SieveText:
     """The statements of a sieve, rendered.
 
     :param table: in ``pg_temp``: the target's columns, which demand nothing, and ``line``. :param line: its number.
-    :param create: makes table and function. :param analyze: tells the server that the lines are in order.
+    :param create: makes table and function. :param doubt: turns the sign of the lines that are likely to be refused;
+        empty where nothing says which. :param analyze: tells the server that the lines are in order.
     :param sift: brings the rows on; its parameters are the line to begin with, the last one, and how many to try at
-        once. Answers the refused rows, and at the end, without a SQLSTATE, the next line to begin with, how many rows
-        have landed, and how many to try at once.
+        once. Answers the refused rows, and at the end, without a SQLSTATE, the next line to begin with or NULL, how
+        many rows have landed, and how many to try at once.
     :param empty: removes all rows. :param drop: removes what would outlive the transaction.
     """
 
     table: str
     line: str
     create: tuple[str, ...]
+    doubt: str
     analyze: str
     sift: str
     empty: str
@@ -52,23 +56,18 @@ class Sieve:
     text: SieveText
     _is_open: bool = field(default=False)
     _is_new: bool = field(default=True)
+    _has_doubts: bool = field(default=True)
 
     def open(self) -> bool:
         """Make it, if it is not there; return whether this session may have one."""
         if self._is_open:
             return True
-        self.cursor.run(f"SAVEPOINT {_SAVEPOINT}")
-        try:
-            for statement in self.text.create:
-                self.cursor.run(statement)
-        except Error as error:
-            if sqlstate(error) not in _NOT_ALLOWED:
-                raise
-            self.cursor.run(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
-            return False
-        self.cursor.run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
-        self._is_open = True
-        return True
+        error = self._tried(*self.text.create)
+        if error is None:
+            self._is_open = True
+        elif sqlstate(error) not in _NOT_ALLOWED:
+            raise error
+        return self._is_open
 
     def numbered(self, rows: pa.Table) -> pa.Table:
         """Return the rows as the sieve takes them: with their lines, from 1."""
@@ -83,14 +82,39 @@ class Sieve:
             # Else the server might sort the rest of the rows for each that it refuses.
             self.cursor.run(self.text.analyze)
             self._is_new = False
-        first, step, landed = 1, last, 0
-        while first <= last:
-            *answers, end = self.cursor.execute(self.text.sift, (str(first), str(last), str(step)))
-            for line, state, message, detail, column, constraint in answers:
-                refuse(int(line), refusal_of(state, message, detail, column, constraint))
-            first, landed, step = int(end[0]), landed + int(end[2]), int(end[3])
+        self._doubt()
+        begin, step, landed = "1", str(last), 0
+        while begin:
+            *answers, end = self.cursor.execute(self.text.sift, (begin, str(last), step))
+            for line, *said in answers:
+                refuse(int(line), refusal_of(*said))
+            begin, landed, step = str(end[0] or ""), landed + int(end[2]), str(end[3])
         self.cursor.run(self.text.empty)
         return landed
+
+    def _doubt(self) -> None:
+        if not (self.text.doubt and self._has_doubts):
+            return
+        error = self._tried(self.text.doubt)
+        if error is None:
+            return
+        # A check that means the whole row, or fails on one: the function finds the rows without.
+        if sqlstate(error)[:2] not in _ABOUT_THE_QUESTION:
+            raise error
+        self._has_doubts = False
+
+    def _tried(self, *statements: str) -> Error | None:
+        self.cursor.run(f"SAVEPOINT {_SAVEPOINT}")
+        try:
+            for statement in statements:
+                self.cursor.run(statement)
+        except Error as error:
+            if not sqlstate(error):
+                raise
+            self.cursor.run(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+            return error
+        self.cursor.run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+        return None
 
     def close(self) -> None:
         """Remove what would outlive the transaction: behind a pooler the session does."""

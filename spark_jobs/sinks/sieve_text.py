@@ -1,9 +1,10 @@
 """The statements of a sieve: a temporary table and the function that brings its rows on. Driver side.
 
-The function inserts as many rows as it can with one statement. Where that fails, a sequence, which no rollback sets
-back, tells the line that was being written: the rows before it are inserted, it is tried alone, and what the server
-says of it alone is what its dead letter says. Where the sequence says nothing, for a foreign key or a trigger fails
-when all rows are written, the lines are halved. k refused rows in n cost about 3·k statements, or k·log n.
+Rows that a check or a NOT NULL will refuse are found by one question, and set aside: the function tries each alone, at
+the end, and what the server says of it alone is what its dead letter says. It inserts as many of the others as it can
+with one statement. Where that fails, a sequence, which no rollback sets back, tells the line that was being written:
+the rows before it are inserted, and it is tried alone. Where the sequence says nothing, for a foreign key or a trigger
+fails when all rows are written, the lines are halved. k refused rows in n cost about k, 3·k or k·log n statements.
 
 Only errors that may be a row's fault are caught; all others end the transaction as they are.
 """
@@ -18,6 +19,7 @@ from spark_jobs.contracts.tracker.connect import Connection
 from spark_jobs.sinks.refused import DATA_CONDITIONS
 from spark_jobs.sinks.sieve import SieveText
 from spark_jobs.sinks.table_columns import TargetColumn
+from spark_jobs.sinks.target import Check
 
 _TABLE = "etl_sieve"
 _FUNCTION = "pg_temp.etl_sift"
@@ -32,12 +34,17 @@ _Column = tuple[str, str, str]
 
 
 def sieve_text(
-    conn: Connection, into: sql.Composable, filled: Sequence[TargetColumn], beside: Sequence[tuple[str, str]] = ()
+    conn: Connection,
+    into: sql.Composable,
+    filled: Sequence[TargetColumn],
+    checks: Sequence[Check] = (),
+    beside: Sequence[tuple[str, str]] = (),
 ) -> SieveText:
     """Return the statements.
 
     :param into: the table that the rows go to, the target or a staging table of it.
-    :param filled: the target's columns. :param beside: a staging table's other columns and their types.
+    :param filled: the target's columns. :param checks: the target's.
+    :param beside: a staging table's other columns and their types.
     """
     columns = [*((one.name, one.plain_type, one.staged_type) for one in filled), *((n, k, k) for n, k in beside)]
     names = {name for name, _, _ in columns}
@@ -49,6 +56,7 @@ def sieve_text(
         table=_TABLE,
         line=line,
         create=(_table(table, sql.Identifier(line), columns).as_string(conn), function.as_string(conn)),
+        doubt=_doubt(table, sql.Identifier(line), filled, checks).as_string(conn),
         analyze=sql.SQL("ANALYZE {} ({})").format(table, sql.Identifier(line)).as_string(conn),
         sift=f"SELECT * FROM {_FUNCTION}($1::text::bigint, $2::text::bigint, $3::text::bigint)",  # noqa: S608 - a constant
         empty=sql.SQL("TRUNCATE {}").format(table).as_string(conn),
@@ -63,6 +71,20 @@ def _table(table: sql.Composable, line: sql.Identifier, columns: Sequence[_Colum
     )
     items = [sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind, _ in columns]
     return sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(table, sql.SQL(", ").join([*items, place]))
+
+
+def _doubt(
+    table: sql.Composable, line: sql.Identifier, filled: Sequence[TargetColumn], checks: Sequence[Check]
+) -> sql.Composed:
+    typed = {column.name for column in filled if column.direct}
+    doubts = [sql.SQL("c.{} IS NULL").format(sql.Identifier(one.name)) for one in filled if one.not_null]
+    doubts += [
+        sql.SQL("({}) IS FALSE").format(sql.SQL(check.condition)) for check in checks if typed.issuperset(check.columns)
+    ]
+    if not doubts:
+        return sql.SQL("").format()
+    update = sql.SQL("UPDATE {table} AS c SET {line} = -c.{line} WHERE {doubts}")
+    return update.format(table=table, line=line, doubts=sql.SQL(" OR ").join(doubts))
 
 
 def _body(
@@ -110,7 +132,7 @@ CREATE FUNCTION {function}(etl_first bigint, etl_end bigint, etl_step bigint) RE
 # The filter tells the line before its row is inserted: one row after the other comes from the index.
 _INSERT = """
 INSERT INTO {into} ({names}) SELECT {values} FROM {table} AS c
-WHERE c.{line} BETWEEN etl_first AND etl_last AND pg_catalog.setval({place}, c.{line}) > 0 ORDER BY c.{line}"""
+WHERE c.{line} BETWEEN etl_first AND etl_last AND pg_catalog.setval({place}, abs(c.{line})) > 0 ORDER BY c.{line}"""
 
 _FITS = "etl_place := {said}; DECLARE etl_value {kind} := etl_row.{name}; BEGIN NULL; END;"
 
@@ -120,12 +142,21 @@ DECLARE
     etl_row record; etl_last bigint; etl_suspect bigint := 0; etl_place text; etl_reached bigint;
     etl_count bigint; etl_landed bigint := 0; etl_refused integer := 0; etl_blind boolean := false;
 BEGIN
-    WHILE etl_first <= etl_end AND etl_refused < {most} LOOP
-        etl_last := least(etl_first + etl_step - 1, etl_end);
-        IF etl_first = etl_suspect THEN
+    WHILE etl_refused < {most} LOOP
+        IF etl_first > etl_end THEN
+            etl_first := 0;
+        END IF;
+        IF etl_first <= 0 THEN
+            etl_first := (SELECT max(c.{line}) FROM {table} AS c WHERE c.{line} < etl_first);
+            EXIT WHEN etl_first IS NULL;
             etl_last := etl_first;
-        ELSIF etl_first < etl_suspect THEN
-            etl_last := least(etl_last, etl_suspect - 1);
+        ELSIF etl_first = etl_suspect THEN
+            etl_last := etl_first;
+        ELSE
+            etl_last := least(etl_first + etl_step - 1, etl_end);
+            IF etl_first < etl_suspect THEN
+                etl_last := least(etl_last, etl_suspect - 1);
+            END IF;
         END IF;
         BEGIN
             etl_place := NULL;
@@ -135,21 +166,25 @@ BEGIN
             {insert};
             GET DIAGNOSTICS etl_count = ROW_COUNT;
             etl_landed := etl_landed + etl_count;
-            etl_first := etl_last + 1;
-            etl_step := least(etl_step * 2, etl_end);
+            IF etl_first > 0 THEN
+                etl_first := etl_last + 1;
+                etl_step := least(etl_step * 2, etl_end);
+            END IF;
         EXCEPTION WHEN {conditions} THEN
             IF etl_first = etl_last THEN
                 GET STACKED DIAGNOSTICS etl_state = RETURNED_SQLSTATE, etl_message = MESSAGE_TEXT,
                     etl_detail = PG_EXCEPTION_DETAIL, etl_column = COLUMN_NAME, etl_constraint = CONSTRAINT_NAME;
                 etl_column := coalesce(nullif(etl_column, ''), etl_place);
-                etl_line := etl_first;
+                etl_line := abs(etl_first);
                 -- A line that the COPY into this table has refused is not here, and has its letter.
                 PERFORM FROM {table} AS c WHERE c.{line} = etl_first;
                 IF FOUND THEN
                     RETURN NEXT;
                     etl_refused := etl_refused + 1;
                 END IF;
-                etl_first := etl_first + 1;
+                IF etl_first > 0 THEN
+                    etl_first := etl_first + 1;
+                END IF;
                 etl_step := CASE WHEN etl_blind THEN {smallest} ELSE etl_end END;
             ELSE
                 SELECT s.last_value INTO etl_reached FROM {sequence} AS s;

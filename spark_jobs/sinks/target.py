@@ -27,6 +27,11 @@ class Check:
     definition: str
     columns: tuple[str, ...]
 
+    @property
+    def condition(self) -> str:
+        """What must not be false."""
+        return self.definition.removeprefix("CHECK ").removesuffix(" NO INHERIT")
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
