@@ -232,6 +232,19 @@ def test_the_end_of_a_run(ledger):
     assert not ledger.look(progress(run_finished=True, since="2100-01-01T00:00:00Z")).done
     with pytest.raises(ConfigError, match="'r9'"):
         ledger.look(progress(run_finished=True, run_id="r9"))
+    ledger.tracker.start("r3", "returns")
+    with pytest.raises(ConfigError, match="a run of 'returns'"):
+        ledger.look(progress(run_finished=True, run_id="r3"))
+
+
+def test_a_driver_that_fell_silent_is_named(long_up):
+    ledger = Watched(long_up)
+    ledger.sql("UPDATE etl.pipeline_run SET heartbeat_at = clock_timestamp() - interval '10 minutes'")
+    seen = ledger.look(progress(run_finished=True))
+    assert not seen.done
+    assert seen.value["run_state"] == "silent"
+    assert "is silent for 10 min" in seen.message
+    assert "its driver was killed" in seen.message
 
 
 def test_the_speed_of_the_newest_batch(ledger):

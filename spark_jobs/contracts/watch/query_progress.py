@@ -7,14 +7,10 @@ from typing import Any, ClassVar, Final
 from pydantic import AwareDatetime, Field
 
 from spark_jobs.contracts.errors import ConfigError, EtlError
-from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen
+from spark_jobs.contracts.tracker.run_state import RunLife, RunPhase, newest_run_life, run_life
+from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen, in_words
 from spark_jobs.contracts.watch.offsets import reaches
 
-_RUN: Final = """
-SELECT r.run_id, r.state, r.registered_at::text, r.error ->> 'what',
-    r.registered_at >= coalesce(%(since)s::timestamptz, '-infinity') FROM {schema}.pipeline_run r
-WHERE r.pipeline_id = %(pipeline)s AND (%(run)s::text IS NULL OR r.run_id = %(run)s)
-ORDER BY r.registered_at DESC LIMIT 1"""
 # The query that was begun, or that has committed, last: the checkpoint of an older one may be brought back.
 _NEWEST: Final = """
 SELECT b.batch_id, q.query_id, b.end_offsets, b.source_rows, b.duration_ms
@@ -26,6 +22,8 @@ FROM {schema}.pipeline_query q LEFT JOIN LATERAL (
 ) AS b ON true
 WHERE q.pipeline_id = %(pipeline)s
 ORDER BY greatest(q.epoch, b.epoch) DESC, q.created_at DESC LIMIT 1"""
+_ENDED_OTHERWISE: Final = (RunPhase.FAILED, RunPhase.STOPPED, RunPhase.FENCED)
+
 _ROWS: Final = """
 SELECT coalesce(sum(record_count), 0)::bigint FROM {schema}.batch_tracker
 WHERE pipeline_id = %(pipeline)s AND processed_at >= coalesce(%(since)s::timestamptz, '-infinity')
@@ -66,8 +64,8 @@ class QueryProgress(Condition):
     def _look(self, view: LedgerView) -> Seen:
         values = {"pipeline": self.pipeline, "run": self.run_id, "since": self.since}
         about = f"Looking at the progress of {self.pipeline!r}"
-        runs, newest = view.rows(_RUN, values, about), view.rows(_NEWEST, values, about)
-        done, said, value = self._run_seen(*(runs[0] if runs else (None,) * 5))
+        newest = view.rows(_NEWEST, values, about)
+        done, said, value = self._run_seen(self._run(view))
         for reached, words, found in (
             self._batch_seen(*newest[0]) if newest and newest[0][0] is not None else self._none_seen()
         ):
@@ -78,27 +76,35 @@ class QueryProgress(Condition):
             said, value = [*said, f"{written} of {self.rows} rows written"], {**value, "rows": written}
         return Seen(done=done, message=f"{self.pipeline}: {', '.join(said)}", value=value)
 
-    def _run_seen(
-        self, run: str | None, state: str | None, at: str | None, error: str | None, young: bool | None
-    ) -> tuple[bool, list[str], dict[str, Any]]:
-        if run is None:
-            if self.run_id is not None:
-                raise ConfigError(f"Run {self.run_id!r} of pipeline {self.pipeline!r} is not in the ledger")
-            return not self.run_finished, ["no run was ever registered"], {"run_id": None, "run_state": None}
-        value = {"run_id": run, "run_state": state}
+    def _run(self, view: LedgerView) -> RunLife:
+        if self.run_id is None:
+            return newest_run_life(view.conn, view.schema, self.pipeline)
+        found = run_life(view.conn, view.schema, self.run_id)
+        if found.pipeline_id != self.pipeline:
+            raise ConfigError(
+                f"Run {self.run_id!r} is not one of pipeline {self.pipeline!r}",
+                found=f"a run of {found.pipeline_id!r}",
+                cure="correct run_id or pipeline",
+            )
+        return found
+
+    def _run_seen(self, run: RunLife) -> tuple[bool, list[str], dict[str, Any]]:
+        value = {"run_id": run.run_id, "run_state": run.phase.value}
+        if run.registered_at is None:
+            return not self.run_finished, ["no run was ever registered"], value
+        words = f"run {run.run_id} of {run.registered_at.isoformat()} is {_phase(run)}"
         if not self.run_finished:
-            return True, [f"run {run} is {state}"], value
-        if not young:
-            return False, [f"no run since {self.since}; the newest, {run}, was registered at {at}"], value
-        if self.run_id is not None and state in ("failed", "stopped", "fenced"):
+            return True, [words], value
+        if self.since is not None and run.registered_at < self.since:
+            return False, [f"no run since {self.since.isoformat()}; the newest {words}"], value
+        if self.run_id is not None and run.phase in _ENDED_OTHERWISE:
             raise EtlError(
-                f"Run {run} of pipeline {self.pipeline!r} will not finish",
-                found=f"it is {state}{f': {error}' if error else ''}",
+                f"Run {run.run_id} of pipeline {self.pipeline!r} will not finish",
+                found=f"it is {_phase(run)}",
                 expected="a run that finishes",
                 cure="look at the run; a newer one is found without run_id",
             )
-        why = f" ({error})" if error and state == "failed" else ""
-        return state == "finished", [f"run {run} of {at} is {state}{why}"], value
+        return run.phase is RunPhase.FINISHED, [words], value
 
     def _batch_seen(
         self, batch: int, query: str, end: Any, rows: int, duration_ms: int
@@ -119,3 +125,11 @@ class QueryProgress(Condition):
     def _none_seen(self) -> list[tuple[bool, str, dict[str, Any]]]:
         needed = (self.batch_id, self.offsets, self.rows_per_second)
         return [(all(goal is None for goal in needed), "no micro-batch is committed", {"batch_id": None})]
+
+
+def _phase(run: RunLife) -> str:
+    if run.phase is RunPhase.FAILED and run.error:
+        return f"failed ({run.error.get('what')})"
+    if run.phase is RunPhase.SILENT:
+        return f"silent for {in_words(run.silent_seconds or 0)}: {run.advice}"
+    return run.phase.value
