@@ -171,6 +171,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     is_worker = hasattr(session.config, "workerinput")
     if os.environ.get("CI") != "true" or exitstatus != pytest.ExitCode.OK or is_worker:
         return
+    if session.config.option.collectonly:
+        # `make lint` asks only whether all can be collected.
+        return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     problems = [f"{len(reporter.stats['skipped'])} tests were skipped"] if reporter.stats.get("skipped") else []
     if session.config.args_source is pytest.Config.ArgsSource.TESTPATHS:
