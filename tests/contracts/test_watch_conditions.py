@@ -17,6 +17,7 @@ from spark_jobs.contracts.errors import (
 )
 from spark_jobs.contracts.run_request import RunRequest
 from spark_jobs.contracts.tracker import runs
+from spark_jobs.contracts.tracker.retire import retire_run
 from spark_jobs.contracts.watch import registry
 from spark_jobs.contracts.watch.balance import LedgerBalance
 from spark_jobs.contracts.watch.condition import in_words
@@ -110,6 +111,12 @@ def test_rows_are_complete_through_the_newest_event_less_the_delay(ledger):
     assert "10 min short of" in seen.message
     assert ledger.look(through(NOON - timedelta(minutes=10))).done
     assert not ledger.look(through(NOON - timedelta(minutes=9, seconds=59))).done
+
+
+def test_a_run_that_was_given_up_still_says_what_the_pipeline_is(ledger):
+    register(ledger, "r2", config())
+    assert retire_run(ledger.tracker.conn, "etl", "r2")
+    assert "no event time" in ledger.look(through(NOON)).message
 
 
 def test_an_aggregation_is_complete_through_the_watermark_that_its_batch_began_with(ledger):

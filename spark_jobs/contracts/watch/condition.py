@@ -22,9 +22,9 @@ FROM {schema}.pipeline WHERE pipeline_id = %s"""
 _NEAR = """
 SELECT pipeline_id FROM {schema}.pipeline WHERE strpos(pipeline_id, '/replay/') = 0
 ORDER BY (lower(pipeline_id) = lower(%s)) DESC, (left(pipeline_id, 4) = left(%s, 4)) DESC, pipeline_id LIMIT 5"""
+# Not the one that may commit: a run that was killed has lost that right, and no other has it yet.
 _NEWEST_REQUEST = """
-SELECT r.request FROM {schema}.pipeline p JOIN {schema}.pipeline_run r ON r.run_id = p.newest_run_id
-WHERE p.pipeline_id = %s"""
+SELECT request FROM {schema}.pipeline_run WHERE pipeline_id = %s ORDER BY registered_at DESC LIMIT 1"""
 
 
 def _age(value: Any) -> Any:
