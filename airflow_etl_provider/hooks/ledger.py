@@ -30,6 +30,7 @@ from spark_jobs.contracts.tracker.replays import read_summary, release, replay_r
 from spark_jobs.contracts.tracker.retire import retire_run
 from spark_jobs.contracts.tracker.runs import register_run
 from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen
+from spark_jobs.contracts.watch.health import Finding, Thresholds, examine, pipelines
 
 _SESSION_NAME = "airflow-etl-provider"
 _READ_RUN = (
@@ -199,6 +200,23 @@ class LedgerHook(BaseHook):
             except LedgerMissingError as missing:
                 return condition.without_ledger(missing)
             return condition.look(LedgerView(conn, self.schema, source_connection))
+
+    def pipelines(self) -> list[str]:
+        """Return the ids of all pipelines that were ever started."""
+        with closing(self.get_conn()) as conn:
+            require_version(conn, self.schema)
+            return pipelines(LedgerView(conn, self.schema))
+
+    def examine(self, names: Sequence[str], thresholds: Thresholds) -> list[Finding]:
+        """Return what is wrong with these pipelines.
+
+        :raises LedgerVersionError: the ledger is missing, or of another version.
+        :raises ConfigError: a pipeline that it does not know.
+        """
+        with closing(self.get_conn()) as conn:
+            require_version(conn, self.schema)
+            view = LedgerView(conn, self.schema, source_connection)
+            return [finding for name in names for finding in examine(view, name, thresholds)]
 
     def figures(self, run_id: str) -> RunFigures:
         """Return what a run's metrics are made of: attempts and waits, dead letters, circuit breakers."""

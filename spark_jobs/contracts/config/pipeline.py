@@ -14,6 +14,7 @@ from spark_jobs.contracts.config import variables as variable_texts
 from spark_jobs.contracts.config.enumerations import PipelineMode, PipelineModeText
 from spark_jobs.contracts.config.error_handling import ErrorHandling
 from spark_jobs.contracts.config.extract import Extract
+from spark_jobs.contracts.config.health import Health
 from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.config.schemas import SchemaText
 from spark_jobs.contracts.config.section import Section, StringMap, Text, mismatch
@@ -43,6 +44,7 @@ class PipelineConfig(Section):
 
     also_spelled: ClassVar[Mapping[str, str]] = {
         "errorHandling": "errorHandlingConfig",
+        "health": "healthConfig",
         "dataQuality": "dataQualityConfig",
     }
 
@@ -66,6 +68,9 @@ class PipelineConfig(Section):
     )
     error_handling: ErrorHandling | None = Field(
         None, alias="errorHandlingConfig", description="What happens on failures; also spelled `errorHandling`."
+    )
+    health: Health | None = Field(
+        None, alias="healthConfig", description="When the pipeline counts as ill; also spelled `health`."
     )
     data_quality: dict[str, Any] | None = Field(
         None, alias="dataQualityConfig", description="Not supported yet; also spelled `dataQuality`."

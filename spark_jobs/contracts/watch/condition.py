@@ -17,8 +17,7 @@ from spark_jobs.contracts.errors import ConfigError, ConnectionMissingError, Led
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
 
 _KNOWN = """
-SELECT pipeline_id, extract(epoch FROM clock_timestamp() - created_at)::float
-FROM {schema}.pipeline WHERE pipeline_id = %s"""
+SELECT 1 FROM {schema}.pipeline WHERE pipeline_id = %s"""
 _NEAR = """
 SELECT pipeline_id FROM {schema}.pipeline WHERE strpos(pipeline_id, '/replay/') = 0
 ORDER BY (lower(pipeline_id) = lower(%s)) DESC, (left(pipeline_id, 4) = left(%s, 4)) DESC, pipeline_id LIMIT 5"""
@@ -80,6 +79,20 @@ class LedgerView:
         with classified(what):
             return query(self.conn, self.schema, statement, values).fetchall()
 
+    def knows(self, pipeline: str) -> bool:
+        """Tell whether the ledger knows the pipeline."""
+        return bool(self.rows(_KNOWN, (pipeline,), f"Looking for pipeline {pipeline!r}"))
+
+    def unknown(self, pipeline: str) -> ConfigError:
+        """Return the error for a pipeline that the ledger does not know."""
+        near = [row[0] for row in self.rows(_NEAR, (pipeline, pipeline), "Listing the pipelines")]
+        return ConfigError(
+            f"Pipeline {pipeline!r} is not in the ledger of schema {self.schema!r}",
+            found=f"pipelines such as {', '.join(near)}" if near else "no pipeline that has ever run",
+            expected="a pipeline that was started at least once",
+            cure="correct its id, the connection or tracker_schema; or set wait_for_first_run=True",
+        )
+
     def config(self, pipeline: str) -> PipelineConfig:
         """Return the configuration of the pipeline's newest run.
 
@@ -87,7 +100,7 @@ class LedgerView:
         """
         rows = self.rows(_NEWEST_REQUEST, (pipeline,), f"Looking up the newest run of {pipeline!r}")
         if not rows:
-            raise _unknown(self, pipeline)
+            raise self.unknown(pipeline)
         return PipelineConfig.from_json(rows[0][0]["config"])
 
 
@@ -162,12 +175,11 @@ class Condition(BaseModel, ABC):
 
         Raises as :meth:`look` does.
         """
-        known = view.rows(_KNOWN, (self.pipeline,), f"Looking for pipeline {self.pipeline!r}")
-        if known:
+        if view.knows(self.pipeline):
             return self._look(view)
         if self.wait_for_first_run:
             return Seen(done=False, message=f"{self.pipeline} has never run")
-        raise _unknown(view, self.pipeline)
+        raise view.unknown(self.pipeline)
 
     def without_ledger(self, missing: LedgerMissingError) -> Seen:
         """Return what is seen where there is no ledger yet.
@@ -180,16 +192,6 @@ class Condition(BaseModel, ABC):
 
     @abstractmethod
     def _look(self, view: LedgerView) -> Step: ...
-
-
-def _unknown(view: LedgerView, pipeline: str) -> ConfigError:
-    near = [row[0] for row in view.rows(_NEAR, (pipeline, pipeline), "Listing the pipelines")]
-    return ConfigError(
-        f"Pipeline {pipeline!r} is not in the ledger of schema {view.schema!r}",
-        found=f"pipelines such as {', '.join(near)}" if near else "no pipeline that has ever run",
-        expected="a pipeline that was started at least once",
-        cure="correct its id, the connection or tracker_schema; or set wait_for_first_run=True",
-    )
 
 
 def in_words(duration: timedelta | float) -> str:

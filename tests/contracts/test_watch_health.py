@@ -1,0 +1,117 @@
+"""What the health DAG finds wrong with a pipeline, on a real ledger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from watched import Watched
+
+from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.contracts.run_request import RunRequest
+from spark_jobs.contracts.tracker import runs
+from spark_jobs.contracts.watch.condition import LedgerView
+from spark_jobs.contracts.watch.health import Thresholds, examine, pipelines
+
+ALL = Thresholds.of(max_age="1 hour", gap_window="7 days", max_lost_share=0.5, max_new_letters=2)
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    return {
+        "pipelineId": "orders",
+        "mode": "streaming",
+        "extract": {"sourceType": "rate", "connectionParams": {"rowsPerBatch": "10"}},
+        "load": {"sinkType": "postgresql", "table": "orders", "credentialId": "warehouse"},
+        "streamingConfigJson": {"checkpointLocation": "/c", "queryName": "orders"},
+        **changes,
+    }
+
+
+@pytest.fixture
+def ledger(tracker):
+    made = Watched(tracker)
+    register(made, "r2", config())
+    made.query()
+    made.batches(0, 1)
+    return made
+
+
+def register(ledger: Watched, run_id: str, document: dict[str, Any]) -> None:
+    request = RunRequest(run_id=run_id, pipeline_id="orders", config=document, started_by="me")
+    runs.register_run(ledger.tracker.conn, "etl", request)
+
+
+def findings(ledger: Watched, thresholds: Thresholds = ALL) -> dict[str, str]:
+    found = examine(LedgerView(ledger.tracker.conn, "etl"), "orders", thresholds)
+    assert {one.pipeline for one in found} <= {"orders"}
+    assert {one.state for one in found} <= {"ill"}
+    return {one.check: one.message for one in found}
+
+
+def test_nothing_is_wrong_with_a_healthy_pipeline(ledger):
+    assert findings(ledger) == {}
+    assert pipelines(LedgerView(ledger.tracker.conn, "etl")) == ["orders"]
+
+
+def test_everything_that_is_wrong_is_found_at_once(ledger):
+    ledger.batches(5)
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = processed_at - interval '3 hours'")
+    ledger.sql(
+        "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source) "
+        "SELECT 'orders', 'q', 0, 'parse', 'BAD', 'm', '{}' FROM generate_series(1, 3)"
+    )
+    runs.finish_run(ledger.tracker.conn, "etl", "r2", "failed", 1, error={"what": "The disk was full"})
+    found = findings(ledger, Thresholds.of(**{**ALL.model_dump(), "max_lost_share": 0.1}))
+    assert found.keys() == {"run", "freshness", "gaps", "balance", "dead_letters"}
+    assert "r2 has failed: The disk was full" in found["run"]
+    assert "3 h" in found["freshness"]
+    assert "micro-batches 2 to 4" in found["gaps"]
+    assert "more than 2 dead letters" in found["dead_letters"]
+
+
+def test_what_is_not_asked_for_is_not_looked_at(ledger):
+    ledger.batches(5)
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = processed_at - interval '3 hours'")
+    assert findings(ledger, Thresholds.of()) == {}
+
+
+def test_an_old_letter_is_not_new_and_one_that_came_home_does_not_wait(ledger):
+    add = (
+        "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source, "
+        "first_failed_at, status, home_query_id, home_batch_id) "
+        "SELECT 'orders', 'q', 0, 'parse', 'BAD', 'm', '{}', now() - %s::interval, %s, 'q', 1 "
+        "FROM generate_series(1, 3)"
+    )
+    ledger.sql(add, "25 hours", "pending")
+    ledger.sql(add, "1 hour", "replayed")
+    assert findings(ledger) == {}
+    ledger.sql(add, "1 hour", "parked")
+    assert findings(ledger).keys() == {"dead_letters"}
+
+
+def test_the_pipelines_own_limits_win(ledger):
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = processed_at - interval '3 hours'")
+    assert findings(ledger).keys() == {"freshness"}
+    register(ledger, "r3", config(healthConfig={"maxAge": "4 hours"}))
+    assert findings(ledger) == {}
+    register(ledger, "r4", config(healthConfig={"maxAge": "2 hours", "enabled": "true"}))
+    assert findings(ledger, Thresholds.of(max_age="1 day")).keys() == {"freshness"}
+    register(ledger, "r5", config(health={"enabled": False}))
+    assert findings(ledger) == {}
+    register(ledger, "r6", config(healthConfig={"maxLostShare": 2}))
+    assert "max_lost_share" in findings(ledger)["healthConfig"]
+
+
+def test_thresholds_that_make_no_sense():
+    with pytest.raises(ConfigError, match="max_age"):
+        Thresholds.of(max_age="soon")
+    with pytest.raises(ConfigError, match="contradict"):
+        Thresholds.of(max_lag_rows=0, max_lag="1 hour")
+    with pytest.raises(ConfigError, match="max_lost_share"):
+        Thresholds.of(max_lost_share=1.5)
+    assert Thresholds.of(max_age="", max_lag_rows="") == Thresholds.of()
+
+
+def test_a_pipeline_that_nobody_knows(ledger):
+    with pytest.raises(ConfigError, match="'returns'"):
+        examine(LedgerView(ledger.tracker.conn, "etl"), "returns", ALL)

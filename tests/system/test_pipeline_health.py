@@ -1,0 +1,42 @@
+"""The health DAG in a real Airflow: green while all is well, red with the findings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.system.conftest import Site
+
+DAG = "etl_pipeline_health"
+
+
+def look(site: Site, *names: str, **params: Any) -> tuple[str, str]:
+    run_id = site.airflow.trigger(DAG, conf={"pipelines": list(names), **params})
+    return run_id, site.airflow.wait_run(DAG, run_id, seconds=240)
+
+
+def test_it_is_red_while_something_is_wrong(site: Site) -> None:
+    well, ill = site.add_pipeline("well"), site.add_pipeline("ill")
+    for name in (well, ill):
+        site.add_lines(name, 1)
+        _, state = site.run(name)
+        assert state == "success"
+    site.airflow.unpause(DAG)
+    run_id, state = look(site, well, ill)
+    assert state == "success", site.airflow.task_log(DAG, run_id, "report")
+
+    with site.server.connect("warehouse", autocommit=True) as conn:
+        conn.execute(
+            "UPDATE etl.batch_tracker SET processed_at = processed_at - interval '3 days' WHERE pipeline_id = %s",
+            (ill,),
+        )
+        conn.execute(
+            "UPDATE etl.pipeline_run SET ended_at = ended_at - interval '3 days' WHERE pipeline_id = %s", (ill,)
+        )
+    run_id, state = look(site, well, ill)
+    assert state == "failed"
+    log = site.airflow.task_log(DAG, run_id, "report")
+    assert "1 findings" in log
+    assert f"{ill}, freshness (ill)" in log
+    assert "3 d" in log
+    assert well not in log.split("findings")[1]
