@@ -127,13 +127,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("site")
     home = root / "airflow"
     (home / "dags" / "pipelines").mkdir(parents=True)
-    for name in (
-        "etl_pipelines.py",
-        "etl_dead_letter_replay.py",
-        "etl_batch_tracker_cleanup.py",
-        "etl_pipeline_health.py",
-    ):
-        shutil.copy(Path(__file__).resolve().parents[2] / "dags" / name, home / "dags")
+    for name in ("pipelines", "dead_letter_replay", "batch_tracker_cleanup", "pipeline_health"):
+        shutil.copy(Path(__file__).resolve().parents[2] / "dags" / f"etl_{name}.py", home / "dags")
     (home / "dags" / "watch_letters.py").write_text(WATCH_DAG)
     ui = free_port()
     with PostgresServer() as server, StatsdServer("airflow.etl.") as statsd:
