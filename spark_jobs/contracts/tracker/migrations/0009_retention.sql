@@ -36,6 +36,11 @@ BEGIN
         FROM pg_class c, LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
         WHERE c.oid = 'batch_tracker'::regclass AND acl.privilege_type = 'SELECT'
             AND acl.grantee <> quote_ident(current_user)::regrole
+        UNION
+        SELECT acl.grantee
+        FROM pg_attribute a, LATERAL aclexplode(a.attacl) AS acl
+        WHERE a.attrelid = 'batch_tracker'::regclass AND a.attnum > 0 AND acl.privilege_type = 'SELECT'
+            AND acl.grantee <> quote_ident(current_user)::regrole
     LOOP
         EXECUTE format(
             'GRANT SELECT ON batch_retention, batch_file_retained TO %s',
