@@ -5,8 +5,8 @@ that one text runs through psycopg's ``RawCursor`` and through ADBC alike. ``sch
 identifier that is quoted already (:func:`quote_identifier`).
 
 A commit runs them in this order, in one transaction of isolation level READ COMMITTED:
-``begin_settings``, the target's rows, ``insert_batch``, ``was_removed``, ``insert_files``, ``insert_gaps``, ``notify``, and
-last ``lock_epoch``, whose answer must be true: else roll back.
+``begin_settings``, the target's rows, ``insert_batch``, ``was_removed``, ``insert_files``, ``insert_gaps``,
+``notify``, and last ``lock_epoch``, whose answer must be true: else roll back.
 """
 
 from __future__ import annotations
