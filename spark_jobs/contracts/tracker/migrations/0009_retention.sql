@@ -51,3 +51,6 @@ END $$;
 
 -- Who removes runs asks whether a query began with one of them.
 CREATE INDEX pipeline_query_by_run ON pipeline_query (run_id);
+
+-- Whoever looks for gaps asks for those of one pipeline, lately.
+CREATE INDEX source_gap_by_time ON source_gap (pipeline_id, recorded_at);
