@@ -20,12 +20,14 @@ from airflow.sdk.exceptions import (
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.outcome import airflow_errors
 from airflow_etl_provider.triggers.ledger import LedgerTrigger
+from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.watch import registry
+from spark_jobs.contracts.watch.condition import Seen
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from spark_jobs.contracts.watch.condition import Condition, Seen
+    from spark_jobs.contracts.watch.condition import Condition
 
 # Airflow's own limit for a deferral is for a triggerer that is gone: ours comes first, and says what was seen.
 _BACKSTOP = timedelta(minutes=2)
@@ -114,10 +116,13 @@ class LedgerSensor(BaseSensorOperator):
         return seen
 
     def _look_softly(self) -> Seen:
-        # What Airflow does around each poke.
+        # What Airflow does around each poke; what passes is waited for in the triggerer.
         try:
             return self._look()
         except AirflowException as error:
+            if isinstance(error.__cause__, EtlError) and error.__cause__.retryable:
+                self.log.warning("%s", error)
+                return Seen(done=False, message=str(error))
             if self.never_fail or (self.soft_fail and isinstance(error, AirflowFailException)):
                 raise AirflowSkipException(str(error)) from error
             raise
@@ -125,18 +130,18 @@ class LedgerSensor(BaseSensorOperator):
     def _defer(self) -> None:
         with airflow_errors():
             condition = registry.to_json(self.condition())
-        give_up = datetime.now(UTC) + timedelta(seconds=self.timeout) if self.timeout else None
+        give_up = datetime.now(UTC) + timedelta(seconds=self.timeout)
         self.defer(
             trigger=LedgerTrigger(
                 condition=condition,
                 ledger_conn_id=self.ledger_conn_id,
                 tracker_schema=self.tracker_schema,
                 poll_seconds=self.poke_interval,
-                give_up_at=give_up.isoformat() if give_up else None,
+                give_up_at=give_up.isoformat(),
                 end_from_trigger=self.end_from_trigger,
             ),
             method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout) + _BACKSTOP if self.timeout else None,
+            timeout=timedelta(seconds=self.timeout) + _BACKSTOP,
         )
 
     def _of_pipeline(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any, Final
 
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
@@ -14,11 +15,14 @@ from asgiref.sync import sync_to_async
 
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.triggers.ledger_watch import LedgerWatch, watching
-from spark_jobs.contracts.errors import EtlError
+from spark_jobs.contracts.errors import ConnectionMissingError, EtlError, LoginRefusedError
 from spark_jobs.contracts.watch import registry
 from spark_jobs.contracts.watch.condition import Condition
 
 _SATISFIED: Final = "satisfied"
+# How long a connection may be missing, or its login refused, and how long until it is looked up again.
+_GRACE_SECONDS: Final = 600.0
+_AGAIN_SECONDS: Final = 10.0
 
 
 class LedgerTrigger(BaseTrigger):
@@ -61,15 +65,35 @@ class LedgerTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until it holds."""
-        try:
-            condition = registry.from_json(self.condition)
-            hook = LedgerHook(self.ledger_conn_id, schema=self.tracker_schema)
-            # Airflow is asked for the connection, and would block the triggerer's loop meanwhile.
-            database = await sync_to_async(lambda: hook.database)()
-            async with watching(database) as watch, watch.subscribed(condition.pipeline) as changed:
-                yield await self._until(condition, watch, changed)
-        except EtlError as error:
-            yield _event({"status": "error", "message": str(error)})
+        refused_since: float | None = None
+        while True:
+            try:
+                yield await self._waited()
+            except (LoginRefusedError, ConnectionMissingError) as error:
+                # A password that is changed, an API server that is away: the task itself had a connection that worked.
+                refused_since = refused_since or monotonic()
+                left = self._seconds_left()
+                if left <= 0:
+                    yield _event({"status": "timeout", "message": str(error)})
+                    return
+                if monotonic() - refused_since > _GRACE_SECONDS:
+                    yield _event({"status": "error", "message": str(error)})
+                    return
+                self.log.warning("Looking the connection up again: %s", error)
+                await asyncio.sleep(min(_AGAIN_SECONDS, left))
+            except EtlError as error:
+                yield _event({"status": "error", "message": str(error)})
+                return
+            else:
+                return
+
+    async def _waited(self) -> TriggerEvent:
+        condition = registry.from_json(self.condition)
+        hook = LedgerHook(self.ledger_conn_id, schema=self.tracker_schema)
+        # Airflow is asked for the connection, and would block the triggerer's loop meanwhile.
+        database = await sync_to_async(lambda: hook.database)()
+        async with watching(database) as watch, watch.subscribed(condition.pipeline) as changed:
+            return await self._until(condition, watch, changed)
 
     async def _until(self, condition: Condition, watch: LedgerWatch, changed: asyncio.Event) -> TriggerEvent:
         said = ""

@@ -23,11 +23,17 @@ import psycopg
 from airflow_etl_provider.credentials import RememberedConnections
 from airflow_etl_provider.triggers.source_threads import SourceThreads
 from spark_jobs.contracts.credentials import DatabaseConnection
-from spark_jobs.contracts.errors import DatabaseUnreachableError, EtlError, LedgerMissingError, TransientError
-from spark_jobs.contracts.tracker.connect import KEEPALIVE, Connection, classified, connect
+from spark_jobs.contracts.errors import (
+    DatabaseUnreachableError,
+    EtlError,
+    LedgerMissingError,
+    LoginRefusedError,
+    TransientError,
+)
+from spark_jobs.contracts.tracker.connect import KEEPALIVE, Connection, classified, classify, connect
 from spark_jobs.contracts.tracker.migrate import require_version
 from spark_jobs.contracts.tracker.statements import CHANNEL
-from spark_jobs.contracts.watch.condition import AtSource, Condition, LedgerView, Seen, Step
+from spark_jobs.contracts.watch.condition import AtSource, Condition, LedgerView, Seen, Step, snapshot
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +102,14 @@ class LedgerWatch:
 
     async def _at_ledger(self, look: Callable[[LedgerView], Step], schema: str) -> Step:
         def ask(conn: Connection) -> Step:
-            with conn.transaction():
+            with snapshot(conn):
                 conn.execute("SELECT set_config('statement_timeout', %s, true)", (_STATEMENT_TIMEOUT,))
-                return look(LedgerView(conn, schema, self._credentials))
+                try:
+                    return look(LedgerView(conn, schema, self._credentials))
+                except TransientError as error:
+                    if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+                        raise _too_slow() from error
+                    raise
 
         return await self._asked(ask, schema)
 
@@ -109,9 +120,13 @@ class LedgerWatch:
     def _ask(self, question: Callable[[Connection], _T], schema: str | None) -> _T:
         with classified("Asking the ledger"):
             if self._conn is not None:
-                with suppress(psycopg.OperationalError, DatabaseUnreachableError, TransientError):
-                    return self._put(question, self._conn, schema)
-                # It may have been lost since it was used last.
+                used = self._conn
+                try:
+                    return self._put(question, used, schema)
+                except (psycopg.OperationalError, DatabaseUnreachableError, TransientError):
+                    if not used.broken:
+                        raise
+                # It was lost since it was used last.
                 self._forget()
             self._conn = connect(self._database, application_name=_NAME)
             return self._put(question, self._conn, schema)
@@ -122,9 +137,9 @@ class LedgerWatch:
                 require_version(conn, schema)
                 self._checked.add(schema)
             return question(conn)
-        except EtlError as error:
+        except EtlError:
             # A condition that can never hold says nothing about the connection.
-            if error.retryable:
+            if conn.broken:
                 self._forget()
             raise
         except BaseException:
@@ -154,7 +169,10 @@ class LedgerWatch:
                             "at their poke_interval instead",
                             self._database,
                         )
-            except (psycopg.Error, EtlError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, who waits must not go deaf over it
+                if isinstance(error, psycopg.Error) and isinstance(classify(error), LoginRefusedError):
+                    # Who waits looks, is refused as well, and has the connection looked up again.
+                    self._wake_all()
                 log.warning("No notifications from %s; listening again in %s s: %s", self._database, pause, error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _MOST_PAUSE_SECONDS)
@@ -193,8 +211,8 @@ class LedgerWatch:
 
     def _wake(self, payload: str) -> None:
         try:
-            pipeline = json.loads(payload)["pipeline_id"]
-        except (ValueError, KeyError, TypeError):
+            pipeline = str(json.loads(payload)["pipeline_id"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             # Of another version, or of somebody else: look, rather than miss it.
             self._wake_all()
             return
@@ -205,6 +223,15 @@ class LedgerWatch:
         for waiting in self._waiting.values():
             for changed in waiting:
                 changed.set()
+
+
+def _too_slow() -> TransientError:
+    return TransientError(
+        "A look at the ledger was given up",
+        found=f"a question that takes longer than {_STATEMENT_TIMEOUT}",
+        expected="an answer before others are kept waiting",
+        cure="look at a shorter window (last=…), or have the ledger cleaned (dags/etl_batch_tracker_cleanup.py)",
+    )
 
 
 _WATCHES: dict[tuple[int, str], LedgerWatch] = {}

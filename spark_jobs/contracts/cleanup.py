@@ -40,7 +40,7 @@ class CleanupRequest(_Model):
 
     pipelines: tuple[str, ...] = ()
     days: float = Field(30, ge=0, allow_inf_nan=False, le=36_500)
-    keep_batches: int = Field(1_000, ge=MINIMUM_BATCHES)
+    keep_batches: int = Field(1_000, ge=MINIMUM_BATCHES, le=2**31 - 1)
     letter_days: float | None = Field(365, ge=0, allow_inf_nan=False, le=36_500)
     history_days: float | None = Field(90, ge=0, allow_inf_nan=False, le=36_500)
     batch_size: int = Field(1_000, ge=1, le=10_000)

@@ -100,6 +100,10 @@ class ProgressBuffer:
         except EtlError as error:
             self._warn(error, waiting=len(self._rows))
             return False
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not end a run that is well
+            self._forget(rows)
+            self._warn(EtlError("Writing the micro-batches' progress failed", found=repr(error)), given_up=len(rows))
+            return False
         self._said = None
         return True
 
@@ -185,7 +189,7 @@ class ProgressLog:
                 if is_micro_batch(news):
                     attempt = self._buffer.attempt(self._whose.query_id, news["batchId"])
                     self._buffer.add(completed(news, self._whose, attempt, self._backlog))
-            except (TypeError, ValueError, KeyError) as error:
+            except Exception as error:  # noqa: BLE001 - Spark may say anything; no batch fails for what is told of it
                 log_event(log, logging.WARNING, "progress_not_understood", reason=str(error))
 
     def _backlog(self, end: Any, latest: Any) -> BatchSize:

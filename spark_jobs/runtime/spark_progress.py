@@ -104,9 +104,9 @@ def storable(value: Any) -> Any:
 
 def _kept(source: dict[str, Any]) -> dict[str, Any]:
     # Its description is a path or an address; offsets are no text of people's, and keys of theirs no names of secrets.
-    found: dict[str, Any] = storable(source)
-    if "description" in found:
-        found["description"] = mask(str(found["description"]))
+    # Masked before it is cut: half a secret would not be known again.
+    masks = {"description": mask(str(source["description"]))} if "description" in source else {}
+    found: dict[str, Any] = storable({**source, **masks})
     if len(json.dumps(found)) > _MOST_SOURCES:
         # batch_tracker has them.
         found = {name: value for name, value in found.items() if name not in _OFFSETS} | {"offsetsCut": True}

@@ -206,6 +206,7 @@ def _write_ledger(cursor: Cursor, plan: CommitPlan, books: Books, report: PartRe
     key = record.identity.key
     record.require_previous(not record.follows or cursor.scalar(statements.has_previous(plan.tracker), key) is True)
     cursor.execute(statements.insert_batch(plan.tracker), (record.row_json(),))
+    record.identity.require_not_removed(cursor.scalar(statements.was_removed(plan.tracker), key) is True)
     if record.files:
         cursor.execute(statements.insert_files(plan.tracker), (record.files_json(),))
     if record.gaps:

@@ -222,10 +222,51 @@ def test_what_can_never_come_true_ends_the_wait(rows: LedgerRows, connections: C
     assert "pipelines such as orders" in event.payload["message"]
     event = run(event_of(trigger(tracker_schema="elsewhere")))
     assert event.payload["status"] == "error"
-    event = run(event_of(trigger(ledger_conn_id="nowhere")))
-    assert "nowhere" in event.payload["message"]
     event = run(event_of(trigger(condition={"kind": "Weather"})))
     assert "Weather" in event.payload["message"]
+
+
+def test_a_connection_that_is_gone_is_looked_up_until_time_is_over(rows: LedgerRows) -> None:
+    over = (datetime.now(UTC) + timedelta(seconds=0.3)).isoformat()
+    event = run(event_of(trigger(ledger_conn_id="nowhere", give_up_at=over)))
+    assert event.payload["status"] == "timeout"
+    assert "nowhere" in event.payload["message"]
+
+
+def test_a_password_that_is_changed(
+    rows: LedgerRows, database: Database, connections: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_etl_provider.triggers.ledger._AGAIN_SECONDS", 0.1)
+    rows.sql("CREATE ROLE rotated LOGIN SUPERUSER PASSWORD 'one'")
+    address = database.airflow_uri.replace(f"{database.server.user}:{database.server.password}@", "rotated:{}@")
+    connections(warehouse=address.format("one"))
+
+    async def work() -> TriggerEvent:
+        waiting = asyncio.create_task(event_of(trigger()))
+        await listening(rows)
+        await asyncio.to_thread(rows.sql, "ALTER ROLE rotated PASSWORD 'two'")
+        end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotated'"
+        await asyncio.to_thread(rows.sql, end)
+        await asyncio.to_thread(rows.commit, 0)
+        connections(warehouse=address.format("two"))
+        return await waiting
+
+    try:
+        assert run(work()).payload["status"] == "satisfied"
+    finally:
+        rows.sql("DROP ROLE rotated")
+
+
+@pytest.mark.parametrize("payload", ['{"pipeline_id": ["x"]}', "[" * 7900, "7", "\x01"])
+def test_no_message_makes_it_deaf(rows: LedgerRows, payload: str) -> None:
+    async def work() -> TriggerEvent:
+        waiting = asyncio.create_task(event_of(trigger()))
+        await listening(rows)
+        await asyncio.to_thread(rows.sql, "SELECT pg_notify('etl_batch', %s)", payload)
+        await asyncio.to_thread(rows.commit, 0)
+        return await waiting
+
+    assert run(work()).payload["status"] == "satisfied"
 
 
 def test_a_ledger_that_is_made_later(database: Database, connections: Callable[..., None]) -> None:

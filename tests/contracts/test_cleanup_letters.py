@@ -118,6 +118,7 @@ def test_an_ended_replay_goes_whole_and_after_its_letters(ledger: Any) -> None:
     add(ledger, 25)
     replay_id = replay(ledger, 20)
     end(ledger, replay_id)
+    written = ledger.one("SELECT sum(record_count)::bigint FROM etl.batch_tracker")
     assert clean(ledger).totals == {}
     grow_old(ledger)
     assert clean(ledger, dry_run=True).by_pipeline == {"orders": {"dead_letters": 20, "replays": 1}}
@@ -127,6 +128,9 @@ def test_an_ended_replay_goes_whole_and_after_its_letters(ledger: Any) -> None:
     assert [row[0] for row in ledger.conn.execute("SELECT pipeline_id FROM etl.pipeline")] == ["orders"]
     assert ledger.one("SELECT count(*) FROM etl.pipeline_run") == 1
     assert letters(ledger) == {"pending": 5}
+    # What it brought home is in the target, and stays in the books.
+    kept = "SELECT pipeline_id, query_id, removed_batches, removed_rows FROM etl.batch_retention"
+    assert ledger.conn.execute(kept).fetchall() == [("orders", str(replay_id), 1, written)]
 
 
 def test_an_open_replay_keeps_everything(ledger: Any) -> None:

@@ -120,7 +120,7 @@ def test_who_reads_the_batches_of_an_older_version_reads_what_was_removed_of_the
     migrate(conn, migrations=[migration for migration in packaged() if migration.name != "retention"])
     conn.execute("CREATE ROLE etl_writer")
     try:
-        conn.execute("GRANT SELECT, INSERT ON etl.batch_tracker TO etl_writer")
+        conn.execute("GRANT INSERT, SELECT (pipeline_id, query_id, batch_id) ON etl.batch_tracker TO etl_writer")
         migrate(conn)
         for table in ("batch_retention", "batch_file_retained"):
             for right, has in (("SELECT", True), ("DELETE", False)):
@@ -129,6 +129,23 @@ def test_who_reads_the_batches_of_an_older_version_reads_what_was_removed_of_the
     finally:
         conn.execute("DROP OWNED BY etl_writer")
         conn.execute("DROP ROLE etl_writer")
+
+
+def test_who_carries_out_runs_of_an_older_version_may_write_their_progress(conn):
+    migrate(conn, migrations=packaged()[:7])
+    conn.execute("CREATE ROLE etl_driver")
+    conn.execute("CREATE ROLE etl_reader")
+    try:
+        conn.execute("GRANT SELECT (run_id), UPDATE (heartbeat_at) ON etl.pipeline_run TO etl_driver")
+        conn.execute("GRANT SELECT ON etl.pipeline_run TO etl_reader")
+        migrate(conn)
+        asked = "SELECT has_table_privilege(%s, 'etl.query_progress', %s)"
+        for right in ("SELECT", "INSERT", "DELETE"):
+            assert conn.execute(asked, ("etl_driver", right)).fetchone() == (True,)
+            assert conn.execute(asked, ("etl_reader", right)).fetchone() == (right == "SELECT",)
+    finally:
+        conn.execute("DROP OWNED BY etl_driver, etl_reader")
+        conn.execute("DROP ROLE etl_driver, etl_reader")
 
 
 def test_nothing_there_names_the_command(conn):

@@ -93,6 +93,27 @@ def test_a_commit_of_the_future_says_nothing(ledger):
         ledger.look(fresh())
 
 
+def test_the_newest_commit_is_the_newest_in_any_zone_and_form(ledger):
+    ledger.query()
+    ledger.batches(0, 1)
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = now() - interval '40 days' WHERE batch_id = 1")
+    ledger.sql("SET DateStyle = 'SQL, DMY'")
+    ledger.sql("SET TimeZone = 'Europe/Berlin'")
+    assert ledger.look(fresh()).value["id"] == 0
+    plan = ledger.sql(
+        "EXPLAIN SELECT b.processed_at::text AS at FROM etl.batch_tracker b WHERE b.pipeline_id = 'orders' "
+        "ORDER BY b.processed_at DESC LIMIT 1"
+    )
+    assert "text" not in str([row for row in plan if "Sort Key" in row[0]])
+
+
+def test_a_commit_after_the_clock_was_set_right_is_fresh(ledger):
+    ledger.query()
+    ledger.batches(0, 1)
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = now() + interval '300 days' WHERE batch_id = 0")
+    assert ledger.look(fresh()).value["id"] == 1
+
+
 # -- watermark --------------------------------------------------------------------------------------------------------
 
 
@@ -136,6 +157,19 @@ def test_an_aggregation_is_complete_through_the_watermark_that_its_batch_began_w
     assert ledger.look(through(NOON - timedelta(hours=1))).value["batch_id"] == 0
 
 
+def test_who_started_over_has_emptied_the_target(ledger):
+    register(ledger, "r2", config())
+    ledger.query("first")
+    ledger.batches(0, query_id="first", event_time_max=NOON + timedelta(hours=5))
+    assert ledger.look(through(NOON)).done
+    ledger.query("second", "accepted", "first")
+    seen = ledger.look(through(NOON))
+    assert not seen.done
+    assert "since it was started over" in seen.message
+    ledger.batches(0, query_id="second", epoch=2, event_time_max=NOON - timedelta(days=30))
+    assert not ledger.look(through(NOON)).done
+
+
 def test_without_a_watermark_nobody_can_tell(ledger):
     document = config()
     del document["streamingConfigJson"]["watermark"]
@@ -171,6 +205,14 @@ def test_books_that_balance(ledger):
     assert ledger.look(LedgerBalance.of(pipeline="orders", at_most_lost=0.3)).done
     ledger.sql("UPDATE etl.batch_tracker SET processed_at = now() - interval '2 days' WHERE batch_id = 0")
     assert ledger.look(LedgerBalance.of(pipeline="orders", last="1 day")).value["batches"] == 1
+
+
+def test_no_books_are_not_balanced_books(ledger):
+    seen = ledger.look(LedgerBalance.of(pipeline="orders"))
+    assert not seen.done
+    assert "no micro-batch was ever committed" in seen.message
+    with pytest.raises(ConfigError, match="last"):
+        LedgerBalance.of(pipeline="orders", last=timedelta(days=-1))
 
 
 def test_books_that_somebody_has_edited(ledger):
@@ -261,6 +303,20 @@ def test_the_speed_of_the_newest_batch(ledger):
     seen = ledger.look(progress(rows_per_second=101))
     assert not seen.done
     assert "100.0 rows/s, at least 101 wanted" in seen.message
+
+
+def test_a_run_of_an_older_query(ledger):
+    ledger.query("first")
+    ledger.batches(0, query_id="first")
+    ledger.query("second", "resumed", "first")
+    ledger.batches(5, query_id="second", run_id="r2", epoch=2)
+    assert ledger.look(progress(batch_id=0, run_id="r1")).value["query_id"] == "first"
+
+
+@pytest.mark.parametrize("offsets", [{}, {"t": {}}, {"t": {"zero": 1}}, {"t": {"0": None}}])
+def test_offsets_that_nobody_can_reach(offsets):
+    with pytest.raises(ConfigError, match="nobody can reach"):
+        progress(offsets=offsets)
 
 
 def test_who_waits_for_nothing():

@@ -146,6 +146,58 @@ def test_rows_that_the_broker_deleted_are_excused_and_named(ledger):
     assert "the partition is not there any more" in gap(ledger)
 
 
+def test_what_is_excused_hides_nothing(ledger):
+    """However much of it there is, and however old."""
+    ledger.query("q0")
+    ledger.batches(0, query_id="q0", offsets=({"orders": {"0": 0}}, {"orders": {"0": 10}}))
+    for number in range(1, 25):
+        ledger.query(f"q{number}", "resumed", f"q{number - 1}")
+        at = {"orders": {"0": number * 10}}
+        ledger.batches(0, query_id=f"q{number}", offsets=(at, {"orders": {"0": number * 10 + 10}}))
+    record = "INSERT INTO etl.source_gap (pipeline_id, query_id, batch_id, source, missing_rows, reason) VALUES "
+    for number in range(30):
+        ledger.sql(record + "('orders', 'q0', %s, '{}', 2, %s)", number, GAP_REASONS["compaction"])
+    seen = ledger.look(ORDERS)
+    assert seen.done
+    assert "micro-batches 0 to 29: 30 times rows, 60 in all, missing" in seen.message
+    ledger.sql(record + "('orders', 'q0', 30, '{}', NULL, %s)", GAP_REASONS["partition_gone"])
+    assert "micro-batch 30 of query q0: rows missing" in gap(ledger)
+    ledger.sql("DELETE FROM etl.source_gap")
+    ledger.batches(5, query_id="q24", offsets=({"orders": {"0": 900}}, {"orders": {"0": 910}}))
+    found = gap(ledger)
+    assert "micro-batches 1 to 4 of query q24 are not in the ledger" in found
+    assert "offsets 250 to 900 were never read" in found
+
+
+def test_a_hole_behind_a_query_that_has_no_batch(ledger):
+    ledger.query("first")
+    ledger.batches(0, query_id="first")
+    ledger.query("empty", "resumed", "first")
+    ledger.query("third", "resumed", "empty")
+    ledger.batches(0, query_id="third", offsets=({"orders": {"0": 5000}}, {"orders": {"0": 5010}}))
+    assert "orders[0] offsets 10 to 5000 were never read" in gap(ledger)
+    ledger.sql("UPDATE etl.pipeline_query SET start_offsets = '{\"orders\": {\"0\": 10}}' WHERE query_id = 'empty'")
+    assert "the beginning of query empty, which has no batch" in gap(ledger)
+
+
+def test_a_hole_in_front_of_a_window_is_named_as_it_is(ledger):
+    ledger.query()
+    ledger.batches(0, 1, 4)
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = now() - interval '3 days' WHERE batch_id < 2")
+    found = gap(ledger, BatchGaps.of(pipeline="orders", last="1 day"))
+    assert "micro-batches 2 to 3 of query q are not in the ledger" in found
+    assert "orders[0] offsets 20 to 40 were never read" in found
+
+
+def test_offsets_of_a_source_of_ones_own(ledger):
+    ledger.query()
+    ledger.batches(0, offsets=(None, {"stream": {"shard-0": "49590"}}))
+    ledger.batches(1, offsets=({"stream": {"shard-0": "49590"}}, {"stream": {"shard-0": "49599"}}))
+    assert ledger.look(ORDERS).done
+    ledger.batches(2, offsets=({"stream": {"shard-0": "50000"}}, {"stream": {"shard-0": "50001"}}))
+    assert "goes on at" in gap(ledger)
+
+
 def test_a_decided_batch_is_waited_for(ledger):
     ledger.query()
     ledger.batches(0)

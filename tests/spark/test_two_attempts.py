@@ -11,10 +11,12 @@ import pyarrow as pa
 import pytest
 from psycopg import sql
 
+from spark_jobs.contracts.cleanup import MINIMUM_BATCHES, CleanupRequest
 from spark_jobs.contracts.credentials import DatabaseConnection
-from spark_jobs.contracts.errors import FencedError
+from spark_jobs.contracts.errors import CheckpointMismatchError, FencedError
 from spark_jobs.contracts.run_request import RunRequest
 from spark_jobs.contracts.tracker import decisions
+from spark_jobs.contracts.tracker.cleanup import clean
 from spark_jobs.contracts.tracker.connect import connect
 from spark_jobs.contracts.tracker.decisions import Right, Winner
 from spark_jobs.contracts.tracker.migrate import migrate
@@ -82,6 +84,51 @@ def test_only_one_of_two_attempts_commits(database: Any) -> None:
     with database.connect() as conn:
         assert conn.execute("SELECT count(*), count(DISTINCT id) FROM result").fetchone() == (10, 10)
         assert conn.execute("SELECT written_rows FROM etl.batch_tracker").fetchall() == [(10,)]
+
+
+_MORE = """
+INSERT INTO etl.batch_tracker
+SELECT (jsonb_populate_record(b, jsonb_build_object('batch_id', n))).*
+FROM etl.batch_tracker b, generate_series(1, %s) AS n WHERE b.batch_id = 0"""
+
+
+def _remove_the_first(conn: Any) -> None:
+    """Go on for as many batches as a cleanup keeps, and clean."""
+    conn.execute(_MORE, (MINIMUM_BATCHES,))
+    request = CleanupRequest.of(days=0, keep_batches=MINIMUM_BATCHES, pause_seconds=0)
+    assert clean(conn, "etl", request).totals == {"batches": 1}
+
+
+def test_an_attempt_that_wakes_up_after_a_cleanup_commits_nothing(database: Any) -> None:
+    plan = _plan(database)
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        yield from _five(0)
+        # This one has found nothing in the ledger, and sleeps: while its successor commits, and a cleanup takes the
+        # ledger's row away that would have refused it.
+        assert write_single(plan, _five(0), stateless_books, 1).state == parts.COMMITTED
+        with database.connect(autocommit=True) as conn:
+            _remove_the_first(conn)
+
+    with pytest.raises(CheckpointMismatchError, match="a cleanup has removed its row"):
+        write_single(plan, rows(), stateless_books, 0)
+    with database.connect() as conn:
+        assert conn.execute("SELECT count(*) FROM result").fetchone() == (5,)
+        assert conn.execute("SELECT count(*) FROM etl.batch_tracker WHERE batch_id = 0").fetchone() == (0,)
+
+
+def test_an_attempt_that_prepares_after_a_cleanup_rolls_itself_back(database: Any) -> None:
+    single = _plan(database)
+    assert write_single(single, _five(0), stateless_books, 0).state == parts.COMMITTED
+    names = part_names("twice", "etl", "q", 0, single.commit.record.epoch, 1)
+    plan = TwoPhasePlan(single.session, single.rows, single.commit, names)
+    with database.connect(autocommit=True) as conn:
+        _remove_the_first(conn)
+        with pytest.raises(FencedError):
+            prepare_part(plan, _five(0), part=0, attempt=1)
+        assert conn.execute(
+            "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
+        ).fetchone() == (0,)
 
 
 def _five(first: int) -> Iterator[pa.RecordBatch]:

@@ -5,6 +5,7 @@ Letters first: a replay whose letters came home before it ended is then as old a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,11 +14,14 @@ from typing import Any, Final
 from uuid import UUID
 
 from spark_jobs.contracts.cleanup import CleanupRequest
+from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
 from spark_jobs.contracts.tracker.letters import compact_tally
 from spark_jobs.contracts.tracker.prepared import prepared_names
 from spark_jobs.contracts.tracker.short_deletes import BusyError, number, repeat, short_delete
 from spark_jobs.contracts.tracker.staging_names import staging_prefix
+
+log = logging.getLogger("etl.cleanup")
 
 SETTLED: Final = ("replayed", "discarded")
 """The only letters that may go: they came home, or somebody gave them up by name."""
@@ -66,11 +70,27 @@ DELETE FROM {schema}.dead_letter_replay_item WHERE replay_id = %(replay_id)s AND
     SELECT position FROM {schema}.dead_letter_replay_item WHERE replay_id = %(replay_id)s ORDER BY position
     LIMIT %(most)s
 ))"""
+# What a replay has brought home stays in the books, under the pipeline whose letters they were.
 _BATCHES: Final = """
-DELETE FROM {schema}.batch_tracker WHERE pipeline_id = %(own)s AND (query_id, batch_id) IN (
-    SELECT query_id, batch_id FROM {schema}.batch_tracker WHERE pipeline_id = %(own)s ORDER BY query_id, batch_id
-    LIMIT %(most)s
-)"""
+WITH gone AS (
+    DELETE FROM {schema}.batch_tracker WHERE pipeline_id = %(own)s AND (query_id, batch_id) IN (
+        SELECT query_id, batch_id FROM {schema}.batch_tracker WHERE pipeline_id = %(own)s ORDER BY query_id, batch_id
+        LIMIT %(most)s
+    ) RETURNING batch_id, record_count, processed_at
+), recorded AS (
+    INSERT INTO {schema}.batch_retention AS r (
+        pipeline_id, query_id, removed_through_batch, through_time, removed_batches, removed_rows
+    )
+    SELECT %(pipeline_id)s, %(replay_id)s::text, max(batch_id), max(processed_at), count(*), sum(record_count)
+    FROM gone HAVING count(*) > 0
+    ON CONFLICT (pipeline_id, query_id) DO UPDATE SET
+        removed_through_batch = greatest(r.removed_through_batch, excluded.removed_through_batch),
+        through_time = greatest(r.through_time, excluded.through_time),
+        removed_batches = r.removed_batches + excluded.removed_batches,
+        removed_rows = r.removed_rows + excluded.removed_rows,
+        updated_at = clock_timestamp()
+)
+SELECT FROM gone"""
 _LAST: Final = (
     "DELETE FROM {schema}.run_retry WHERE run_id IN "
     "(SELECT run_id FROM {schema}.pipeline_run WHERE pipeline_id = %(own)s)",
@@ -104,7 +124,7 @@ class LetterCleanup:
         for (pipeline_id,) in rows:
             gone = sum(self._letters(pipeline_id, status) for status in SETTLED)
             if gone and not self.request.dry_run:
-                compact_tally(self.conn, self.schema, pipeline_id)
+                self._add_up(pipeline_id)
             yield pipeline_id, gone
 
     def replays(self) -> Iterator[tuple[str, int]]:
@@ -115,7 +135,14 @@ class LetterCleanup:
         for replay_id, pipeline_id in rows:
             own = f"{pipeline_id}/replay/{replay_id}"
             if not self._left_something(own):
-                yield pipeline_id, 1 if self.request.dry_run else self._replay(replay_id, own)
+                yield pipeline_id, 1 if self.request.dry_run else self._replay(replay_id, pipeline_id, own)
+
+    def _add_up(self, pipeline_id: str) -> None:
+        try:
+            compact_tally(self.conn, self.schema, pipeline_id)
+        except EtlError:
+            # It only makes counting quicker; others may be at it.
+            log.debug("The tally of dead letters could not be added up", exc_info=True)
 
     def _letters(self, pipeline_id: str, status: str) -> int:
         gone = 0
@@ -156,8 +183,8 @@ class LetterCleanup:
                 prepared_names(self.conn, self.schema, own)
             )
 
-    def _replay(self, replay_id: UUID, own: str) -> int:
-        values = {"replay_id": replay_id, "own": own, "most": self.request.batch_size}
+    def _replay(self, replay_id: UUID, pipeline_id: str, own: str) -> int:
+        values = {"replay_id": replay_id, "pipeline_id": pipeline_id, "own": own, "most": self.request.batch_size}
 
         def remove(*statements: str) -> int:
             with short_delete(self.conn, "Removing an ended replay"):

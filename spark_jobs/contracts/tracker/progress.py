@@ -83,8 +83,8 @@ _GIVEN: Final = ("progress_id", "recorded_at")
 _WRITTEN: Final = ", ".join(name for name in BatchProgress.model_fields if name not in _GIVEN)
 _ALL: Final = ", ".join(BatchProgress.model_fields)
 
-# Progress is not worth a wait for the disk.
-_NO_WAIT: Final = "SELECT set_config('synchronous_commit', 'off', true)"
+# Progress is not worth a wait for the disk, nor one that would keep the heartbeat from its connection.
+_NO_WAIT: Final = "SELECT set_config('synchronous_commit', 'off', true), set_config('statement_timeout', '5s', true)"
 _INSERT: Final = f"""
 INSERT INTO {{schema}}.query_progress ({_WRITTEN})
 SELECT {_WRITTEN} FROM jsonb_populate_recordset(NULL::{{schema}}.query_progress, %(rows)s::jsonb)

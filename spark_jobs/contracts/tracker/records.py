@@ -130,6 +130,14 @@ class BatchIdentity:
         """The three text parameters that ``find_batch`` and ``count_duplicate`` take."""
         return self.pipeline_id, self.query_id, str(self.batch_id)
 
+    def require_not_removed(self, removed: bool) -> None:
+        """Return if no cleanup has removed the batch, which was committed then.
+
+        :raises CheckpointMismatchError: one has: its rows are in the target already.
+        """
+        if removed:
+            raise _removed(self)
+
     def to_json(self) -> dict[str, Any]:
         """Return the identity as columns of ``batch_tracker``."""
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -15,26 +15,33 @@ from spark_jobs.contracts.tracker.connect import Connection, classified, query, 
 
 _LOCK_TIMEOUT_MS: Final = 1_000
 _STATEMENT_TIMEOUT: Final = "60s"
+# The last one: a statement that took too long. What it was for must not keep all else from being cleaned.
+_IN_THE_WAY: Final = (
+    errors.LockNotAvailable,
+    errors.DeadlockDetected,
+    errors.SerializationFailure,
+    errors.QueryCanceled,
+)
 _BEFORE: Final = "SELECT clock_timestamp() - make_interval(secs => %s)"
 _SECONDS_A_DAY: Final = 86_400
 
 
 class BusyError(Exception):
-    """Rows that were to go stay for the next cleanup: another session is at them."""
+    """Rows that were to go stay for the next cleanup: another session is at them, or they are too many at once."""
 
 
 @contextmanager
 def short_delete(conn: Connection, what: str) -> Iterator[None]:
     """Run the block in a transaction of its own, which waits for no lock for long, and for no statement either.
 
-    :raises BusyError: another session holds what it needs.
+    :raises BusyError: another session holds what it needs, or it took too long.
     """
     try:
         with short_transaction(conn, what, lock_timeout_ms=_LOCK_TIMEOUT_MS):
             conn.execute(f"SET LOCAL statement_timeout = '{_STATEMENT_TIMEOUT}'".encode())
             yield
     except TransientError as error:
-        if isinstance(error.__cause__, (errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure)):
+        if isinstance(error.__cause__, _IN_THE_WAY):
             raise BusyError from error
         raise
 

@@ -5,8 +5,8 @@ that one text runs through psycopg's ``RawCursor`` and through ADBC alike. ``sch
 identifier that is quoted already (:func:`quote_identifier`).
 
 A commit runs them in this order, in one transaction of isolation level READ COMMITTED:
-``begin_settings``, the target's rows, ``insert_batch``, ``insert_files``, ``insert_gaps``, ``notify``, and last
-``lock_epoch``, whose answer must be true: else roll back.
+``begin_settings``, the target's rows, ``insert_batch``, ``was_removed``, ``insert_files``, ``insert_gaps``,
+``notify``, and last ``lock_epoch``, whose answer must be true: else roll back.
 """
 
 from __future__ import annotations
@@ -156,6 +156,18 @@ def find_batch(schema: str) -> str:
     )
 
 
+def was_removed(schema: str) -> str:
+    """Ask whether a cleanup has removed the batch: one boolean. Parameters: :attr:`BatchIdentity.key`.
+
+    To be asked after :func:`insert_batch`, in a statement of its own: the row that would have refused a second attempt
+    may have been removed while that waited for it.
+    """
+    return (
+        f"SELECT EXISTS (SELECT FROM {schema}.batch_retention "  # noqa: S608
+        "WHERE pipeline_id = $1::text AND query_id = $2::text AND removed_through_batch >= $3::bigint)"
+    )
+
+
 def has_previous(schema: str) -> str:
     """Ask whether the ledger holds the batch before: one boolean. Parameters: :attr:`BatchIdentity.key`."""
     return (
@@ -188,6 +200,8 @@ def part_has_lost(schema: str) -> str:
         "WHERE d.pipeline_id = $1::text AND d.query_id = $4::text AND d.batch_id = $5::bigint AND w.name = $6::text) "
         f"OR EXISTS (SELECT FROM {schema}.batch_tracker "
         "WHERE pipeline_id = $1::text AND query_id = $4::text AND batch_id = $5::bigint) "
+        f"OR EXISTS (SELECT FROM {schema}.batch_retention "
+        "WHERE pipeline_id = $1::text AND query_id = $4::text AND removed_through_batch >= $5::bigint) "
         f"OR EXISTS (SELECT FROM {schema}.batch_decision d "
         "WHERE d.pipeline_id = $1::text AND d.query_id = $4::text AND d.batch_id = $5::bigint "
         "AND NOT EXISTS (SELECT FROM jsonb_to_recordset(d.winners) AS w(name text) WHERE w.name = $6::text))"

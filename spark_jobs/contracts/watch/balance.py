@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import ClassVar, Final
 
 from pydantic import Field
@@ -17,6 +18,7 @@ SELECT count(*), array_agg(batch_id || ' of query ' || query_id) FILTER (WHERE {
 FROM {{schema}}.batch_tracker
 WHERE pipeline_id = %(pipeline)s
     AND processed_at >= clock_timestamp() - coalesce(%(last)s::interval, interval '1000 years')"""  # noqa: S608
+_ANY: Final = "SELECT 1 FROM {schema}.batch_tracker WHERE pipeline_id = %(pipeline)s LIMIT 1"
 _DECIDED: Final = "SELECT count(*) FROM {schema}.batch_decision WHERE pipeline_id = %(pipeline)s"
 
 
@@ -30,7 +32,7 @@ class LedgerBalance(Condition):
 
     title: ClassVar[str] = "A look at the books"
 
-    last: Age | None = None
+    last: Age | None = Field(None, gt=timedelta())
     at_most_lost: float | None = Field(None, ge=0, le=1)
 
     def _look(self, view: LedgerView) -> Seen:
@@ -54,5 +56,7 @@ class LedgerBalance(Condition):
         text += f", {rows['written']} written, {lost} rejected, late or dead letters ({share:.2%})"
         if decided:
             text += f"; {decided} micro-batches are decided and not finished"
+        if not batches and not view.rows(_ANY, values, about):
+            return Seen(done=False, message=f"{self.pipeline}: no micro-batch was ever committed", value=value)
         enough = self.at_most_lost is None or share <= self.at_most_lost
         return Seen(done=not decided and enough, message=text, value={**value, "lost_share": share})

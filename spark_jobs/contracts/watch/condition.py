@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Self
 
+from psycopg import IsolationLevel
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from spark_jobs.contracts.airflow_connection import AirflowConnection
@@ -126,6 +128,19 @@ class AtLedger:
 Step = Seen | AtSource | AtLedger
 
 
+@contextmanager
+def snapshot(conn: Connection) -> Iterator[None]:
+    """See one state of the ledger while the block lasts: between two questions a cleanup, or a commit, may come."""
+    before = conn.isolation_level
+    conn.isolation_level = IsolationLevel.REPEATABLE_READ
+    try:
+        with classified("Looking at the ledger"), conn.transaction():
+            yield
+    finally:
+        if not conn.closed:
+            conn.isolation_level = before
+
+
 class Condition(BaseModel, ABC):
     """Something that may come true of one pipeline.
 
@@ -165,9 +180,14 @@ class Condition(BaseModel, ABC):
         :raises ConfigError: the pipeline is unknown, or the condition can never hold for it.
         :raises EtlError: it can never hold any more, or the ledger or the source cannot be read (retryable).
         """
-        step = self.begin(view)
+        with snapshot(view.conn):
+            step = self.begin(view)
         while not isinstance(step, Seen):
-            step = step.ask(view) if isinstance(step, AtLedger) else step.ask()
+            if isinstance(step, AtLedger):
+                with snapshot(view.conn):
+                    step = step.ask(view)
+            else:
+                step = step.ask()
         return step
 
     def begin(self, view: LedgerView) -> Step:

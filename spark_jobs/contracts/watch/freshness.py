@@ -14,8 +14,11 @@ from spark_jobs.contracts.watch.condition import Age, Condition, LedgerView, See
 _AHEAD_SECONDS: Final = 60
 
 _LAST: Final = """
-SELECT batch_id, processed_at::text, extract(epoch FROM clock_timestamp() - processed_at)::float
-FROM {schema}.batch_tracker WHERE pipeline_id = %(pipeline)s ORDER BY processed_at DESC, batch_id DESC LIMIT 1"""
+SELECT b.batch_id, b.processed_at::text AS at, extract(epoch FROM clock_timestamp() - b.processed_at)::float
+FROM {schema}.batch_tracker b
+WHERE b.pipeline_id = %(pipeline)s
+  AND (b.processed_at > clock_timestamp() + make_interval(secs => %(ahead)s)) = %(of_the_future)s
+ORDER BY b.processed_at DESC, b.batch_id DESC LIMIT 1"""
 _IDLE: Final = """
 SELECT run_id, ended_at::text, extract(epoch FROM clock_timestamp() - ended_at)::float FROM {schema}.pipeline_run
 WHERE pipeline_id = %(pipeline)s AND state = 'finished' ORDER BY registered_at DESC LIMIT 1"""
@@ -36,23 +39,26 @@ class Freshness(Condition):
     idle_runs_count: bool = False
 
     def _look(self, view: LedgerView) -> Seen:
-        values, about = {"pipeline": self.pipeline}, f"Looking for the last commit of {self.pipeline!r}"
+        about = f"Looking for the last commit of {self.pipeline!r}"
+        values = {"pipeline": self.pipeline, "ahead": _AHEAD_SECONDS, "of_the_future": False}
         commits = [("micro-batch", *row) for row in view.rows(_LAST, values, about)]
         runs = [("run", *row) for row in view.rows(_IDLE, values, about)] if self.idle_runs_count else []
         found = min((*commits, *runs), key=lambda row: row[3], default=None)
+        fresh = found is not None and found[3] <= self.younger_than.total_seconds()
+        if not fresh and (wrong := view.rows(_LAST, {**values, "of_the_future": True}, about)):
+            raise self._ahead(*wrong[0])
         if found is None:
             state = view.rows(_RUN, values, about)
             text = f"{self.pipeline}: nothing was ever committed; its newest run is {state[0][0] if state else 'none'}"
             return Seen(done=False, message=text)
         what, which, moment, age = found
-        if age < -_AHEAD_SECONDS:
-            raise ClocksDisagreeError(
-                f"How old the last commit of {self.pipeline!r} is cannot be told",
-                found=f"{what} {which} at {moment}, {in_words(-age)} ahead of the server's clock",
-                expected="commits in the past",
-                cure="the clock of the ledger's server was, or is, wrong: set it, and look again once it has passed "
-                "that time, or after the next commit",
-            )
         text = f"{self.pipeline}: {what} {which} is {in_words(max(age, 0))} old ({moment})"
-        value = {"what": what, "id": which, "at": moment, "age_seconds": age}
-        return Seen(done=age <= self.younger_than.total_seconds(), message=text, value=value)
+        return Seen(done=fresh, message=text, value={"what": what, "id": which, "at": moment, "age_seconds": age})
+
+    def _ahead(self, batch: int, moment: str, age: float) -> ClocksDisagreeError:
+        return ClocksDisagreeError(
+            f"How old the last commit of {self.pipeline!r} is cannot be told",
+            found=f"micro-batch {batch} at {moment}, {in_words(-age)} ahead of the server's clock",
+            expected="commits in the past",
+            cure="the clock of the ledger's server was, or is, wrong: set it; the next commit is fresh again",
+        )

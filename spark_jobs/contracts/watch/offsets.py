@@ -47,7 +47,11 @@ def by_partition(offsets: Offsets) -> dict[tuple[str, int], int] | None:
         return None
     if not all(isinstance(parts, Mapping) for parts in offsets.values()):
         return None
-    return {(topic, int(part)): int(offset) for topic, parts in offsets.items() for part, offset in parts.items()}
+    try:
+        return {(topic, int(part)): int(offset) for topic, parts in offsets.items() for part, offset in parts.items()}
+    except (TypeError, ValueError):
+        # Of another source, which names and counts otherwise.
+        return None
 
 
 def seams(end: Offsets, start: Offsets) -> Iterator[Seam]:
@@ -64,7 +68,7 @@ def seams(end: Offsets, start: Offsets) -> Iterator[Seam]:
     ends, starts = _number(end), _number(start)
     if ends is not None and starts is not None:
         yield from _of_numbers("", ends, starts)
-    elif end is not None and start is not None and end != start:
+    elif end != start:
         yield Seam(where="", kind="other", end=end, start=start)
 
 

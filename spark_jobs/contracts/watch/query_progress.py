@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field
 from spark_jobs.contracts.errors import ConfigError, EtlError
 from spark_jobs.contracts.tracker.run_state import RunLife, RunPhase, newest_run_life, run_life
 from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen, in_words
-from spark_jobs.contracts.watch.offsets import reaches
+from spark_jobs.contracts.watch.offsets import by_partition, reaches
 
 # The query that was begun, or that has committed, last: the checkpoint of an older one may be brought back.
 _NEWEST: Final = """
@@ -21,7 +21,8 @@ FROM {schema}.pipeline_query q LEFT JOIN LATERAL (
     ORDER BY batch_id DESC LIMIT 1
 ) AS b ON true
 WHERE q.pipeline_id = %(pipeline)s
-ORDER BY greatest(q.epoch, b.epoch) DESC, q.created_at DESC LIMIT 1"""
+ORDER BY (%(run)s::text IS NOT NULL AND b.batch_id IS NULL), greatest(q.epoch, b.epoch) DESC, q.created_at DESC
+LIMIT 1"""
 _ENDED_OTHERWISE: Final = (RunPhase.FAILED, RunPhase.STOPPED, RunPhase.FENCED)
 
 _ROWS: Final = """
@@ -49,7 +50,7 @@ class QueryProgress(Condition):
     offsets: dict[str, Any] | int | None = None
     rows: int | None = Field(None, ge=1)
     run_finished: bool = False
-    rows_per_second: float | None = Field(None, gt=0)
+    rows_per_second: float | None = Field(None, gt=0, allow_inf_nan=False)
 
     def check(self) -> None:
         """Raise :class:`ConfigError` where nothing is waited for."""
@@ -59,6 +60,12 @@ class QueryProgress(Condition):
                 "Nothing is waited for",
                 found="no batch_id, offsets, rows, rows_per_second or run_finished",
                 expected="one of them at least",
+            )
+        if isinstance(self.offsets, dict) and not by_partition(self.offsets):
+            raise ConfigError(
+                "Offsets that nobody can reach are waited for",
+                found=f"offsets={self.offsets}",
+                expected='next offsets by topic and partition, such as {"orders": {"0": 1000}}',
             )
 
     def _look(self, view: LedgerView) -> Seen:

@@ -6,6 +6,7 @@ pipeline are in the target as soon as they were read: there it is the newest eve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Final
 
@@ -13,17 +14,18 @@ from pydantic import AwareDatetime
 
 from spark_jobs.contracts.config.durations import parse_duration
 from spark_jobs.contracts.errors import ClocksDisagreeError, ConfigError
+from spark_jobs.contracts.tracker.known_queries import KnownQuery, known_queries, since_start
 from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen, in_words
 
 _AHEAD_SECONDS: Final = 3600
 
-# Event time never goes back, whatever checkpoint it was seen with.
+# Event time never goes back, whatever checkpoint it was seen with; but whoever starts over has emptied the target.
 _COMPLETE: Final = """
 SELECT through, batch_id, extract(epoch FROM %(through)s::timestamptz - through)::float,
     extract(epoch FROM through - clock_timestamp())::float
 FROM (
     SELECT batch_id, CASE WHEN %(stateful)s THEN watermark ELSE event_time_max - %(delay)s::interval END AS through
-    FROM {schema}.batch_tracker WHERE pipeline_id = %(pipeline)s
+    FROM {schema}.batch_tracker WHERE pipeline_id = %(pipeline)s AND query_id = ANY (%(queries)s)
 ) AS batch WHERE through IS NOT NULL ORDER BY through DESC LIMIT 1"""
 
 
@@ -47,14 +49,20 @@ class WatermarkReached(Condition):
                 expected="eventTimeColumn and delayThreshold",
                 cure="give the pipeline a watermark, and run it once; or wait for a commit (PipelineFreshnessSensor)",
             )
+        known = known_queries(view.conn, view.schema, self.pipeline)
         values = {
             "pipeline": self.pipeline,
             "through": self.through,
+            "queries": [query.query_id for query in since_start(known)] if known else [],
             "stateful": config.aggregation is not None,
             "delay": parse_duration(watermark.delay_threshold),
         }
         rows = view.rows(_COMPLETE, values, f"Looking for the watermark of {self.pipeline!r}")
-        return self._seen(*rows[0]) if rows else Seen(done=False, message=f"{self.pipeline}: no event time seen yet")
+        return self._seen(*rows[0]) if rows else Seen(done=False, message=self._nothing(known))
+
+    def _nothing(self, known: Sequence[KnownQuery]) -> str:
+        since = " since it was started over" if known and known[-1].origin == "accepted" else " yet"
+        return f"{self.pipeline}: no event time seen{since}"
 
     def _seen(self, complete: datetime, batch: int, missing_seconds: float, ahead_seconds: float) -> Seen:
         if ahead_seconds > _AHEAD_SECONDS:

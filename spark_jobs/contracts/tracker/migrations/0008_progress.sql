@@ -31,11 +31,36 @@ CREATE TABLE query_progress (
     state_bytes               bigint,
     state_operators           jsonb,
     error                     jsonb,
-    -- A write that got no answer is done again. The same micro-batch, done again, has another spark_run_id.
-    UNIQUE (pipeline_id, spark_run_id, batch_id, outcome),
     CONSTRAINT only_failures_have_an_error CHECK (
         (outcome = 'failed') = (error IS NOT NULL) AND (outcome = 'failed') = (phase IS NOT NULL)
     )
 );
 
 CREATE INDEX query_progress_by_pipeline ON query_progress (pipeline_id, progress_id);
+
+-- A write that got no answer is done again. The same micro-batch, done again, has another spark_run_id.
+CREATE UNIQUE INDEX query_progress_once ON query_progress (pipeline_id, spark_run_id, coalesce(batch_id, -1), outcome);
+
+-- Who carries runs out may write their progress, and remove what is old; who may read runs may read it.
+DO $$
+DECLARE
+    granted record;
+BEGIN
+    FOR granted IN
+        SELECT DISTINCT acl.grantee, acl.privilege_type
+        FROM pg_class c, LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
+        WHERE c.oid = 'pipeline_run'::regclass AND acl.privilege_type IN ('SELECT', 'UPDATE')
+            AND acl.grantee <> quote_ident(current_user)::regrole
+        UNION
+        SELECT acl.grantee, acl.privilege_type
+        FROM pg_attribute a, LATERAL aclexplode(a.attacl) AS acl
+        WHERE a.attrelid = 'pipeline_run'::regclass AND a.attnum > 0 AND acl.privilege_type IN ('SELECT', 'UPDATE')
+            AND acl.grantee <> quote_ident(current_user)::regrole
+    LOOP
+        EXECUTE format(
+            'GRANT %s ON query_progress TO %s',
+            CASE granted.privilege_type WHEN 'SELECT' THEN 'SELECT' ELSE 'SELECT, INSERT, DELETE' END,
+            CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END
+        );
+    END LOOP;
+END $$;

@@ -36,6 +36,11 @@ BEGIN
         FROM pg_class c, LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
         WHERE c.oid = 'batch_tracker'::regclass AND acl.privilege_type = 'SELECT'
             AND acl.grantee <> quote_ident(current_user)::regrole
+        UNION
+        SELECT acl.grantee
+        FROM pg_attribute a, LATERAL aclexplode(a.attacl) AS acl
+        WHERE a.attrelid = 'batch_tracker'::regclass AND a.attnum > 0 AND acl.privilege_type = 'SELECT'
+            AND acl.grantee <> quote_ident(current_user)::regrole
     LOOP
         EXECUTE format(
             'GRANT SELECT ON batch_retention, batch_file_retained TO %s',
@@ -46,3 +51,6 @@ END $$;
 
 -- Who removes runs asks whether a query began with one of them.
 CREATE INDEX pipeline_query_by_run ON pipeline_query (run_id);
+
+-- Whoever looks for gaps asks for those of one pipeline, lately.
+CREATE INDEX source_gap_by_time ON source_gap (pipeline_id, recorded_at);
