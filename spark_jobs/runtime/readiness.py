@@ -45,7 +45,8 @@ class ReadyQuery:
 def ready_query(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, resume: Resume) -> ReadyQuery:
     """Compare checkpoint and ledger; make a new checkpoint where there is none and none is missed.
 
-    :raises CheckpointMismatchError: lost, foreign, ahead of the ledger, or written under another configuration.
+    :raises CheckpointMismatchError: lost, foreign, replaced by another one since, ahead of the ledger, or written
+        under another configuration.
     """
     known = {query.query_id: query for query in ledger.queries()}
     query_id = checkpoint.query_id()
@@ -55,6 +56,7 @@ def ready_query(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, resume: Resu
         _refuse_unknown(ledger, checkpoint, query_id, list(known.values()))
     checkpoint.end_seed()
     query = known[query_id]
+    _check_used_last(ledger, checkpoint, query, list(known.values()))
     _check_configuration(checkpoint, flow, query)
     _check_not_ahead(ledger, checkpoint, query)
     if query.start_offsets is not None and not checkpoint.has_offsets():
@@ -225,6 +227,20 @@ def _refuse_unknown(ledger: Ledger, checkpoint: Checkpoint, query_id: str, known
         expected="a checkpoint that this pipeline's runs made with this database",
         cure="Check load.credentialId (is it the database that this checkpoint wrote to?) and checkpointLocation. If "
         f"the database is the right one, move the checkpoint away. {_RESUME}",
+    )
+
+
+def _check_used_last(ledger: Ledger, checkpoint: Checkpoint, query: KnownQuery, known: list[KnownQuery]) -> None:
+    """Raise where another checkpoint has read on since: this one would read the same rows again."""
+    later = [one for one in known[known.index(query) + 1 :] if one.batches]
+    if not later:
+        return
+    raise CheckpointMismatchError(
+        f"The checkpoint {checkpoint.location} of pipeline {ledger.pipeline_id!r} was replaced by another one",
+        found=f"query {query.query_id}, and {sum(one.batches for one in later)} micro-batches that the ledger has of "
+        f"later ones, the last one from {later[-1].checkpoint_location} (query {later[-1].query_id})",
+        expected="the checkpoint that was used last: what was read since would be loaded again with an older one",
+        cure=f"Restore the checkpoint of query {later[-1].query_id}; or move this one away. {_RESUME}",
     )
 
 

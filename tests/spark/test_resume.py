@@ -94,6 +94,31 @@ def test_the_checkpoint_in_use_last_is_the_one_that_is_resumed(
     assert _ids(pipelines) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("resume", ["from_ledger", "accept_new_checkpoint"])
+def test_a_checkpoint_that_was_replaced_is_not_brought_back(
+    pipelines: Pipelines, inbox: Path, config: dict[str, Any], resume: Resume
+) -> None:
+    checkpoint = pipelines.checkpoints / "orders"
+    _arrive(inbox, 0)
+    pipelines.finish(config)
+    old = checkpoint.rename(pipelines.folder / "old")
+    _arrive(inbox, 1)
+    if resume == "accept_new_checkpoint":
+        pipelines.execute("TRUNCATE result")
+    _run(pipelines, config, resume)
+    new = checkpoint.rename(pipelines.folder / "new")
+    old.rename(checkpoint)
+    _arrive(inbox, 2)
+    error = pipelines.run(config).error
+    assert isinstance(error, CheckpointMismatchError)
+    assert "was replaced by another one" in str(error)
+    assert _ids(pipelines) == [0, 1]
+    checkpoint.rename(old)
+    new.rename(checkpoint)
+    pipelines.finish(config)
+    assert _ids(pipelines) == [0, 1, 2]
+
+
 def test_a_clock_that_was_ahead_does_not_say_which_query_is_newest(
     pipelines: Pipelines, inbox: Path, config: dict[str, Any]
 ) -> None:
