@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from server_age import long_up as let_server_be_old
 
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.run_request import RunRequest
@@ -95,13 +96,7 @@ def tracker(database: Any) -> Iterator[Tracker]:
 
 
 @pytest.fixture
-def long_up(database: Any, tracker: Tracker) -> Tracker:
+def long_up(tracker: Tracker) -> Tracker:
     """A ledger whose server was started long ago, as far as its own words go."""
-    # The server's start cannot be set; what stands before it in the search path is what a query finds.
-    tracker.conn.execute(
-        "CREATE FUNCTION etl.pg_postmaster_start_time() RETURNS timestamptz "
-        "LANGUAGE sql AS $$ SELECT '-infinity'::timestamptz $$"
-    )
-    tracker.conn.execute(f"ALTER DATABASE {database.name} SET search_path = etl, pg_catalog, public")
-    tracker.conn.execute("SET search_path = etl, pg_catalog, public")
+    let_server_be_old(tracker.conn)
     return tracker

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from server_age import long_up
 
 from spark_jobs.contracts.cleanup import Orphan, SweepReport, SweepRequest
 from spark_jobs.contracts.errors import ConfigError, FencedError
@@ -16,6 +17,7 @@ from spark_jobs.contracts.tracker import decisions, runs
 from spark_jobs.contracts.tracker import statements as st
 from spark_jobs.contracts.tracker.connect import raw
 from spark_jobs.contracts.tracker.decisions import Right, Winner
+from spark_jobs.contracts.tracker.left_behind import resolve_left_behind
 from spark_jobs.contracts.tracker.orphans import sweep_orphans
 from spark_jobs.contracts.tracker.part_names import part_names
 from spark_jobs.contracts.tracker.prepared import prepared_names
@@ -53,6 +55,7 @@ def tables(tracker: Any) -> set[str]:
 
 
 def fall_silent(tracker: Any, run_id: str = "r1") -> None:
+    long_up(tracker.conn)
     tracker.conn.execute(
         "UPDATE etl.pipeline_run SET registered_at = registered_at - interval '1 hour', "
         "started_at = started_at - interval '1 hour', heartbeat_at = heartbeat_at - interval '1 hour' "
@@ -177,6 +180,20 @@ def test_a_silent_driver_loses_its_right_before_its_staging_table(ledger: Any) -
     assert tables(ledger) == set()
     with pytest.raises(FencedError):
         runs.check_fence(ledger.conn, "etl", "orders", "r1", 1, lock=False)
+
+
+def test_a_driver_that_a_dead_server_kept_from_speaking_keeps_its_right(ledger: Any) -> None:
+    fall_silent(ledger)
+    long_up(ledger.conn, since="clock_timestamp() - interval '1 minute'")
+    name, part = staging(ledger, 1), prepare(ledger)
+    report = sweep(ledger)
+    assert {(one.name, one.state, one.why) for one in report.orphans} == {
+        (name, "kept", "its driver is alive"),
+        (part.name, "kept", "its driver is alive"),
+    }
+    assert resolve_left_behind(ledger.conn, "etl", "orders") == []
+    assert ledger.one("SELECT epoch FROM etl.pipeline") == 1
+    ledger.conn.execute(f"ROLLBACK PREPARED '{part.name}'")
 
 
 def test_the_staging_table_of_a_run_that_has_ended_goes_and_nobody_loses_a_right(ledger: Any) -> None:

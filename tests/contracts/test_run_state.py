@@ -13,6 +13,7 @@ from spark_jobs.contracts.tracker.retire import retire_run
 from spark_jobs.contracts.tracker.run_state import (
     SILENT_AFTER_SECONDS,
     RunPhase,
+    newest_request,
     newest_run_life,
     run_life,
     run_phase,
@@ -70,6 +71,19 @@ def test_a_run_that_was_taken_over_or_given_up(long_up):
     assert _phase(long_up) == RunPhase.RUNNING
     retire_run(long_up.conn, "etl", "r2")
     assert _phase(long_up) == RunPhase.FENCED
+
+
+def test_the_newest_run_is_told_by_the_fence_and_not_by_a_clock(long_up):
+    long_up.start("r1")
+    runs.finish_run(long_up.conn, "etl", "r1", "finished", 0)
+    long_up.conn.execute("UPDATE etl.pipeline_run SET registered_at = clock_timestamp() + interval '1 hour'")
+    long_up.start("r2")
+    assert _phase(long_up) == RunPhase.RUNNING
+    assert newest_run_life(long_up.conn, "etl", "orders").run_id == "r2"
+    request = newest_request(long_up.conn, "etl", "orders")
+    assert request is not None
+    assert request["run_id"] == "r2"
+    assert newest_request(long_up.conn, "etl", "nobody") is None
 
 
 def test_a_run_that_failed_before_its_driver_came_up(long_up):

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from pydantic import SecretStr
+from server_age import long_up
 from transaction_pooler import transaction_pooler
 
 from spark_jobs.contracts.credentials import DatabaseConnection
@@ -54,6 +55,7 @@ def decide(tracker: Any, epoch: int, *winners: Winner, **changes: Any) -> None:
 
 
 def fall_silent(tracker: Any) -> None:
+    long_up(tracker.conn)
     tracker.conn.execute("UPDATE etl.pipeline_run SET heartbeat_at = now() - interval '10 minutes'")
 
 

@@ -11,6 +11,7 @@ import psutil
 from driver_processes import QUICK, java_environ, kill_group, under_watch, wait_until
 from kafka_pipelines import kafka_pipeline
 from pipeline_runs import Pipelines, file_pipeline, write_lines
+from server_age import long_up
 
 from sandbox.kafka import KafkaBroker, Record
 from spark_jobs.contracts.credentials import DatabaseConnection
@@ -106,9 +107,6 @@ def _life(pipelines: Pipelines) -> RunLife:
 
 def _let_time_pass(pipelines: Pipelines) -> None:
     """Three minutes, as the ledger's server sees them: it was up, and heard nothing."""
-    pipelines.execute(
-        "CREATE OR REPLACE FUNCTION etl.pg_postmaster_start_time() RETURNS timestamptz "
-        "LANGUAGE sql AS $$ SELECT '-infinity'::timestamptz $$",
-        f"ALTER DATABASE {pipelines.database.name} SET search_path = etl, pg_catalog, public",
-        "UPDATE etl.pipeline_run SET heartbeat_at = heartbeat_at - interval '3 minutes'",
-    )
+    with pipelines.database.connect(autocommit=True) as conn:
+        long_up(conn)
+    pipelines.execute("UPDATE etl.pipeline_run SET heartbeat_at = heartbeat_at - interval '3 minutes'")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pipeline_runs import BeforeBatch, Pipelines, file_pipeline
+from server_age import long_up
 
 from spark_jobs.contracts.errors import ConfigError, DeadLettersTakenError
 from spark_jobs.contracts.replay import LetterFilter
@@ -92,6 +93,8 @@ def test_letters_of_a_silent_driver_are_freed_by_the_next_replay(orders: Pipelin
         "UPDATE etl.pipeline_run SET ended_at = NULL, state = 'running', heartbeat_at = clock_timestamp()",
     )
     assert orders.replayed("orders", patch=CUT).taken == 0
+    with orders.database.connect(autocommit=True) as conn:
+        long_up(conn)
     orders.execute("UPDATE etl.pipeline_run SET heartbeat_at = clock_timestamp() - interval '3 minutes'")
     assert orders.replayed("orders", patch=CUT).replayed == 10
     assert orders.one("SELECT count(DISTINCT id) FROM result") == 10

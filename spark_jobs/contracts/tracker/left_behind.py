@@ -11,18 +11,17 @@ from spark_jobs.contracts.tracker.decisions import Decided, commit_parts, decide
 from spark_jobs.contracts.tracker.fence import with_fence_row
 from spark_jobs.contracts.tracker.prepared import Prepared, all_prepared, prepared_of, resolve
 from spark_jobs.contracts.tracker.recovery import undecided
-from spark_jobs.contracts.tracker.run_state import SILENT_AFTER_SECONDS
+from spark_jobs.contracts.tracker.run_state import SILENCE, SILENT_AFTER_SECONDS
 
-SILENCE: Final = timedelta(seconds=SILENT_AFTER_SECONDS)
+SILENT_AFTER: Final = timedelta(seconds=SILENT_AFTER_SECONDS)
 """A driver without a heartbeat for so long counts as gone. If it is not, it loses its right before its parts: nothing
 is lost."""
 
-_FENCE = """
-SELECT p.epoch, coalesce(r.ended_at IS NULL AND r.state = 'running'
-    AND r.heartbeat_at > clock_timestamp() - %s, false)
-FROM {schema}.pipeline p LEFT JOIN {schema}.pipeline_run r ON r.run_id = p.epoch_run_id
+_FENCE = f"""
+SELECT p.epoch, coalesce(run.ended_at IS NULL AND run.state = 'running' AND {SILENCE} < %s, false)
+FROM {{schema}}.pipeline p LEFT JOIN {{schema}}.pipeline_run run ON run.run_id = p.epoch_run_id
 WHERE p.pipeline_id = %s
-"""
+"""  # noqa: S608 - constants
 # Its run keeps its own right: a driver that the cluster starts again may claim the next epoch.
 _TAKE_THE_EPOCH = "UPDATE {schema}.pipeline SET epoch = epoch + 1, epoch_run_id = NULL WHERE pipeline_id = %s"
 
@@ -63,7 +62,7 @@ class _Fence:
 
 
 def left_behind(
-    conn: Connection, schema: str, pipeline_id: str | None = None, *, silence: timedelta = SILENCE
+    conn: Connection, schema: str, pipeline_id: str | None = None, *, silence: timedelta = SILENT_AFTER
 ) -> list[LeftBehind]:
     """Return what there is of one pipeline, or of all; only of this project, only in this database."""
     found = prepared_of(conn, schema, pipeline_id) if pipeline_id else all_prepared(conn, schema)
@@ -86,7 +85,7 @@ def resolve_left_behind(
     *,
     role: str | None = None,
     accept_missing: bool = False,
-    silence: timedelta = SILENCE,
+    silence: timedelta = SILENT_AFTER,
 ) -> list[LeftBehind]:
     """Finish the pipeline's decided batches and roll back its undecided parts; what a running driver prepared stays.
 
@@ -111,7 +110,7 @@ def resolve_left_behind(
     return done
 
 
-def take_right_of_silent(conn: Connection, schema: str, pipeline_id: str, *, silence: timedelta = SILENCE) -> bool:
+def take_right_of_silent(conn: Connection, schema: str, pipeline_id: str, *, silence: timedelta = SILENT_AFTER) -> bool:
     """Take the right to commit from a driver without a heartbeat for so long; return whether this call did it.
 
     :raises TransientError: another session keeps the pipeline's row.
@@ -171,7 +170,7 @@ def _state(item: Prepared, fence: _Fence, winning: set[str]) -> str:
 
 def _fence(conn: Connection, schema: str, pipeline_id: str, silence: timedelta) -> _Fence:
     with classified("Reading the fence"):
-        row = query(conn, schema, _FENCE, (silence, pipeline_id)).fetchone()
+        row = query(conn, schema, _FENCE, (silence.total_seconds(), pipeline_id)).fetchone()
     return _Fence(*row) if row else _Fence(0, running=False)
 
 

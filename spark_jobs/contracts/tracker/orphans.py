@@ -30,6 +30,7 @@ from spark_jobs.contracts.tracker.left_behind import (
     take_right_of_silent,
 )
 from spark_jobs.contracts.tracker.replays import release
+from spark_jobs.contracts.tracker.run_state import NEWEST_RUN, SILENCE
 from spark_jobs.contracts.tracker.short_deletes import BusyError, number, server_time_before, short_delete
 from spark_jobs.contracts.tracker.staging_names import StagingName, staging_of
 from spark_jobs.logs.events import log_event
@@ -37,28 +38,28 @@ from spark_jobs.logs.events import log_event
 log = logging.getLogger("etl.cleanup")
 
 _MINUTES_A_DAY: Final = 1_440
-_DRIVERS: Final = """
-SELECT p.pipeline_id, p.epoch, p.newest_run_id = p.epoch_run_id AS may_commit,
-       r.ended_at IS NOT NULL AS ended,
-       r.ended_at IS NULL AND coalesce(r.heartbeat_at, r.started_at, r.registered_at) >= %(before)s AS alive,
-       (SELECT newest.request -> 'config' -> 'load' ->> 'role' FROM {schema}.pipeline_run newest
-        WHERE newest.pipeline_id = p.pipeline_id ORDER BY newest.registered_at DESC LIMIT 1) AS role
-FROM {schema}.pipeline p LEFT JOIN {schema}.pipeline_run r ON r.run_id = p.epoch_run_id
-WHERE p.pipeline_id = ANY (%(pipelines)s)"""
+_ALIVE_SINCE: Final = f"{SILENCE} <= extract(epoch FROM clock_timestamp() - %(before)s)"
+_DRIVERS: Final = f"""
+SELECT pipeline.pipeline_id, pipeline.epoch, newest_run_id = epoch_run_id AS may_commit,
+       run.ended_at IS NOT NULL AS ended, run.ended_at IS NULL AND {_ALIVE_SINCE} AS alive,
+       (SELECT newest.request -> 'config' -> 'load' ->> 'role' FROM {{schema}}.pipeline_run newest
+        WHERE newest.run_id = {NEWEST_RUN}) AS role
+FROM {{schema}}.pipeline LEFT JOIN {{schema}}.pipeline_run run ON run.run_id = epoch_run_id
+WHERE pipeline.pipeline_id = ANY (%(pipelines)s)"""  # noqa: S608 - constants
 _DECIDED: Final = """
 SELECT pipeline_id, batch_id FROM {schema}.batch_decision WHERE decided_at < %(before)s"""
 _TABLES: Final = """
 SELECT c.relname, pg_get_userbyid(c.relowner) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relkind = 'r' AND starts_with(c.relname, 'stage_') ORDER BY c.relname"""
 # A replay that is being opened has its run's row first.
-_ABANDONED: Final = """
-SELECT r.pipeline_id, r.replay_id FROM {schema}.dead_letter_replay r
+_ABANDONED: Final = f"""
+SELECT r.pipeline_id, r.replay_id FROM {{schema}}.dead_letter_replay r
 WHERE r.state = 'open' AND r.requested_at < %(before)s AND NOT EXISTS (
-    SELECT FROM {schema}.pipeline_run run
+    SELECT FROM {{schema}}.pipeline_run run
     WHERE run.pipeline_id = r.pipeline_id || '/replay/' || r.replay_id AND run.ended_at IS NULL
-      AND run.state IN ('registered', 'running') AND coalesce(run.heartbeat_at, run.registered_at) >= %(before)s
+      AND run.state IN ('registered', 'running') AND {_ALIVE_SINCE}
 )
-ORDER BY r.requested_at"""
+ORDER BY r.requested_at"""  # noqa: S608 - constants
 _HELD: Final = "SELECT count(*) FROM {schema}.dead_letter WHERE status = 'replaying' AND replay_id = %(replay_id)s"
 _DONE: Final = {"decided": "committed", "undecided": "rolled back"}
 _ALIVE: Final = "its driver is alive"

@@ -12,7 +12,7 @@ from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.run_request import RunResult, RunState
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
 from spark_jobs.contracts.tracker.records import BOOK_NAMES
-from spark_jobs.contracts.tracker.run_state import SILENCE, RunPhase, run_phase
+from spark_jobs.contracts.tracker.run_state import NEWEST_RUN, SILENCE, RunPhase, run_phase
 
 _SUMS: Final = ", ".join(f"coalesce(sum({name}_rows), 0)::bigint AS {name}" for name in BOOK_NAMES)
 
@@ -39,35 +39,32 @@ _RUN_OFFSETS: Final = """
 SELECT (SELECT start_offsets FROM {schema}.batch_tracker WHERE run_id = %(run_id)s ORDER BY batch_id LIMIT 1),
        (SELECT end_offsets FROM {schema}.batch_tracker WHERE run_id = %(run_id)s ORDER BY batch_id DESC LIMIT 1)"""
 
-_STATUS: Final = """
+_STATUS: Final = f"""
 SELECT pipeline.pipeline_id, pipeline.epoch, run.run_id, run.state AS run_state, run.exit_code,
        run.registered_at, run.started_at, run.heartbeat_at, run.ended_at,
-       CASE WHEN run.ended_at IS NULL THEN {silence} END AS run_silent_seconds,
-       (SELECT count(*) FROM {schema}.run_retry r WHERE r.run_id = run.run_id) AS retries,
+       CASE WHEN run.ended_at IS NULL THEN {SILENCE} END AS run_silent_seconds,
+       (SELECT count(*) FROM {{schema}}.run_retry r WHERE r.run_id = run.run_id) AS retries,
        last.batch_id AS last_batch_id, last.query_id AS last_query_id, last.processed_at AS last_commit_at,
        extract(epoch FROM clock_timestamp() - last.processed_at)::float AS last_commit_age_seconds, last.watermark,
        books.batches, books.rows, books.duplicates, books.unbalanced,
-       (SELECT coalesce(sum(t.letters), 0)::bigint FROM {schema}.dead_letter_tally t
+       (SELECT coalesce(sum(t.letters), 0)::bigint FROM {{schema}}.dead_letter_tally t
         WHERE t.pipeline_id = pipeline.pipeline_id AND t.status = 'pending') AS pending_dead_letters,
-       (SELECT count(*) FROM {schema}.source_gap g WHERE g.pipeline_id = pipeline.pipeline_id) AS gaps
-FROM {schema}.pipeline
+       (SELECT count(*) FROM {{schema}}.source_gap g WHERE g.pipeline_id = pipeline.pipeline_id) AS gaps
+FROM {{schema}}.pipeline
+LEFT JOIN {{schema}}.pipeline_run run ON run.run_id = {NEWEST_RUN}
 LEFT JOIN LATERAL (
-    SELECT * FROM {schema}.pipeline_run
-    WHERE pipeline_id = pipeline.pipeline_id ORDER BY registered_at DESC LIMIT 1
-) AS run ON true
-LEFT JOIN LATERAL (
-    SELECT batch_id, query_id, processed_at, watermark FROM {schema}.batch_tracker
+    SELECT batch_id, query_id, processed_at, watermark FROM {{schema}}.batch_tracker
     WHERE pipeline_id = pipeline.pipeline_id ORDER BY processed_at DESC, batch_id DESC LIMIT 1
 ) AS last ON true
 CROSS JOIN LATERAL (
     SELECT count(*) AS batches, coalesce(sum(record_count), 0)::bigint AS rows,
            coalesce(sum(duplicate_count), 0)::bigint AS duplicates,
-           count(*) FILTER (WHERE {unbalanced}) AS unbalanced
-    FROM {schema}.batch_tracker WHERE pipeline_id = pipeline.pipeline_id
+           count(*) FILTER (WHERE {UNBALANCED}) AS unbalanced
+    FROM {{schema}}.batch_tracker WHERE pipeline_id = pipeline.pipeline_id
 ) AS books
 WHERE pipeline.pipeline_id = %(pipeline_id)s
    OR %(pipeline_id)s::text IS NULL AND strpos(pipeline.pipeline_id, '/replay/') = 0
-ORDER BY pipeline.pipeline_id""".replace("{unbalanced}", UNBALANCED).replace("{silence}", SILENCE)
+ORDER BY pipeline.pipeline_id"""  # noqa: S608 - constants
 
 
 class PipelineStatus(BaseModel):

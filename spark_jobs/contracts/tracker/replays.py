@@ -22,10 +22,9 @@ from spark_jobs.contracts.tracker.connect import Connection, classified, query, 
 from spark_jobs.contracts.tracker.fence import check_fence
 from spark_jobs.contracts.tracker.letters import conditions, known_pipelines
 from spark_jobs.contracts.tracker.moving import among_moving_letters
-from spark_jobs.contracts.tracker.run_state import SILENT_AFTER_SECONDS
+from spark_jobs.contracts.tracker.run_state import SILENCE, SILENT_AFTER_SECONDS, newest_request
 
 # A driver without a sign of life for so long counts as gone. If it is not, it finds its letters taken.
-_SILENCE: Final = f"interval '{SILENT_AFTER_SECONDS} seconds'"
 # By ids in an array, never by a join: a planner that knows nothing yet of so many rows would compare each with each.
 _TAKE: Final = """
 WITH chosen AS (
@@ -76,11 +75,8 @@ SELECT r.replay_id FROM {{schema}}.dead_letter_replay r
 WHERE r.pipeline_id = %(pipeline_id)s AND r.state = 'open' AND NOT r.dry_run AND NOT EXISTS (
     SELECT FROM {{schema}}.pipeline_run run
     WHERE run.pipeline_id = r.pipeline_id || '/replay/' || r.replay_id AND run.ended_at IS NULL
-      AND run.state IN ('registered', 'running')
-      AND coalesce(run.heartbeat_at, run.registered_at) > clock_timestamp() - {_SILENCE}
+      AND run.state IN ('registered', 'running') AND {SILENCE} < {SILENT_AFTER_SECONDS}
 )"""  # noqa: S608
-_NEWEST_CONFIG: Final = """
-SELECT request FROM {schema}.pipeline_run WHERE pipeline_id = %s ORDER BY registered_at DESC LIMIT 1"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +115,8 @@ def replay_request(
 
 
 def _newest_request(conn: Connection, schema: str, pipeline_id: str) -> dict[str, Any]:
-    with classified(f"Looking up the newest run of pipeline {pipeline_id!r}"):
-        row = query(conn, schema, _NEWEST_CONFIG, (pipeline_id,)).fetchone()
-    if row is None:
+    found = newest_request(conn, schema, pipeline_id)
+    if found is None:
         known = known_pipelines(conn, schema)
         raise ConfigError(
             f"The pipeline {pipeline_id!r} is not in the ledger, so nothing says how to replay its dead letters",
@@ -129,7 +124,6 @@ def _newest_request(conn: Connection, schema: str, pipeline_id: str) -> dict[str
             expected="a pipeline that ran at least once",
             cure="correct the pipeline's id, run the pipeline once, or discard its letters",
         )
-    found: dict[str, Any] = row[0]
     return found
 
 

@@ -26,6 +26,13 @@ SILENCE: Final = """extract(epoch FROM clock_timestamp() - greatest(
 """SQL: seconds since ``run`` last gave a sign of life. While its server was down a driver could not give any."""
 
 
+NEWEST_RUN: Final = """coalesce(pipeline.newest_run_id, (
+    SELECT own.run_id FROM {schema}.pipeline_run own WHERE own.pipeline_id = pipeline.pipeline_id
+    ORDER BY own.registered_at DESC LIMIT 1))"""
+"""SQL: the id of the newest run of ``pipeline``. By the fence: a clock may have been set back between two runs. A run
+that was given up has lost its place there, and is the newest until another is registered."""
+
+
 class RunPhase(StrEnum):
     """What can be said of a run."""
 
@@ -85,7 +92,10 @@ SELECT run.run_id, run.pipeline_id, run.state, run.application_id, run.trigger, 
     CASE WHEN run.ended_at IS NULL THEN {SILENCE} END AS silent_seconds
 FROM {{schema}}.pipeline_run run"""  # noqa: S608
 _OF_RUN: Final = f"{_LIFE} WHERE run.run_id = %s"
-_NEWEST: Final = f"{_LIFE} WHERE run.pipeline_id = %s ORDER BY run.registered_at DESC LIMIT 1"
+_NEWEST: Final = f"{_LIFE} WHERE run.run_id = (SELECT {NEWEST_RUN} FROM {{schema}}.pipeline WHERE pipeline_id = %s)"  # noqa: S608
+_NEWEST_REQUEST: Final = f"""
+SELECT run.request FROM {{schema}}.pipeline_run run
+WHERE run.run_id = (SELECT {NEWEST_RUN} FROM {{schema}}.pipeline WHERE pipeline_id = %s)"""  # noqa: S608 - constants
 
 
 def run_phase(state: RunState | None, silent_seconds: float | None) -> RunPhase:
@@ -119,6 +129,13 @@ def newest_run_life(conn: Connection, schema: str, pipeline_id: str) -> RunLife:
     """Return the life of a pipeline's newest run; ``never_started`` where the ledger knows none."""
     unknown = RunLife(phase=run_phase(None, None), pipeline_id=pipeline_id)
     return _read(conn, schema, _NEWEST, pipeline_id) or unknown
+
+
+def newest_request(conn: Connection, schema: str, pipeline_id: str) -> dict[str, Any] | None:
+    """Return the stored request of a pipeline's newest run, unchecked; None where the ledger knows none."""
+    with classified(f"Looking up the newest run of pipeline {pipeline_id!r}"):
+        row = query(conn, schema, _NEWEST_REQUEST, (pipeline_id,)).fetchone()
+    return None if row is None else dict(row[0])
 
 
 def _read(conn: Connection, schema: str, statement: str, key: str) -> RunLife | None:

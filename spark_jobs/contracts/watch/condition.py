@@ -10,22 +10,21 @@ from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Self
 
 from psycopg import IsolationLevel
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from spark_jobs.contracts.airflow_connection import AirflowConnection
 from spark_jobs.contracts.config import PipelineConfig
 from spark_jobs.contracts.config.durations import DurationError, parse_duration
 from spark_jobs.contracts.errors import ConfigError, ConnectionMissingError, LedgerMissingError
+from spark_jobs.contracts.from_values import from_values
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
+from spark_jobs.contracts.tracker.run_state import newest_request
 
 _KNOWN = """
 SELECT 1 FROM {schema}.pipeline WHERE pipeline_id = %s"""
 _NEAR = """
 SELECT pipeline_id FROM {schema}.pipeline WHERE strpos(pipeline_id, '/replay/') = 0
 ORDER BY (lower(pipeline_id) = lower(%s)) DESC, (left(pipeline_id, 4) = left(%s, 4)) DESC, pipeline_id LIMIT 5"""
-# Not the one that may commit: a run that was killed has lost that right, and no other has it yet.
-_NEWEST_REQUEST = """
-SELECT request FROM {schema}.pipeline_run WHERE pipeline_id = %s ORDER BY registered_at DESC LIMIT 1"""
 
 
 def _age(value: Any) -> Any:
@@ -100,10 +99,10 @@ class LedgerView:
 
         :raises ConfigError: the pipeline has never run, or its configuration is not valid any more.
         """
-        rows = self.rows(_NEWEST_REQUEST, (pipeline,), f"Looking up the newest run of {pipeline!r}")
-        if not rows:
+        request = newest_request(self.conn, self.schema, pipeline)
+        if request is None:
             raise self.unknown(pipeline)
-        return PipelineConfig.from_json(rows[0][0]["config"])
+        return PipelineConfig.from_json(request["config"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +161,7 @@ class Condition(BaseModel, ABC):
 
         :raises ConfigError: naming every value that is not valid.
         """
-        try:
-            made = cls.model_validate(values)
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, item['loc'])) or 'they'}: {item['msg']}" for item in error.errors()]
-            raise ConfigError(f"{cls.title} cannot be asked for", found="; ".join(problems)) from None
+        made = from_values(cls, values, f"{cls.title} cannot be asked for")
         made.check()
         return made
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Final
 from pydantic import Field
 
 from spark_jobs.contracts.errors import ClocksDisagreeError
+from spark_jobs.contracts.tracker.run_state import newest_run_life
 from spark_jobs.contracts.watch.condition import Age, Condition, LedgerView, Seen, in_words
 
 # A commit's time is taken when its row is written: a clock that is set by a few seconds is nobody's fault.
@@ -22,8 +23,6 @@ ORDER BY b.processed_at DESC, b.batch_id DESC LIMIT 1"""
 _IDLE: Final = """
 SELECT run_id, ended_at::text, extract(epoch FROM clock_timestamp() - ended_at)::float FROM {schema}.pipeline_run
 WHERE pipeline_id = %(pipeline)s AND state = 'finished' ORDER BY registered_at DESC LIMIT 1"""
-_RUN: Final = """
-SELECT state FROM {schema}.pipeline_run WHERE pipeline_id = %(pipeline)s ORDER BY registered_at DESC LIMIT 1"""
 
 
 class Freshness(Condition):
@@ -48,8 +47,8 @@ class Freshness(Condition):
         if not fresh and (wrong := view.rows(_LAST, {**values, "of_the_future": True}, about)):
             raise self._ahead(*wrong[0])
         if found is None:
-            state = view.rows(_RUN, values, about)
-            text = f"{self.pipeline}: nothing was ever committed; its newest run is {state[0][0] if state else 'none'}"
+            run = newest_run_life(view.conn, view.schema, self.pipeline)
+            text = f"{self.pipeline}: nothing was ever committed; its newest run is {run.phase.replace('_', ' ')}"
             return Seen(done=False, message=text)
         what, which, moment, age = found
         text = f"{self.pipeline}: {what} {which} is {in_words(max(age, 0))} old ({moment})"
