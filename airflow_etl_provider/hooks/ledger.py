@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -97,8 +97,7 @@ class LedgerHook(BaseHook):
 
         The ledger's tables are made or upgraded first.
         """
-        with closing(self.get_conn()) as conn:
-            migrate(conn, self.schema)
+        with self._migrated() as conn:
             register_run(conn, self.schema, request)
 
     def breaker_storage(
@@ -138,8 +137,7 @@ class LedgerHook(BaseHook):
 
         :raises ConfigError: no run of the pipeline is known.
         """
-        with closing(self.get_conn()) as conn:
-            migrate(conn, self.schema)
+        with self._migrated() as conn:
             return replay_request(conn, self.schema, replay, started_by=started_by)
 
     def give_up_replay(self, run_id: str, replay_id: str) -> int:
@@ -162,8 +160,7 @@ class LedgerHook(BaseHook):
         error_classes: Sequence[str] = (),
     ) -> list[LetterCount]:
         """Return how many dead letters there are of each kind."""
-        with closing(self.get_conn()) as conn:
-            require_version(conn, self.schema)
+        with self._checked() as conn:
             return count_letters(
                 conn, self.schema, pipeline_id, statuses=statuses, stages=stages, error_classes=error_classes
             )
@@ -174,8 +171,7 @@ class LedgerHook(BaseHook):
         :raises LedgerVersionError: the ledger is missing or of another version.
         :raises ConfigError: a pipeline that it does not know.
         """
-        with closing(self.get_conn()) as conn:
-            require_version(conn, self.schema)
+        with self._checked() as conn:
             return clean(conn, self.schema, request)
 
     def sweep_orphans(self, request: SweepRequest) -> SweepReport:
@@ -184,8 +180,7 @@ class LedgerHook(BaseHook):
         :raises LedgerVersionError: the ledger is missing or of another version.
         :raises ConfigError: a pipeline that it does not know.
         """
-        with closing(self.get_conn()) as conn:
-            require_version(conn, self.schema)
+        with self._checked() as conn:
             return sweep_orphans(conn, self.schema, request)
 
     def look(self, condition: Condition) -> Seen:
@@ -194,17 +189,15 @@ class LedgerHook(BaseHook):
         :raises LedgerVersionError: the ledger is missing, or of another version.
         :raises EtlError: see :meth:`~spark_jobs.contracts.watch.condition.Condition.look`.
         """
-        with closing(self.get_conn()) as conn:
-            try:
-                require_version(conn, self.schema)
-            except LedgerMissingError as missing:
-                return condition.without_ledger(missing)
-            return condition.look(LedgerView(conn, self.schema, source_connection))
+        try:
+            with self._checked() as conn:
+                return condition.look(LedgerView(conn, self.schema, source_connection))
+        except LedgerMissingError as missing:
+            return condition.without_ledger(missing)
 
     def pipelines(self) -> list[str]:
         """Return the ids of all pipelines that were ever started."""
-        with closing(self.get_conn()) as conn:
-            require_version(conn, self.schema)
+        with self._checked() as conn:
             return pipelines(LedgerView(conn, self.schema))
 
     def examine(self, names: Sequence[str], thresholds: Thresholds) -> list[Finding]:
@@ -213,8 +206,7 @@ class LedgerHook(BaseHook):
         :raises LedgerVersionError: the ledger is missing, or of another version.
         :raises ConfigError: a pipeline that it does not know.
         """
-        with closing(self.get_conn()) as conn:
-            require_version(conn, self.schema)
+        with self._checked() as conn:
             view = LedgerView(conn, self.schema, source_connection)
             return [finding for name in names for finding in examine(view, name, thresholds)]
 
@@ -232,3 +224,17 @@ class LedgerHook(BaseHook):
         """Return what the run did: batches, rows by kind, offsets, watermark, duration, the ledger's verdict."""
         with closing(self.get_conn()) as conn:
             return summarise_run(conn, self.schema, run_id)
+
+    @contextmanager
+    def _checked(self) -> Iterator[Connection]:
+        """Yield a session with a ledger of this version."""
+        with closing(self.get_conn()) as conn:
+            require_version(conn, self.schema)
+            yield conn
+
+    @contextmanager
+    def _migrated(self) -> Iterator[Connection]:
+        """Yield a session with a ledger that was made, or upgraded, where it was needed."""
+        with closing(self.get_conn()) as conn:
+            migrate(conn, self.schema)
+            yield conn

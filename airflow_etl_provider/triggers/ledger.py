@@ -19,7 +19,6 @@ from spark_jobs.contracts.errors import ConnectionMissingError, EtlError, LoginR
 from spark_jobs.contracts.watch import registry
 from spark_jobs.contracts.watch.condition import Condition
 
-_SATISFIED: Final = "satisfied"
 # How long a connection may be missing, or its login refused, and how long until it is looked up again.
 _GRACE_SECONDS: Final = 600.0
 _AGAIN_SECONDS: Final = 10.0
@@ -123,7 +122,7 @@ class LedgerTrigger(BaseTrigger):
     def _satisfied(self, message: str, value: dict[str, Any]) -> TriggerEvent:
         if self.end_from_trigger:
             return TaskSuccessEvent(xcoms={"return_value": value})
-        return _event({"status": _SATISFIED, "message": message, "value": value})
+        return _event({"status": "satisfied", "message": message, "value": value})
 
     def _seconds_left(self) -> float:
         if self.give_up_at is None:

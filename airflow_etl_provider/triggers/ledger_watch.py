@@ -30,7 +30,7 @@ from spark_jobs.contracts.errors import (
     LoginRefusedError,
     TransientError,
 )
-from spark_jobs.contracts.tracker.connect import KEEPALIVE, Connection, classified, classify, connect
+from spark_jobs.contracts.tracker.connect import Connection, classified, classify, connect, session_conninfo
 from spark_jobs.contracts.tracker.migrate import require_version
 from spark_jobs.contracts.tracker.statements import CHANNEL
 from spark_jobs.contracts.watch.condition import AtSource, Condition, LedgerView, Seen, Step, snapshot
@@ -127,7 +127,6 @@ class LedgerWatch:
                     if not used.broken:
                         raise
                 # It was lost since it was used last.
-                self._forget()
             self._conn = connect(self._database, application_name=_NAME)
             return self._put(question, self._conn, schema)
 
@@ -137,13 +136,10 @@ class LedgerWatch:
                 require_version(conn, schema)
                 self._checked.add(schema)
             return question(conn)
-        except EtlError:
+        except BaseException as error:
             # A condition that can never hold says nothing about the connection.
-            if conn.broken:
+            if conn.broken or not isinstance(error, EtlError):
                 self._forget()
-            raise
-        except BaseException:
-            self._forget()
             raise
 
     def _forget(self) -> None:
@@ -178,8 +174,7 @@ class LedgerWatch:
             pause = min(pause * 2, _MOST_PAUSE_SECONDS)
 
     async def _connected(self) -> psycopg.AsyncConnection[Any]:
-        extra = {"connect_timeout": "10", **KEEPALIVE}
-        conninfo = self._database.conninfo(application_name=f"{_NAME}-listens", defaults=extra)
+        conninfo = session_conninfo(self._database, f"{_NAME}-listens")
         connecting = asyncio.ensure_future(
             psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
         )

@@ -15,7 +15,7 @@ from spark_jobs.contracts.cleanup import CleanupReport, CleanupRequest
 from spark_jobs.contracts.tracker.cleanup import clean
 from spark_jobs.contracts.tracker.migrate import require_version
 
-_KINDS = ("batches", "files", "runs", "dead_letters", "replays")
+_KINDS = ("batches", "files", "runs", "progress", "dead_letters", "replays")
 
 
 def cleanup(

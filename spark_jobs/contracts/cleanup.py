@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.contracts.from_values import from_values
 
 MINIMUM_BATCHES: Final = 200
 """The newest micro-batches of every query that no cleanup removes: twice what Spark keeps in a checkpoint
@@ -21,9 +21,6 @@ session is at them."""
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-_M = TypeVar("_M", bound=_Model)
 
 
 class CleanupRequest(_Model):
@@ -53,7 +50,7 @@ class CleanupRequest(_Model):
 
         :raises ConfigError: naming every value that is not valid.
         """
-        return _made(cls, values, "The cleanup is not valid")
+        return from_values(cls, values, "The cleanup is not valid")
 
 
 class QueryCleanup(_Model):
@@ -109,7 +106,7 @@ class SweepRequest(_Model):
 
         :raises ConfigError: naming every value that is not valid.
         """
-        return _made(cls, values, "The sweep is not valid")
+        return from_values(cls, values, "The sweep is not valid")
 
 
 class Orphan(_Model):
@@ -160,13 +157,3 @@ def totals(counts: Iterable[tuple[str | None, str, int]]) -> tuple[dict[str, dic
             own = by_pipeline.setdefault(pipeline_id, {})
             own[kind] = own.get(kind, 0) + number
     return dict(sorted(by_pipeline.items())), dict(sorted(by_kind.items()))
-
-
-def _made(kind: type[_M], values: dict[str, Any], what: str) -> _M:
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors(include_input=False)
-        )
-        raise ConfigError(what, found=problems, cure="Correct the named values") from None

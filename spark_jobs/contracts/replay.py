@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.contracts.from_values import from_values
 
 LetterStatus = Literal["pending", "replaying", "replayed", "parked", "discarded"]
 RAW_VALUE: Final = "_value"
@@ -33,9 +33,6 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-_M = TypeVar("_M", bound=_Model)
-
-
 class LetterFilter(_Model):
     """Which letters of one pipeline. What is empty or None does not restrict; the conditions hold together.
 
@@ -56,7 +53,7 @@ class LetterFilter(_Model):
 
         :raises ConfigError: naming every value that is not one.
         """
-        return _made(cls, values, "The choice of dead letters is not valid")
+        return from_values(cls, values, "The choice of dead letters is not valid")
 
 
 class ReplayRequest(_Model):
@@ -86,7 +83,7 @@ class ReplayRequest(_Model):
 
         :raises ConfigError: naming every value that is not valid, or settings that contradict each other.
         """
-        request = _made(cls, values, "The replay is not valid")
+        request = from_values(cls, values, "The replay is not valid")
         taken = set(request.letters.statuses)
         if not taken or taken - {"pending", "parked"}:
             raise ConfigError(
@@ -215,13 +212,3 @@ def replayed_pipeline(pipeline_id: str) -> str | None:
     """Return whose letters the runs of ``pipeline_id`` replay; None when it is no replay's."""
     head, separator, _ = pipeline_id.partition(_SEPARATOR)
     return head if separator else None
-
-
-def _made(kind: type[_M], values: Mapping[str, Any], what: str) -> _M:
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors(include_input=False)
-        )
-        raise ConfigError(what, found=problems, cure="Correct the named values") from None

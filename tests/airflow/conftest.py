@@ -15,6 +15,7 @@ os.environ.setdefault("AIRFLOW__CORE__UNIT_TEST_MODE", "True")
 os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
 
 import pytest
+from ledger_rows import LedgerRows
 
 # Without any of the words that log filters look for.
 HIDDEN = "Pq7xQz-19/blue@harbour"
@@ -53,6 +54,15 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", uri)
 
     return define
+
+
+@pytest.fixture
+def rows(database: Any, connections: Callable[..., None]) -> LedgerRows:
+    """The ledger of the connection ``warehouse``, in which pipeline ``orders`` has started."""
+    made = LedgerRows(database.airflow_uri)
+    made.start()
+    connections(warehouse=database.airflow_uri)
+    return made
 
 
 class Store(dict[str, Any]):

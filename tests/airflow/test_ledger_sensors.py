@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow.sdk import DAG
@@ -28,23 +27,12 @@ from airflow_etl_provider.sensors.streaming_query_progress import StreamingQuery
 from airflow_etl_provider.sensors.watermark import WatermarkSensor
 from airflow_etl_provider.triggers.ledger import LedgerTrigger
 
-if TYPE_CHECKING:
-    from tests.conftest import Database
-
 SENSORS: list[tuple[type[LedgerSensor], dict[str, Any]]] = [
     (BatchGapSensor, {}),
     (LedgerBalanceSensor, {}),
     (PipelineFreshnessSensor, {"younger_than": "1 hour"}),
     (StreamingQueryProgressSensor, {"batch_id": 0}),
 ]
-
-
-@pytest.fixture
-def rows(database: Database, connections: Callable[..., None]) -> LedgerRows:
-    made = LedgerRows(database.airflow_uri)
-    made.start()
-    connections(warehouse=database.airflow_uri)
-    return made
 
 
 def made(kind: type[LedgerSensor], **changes: Any) -> LedgerSensor:

@@ -29,14 +29,6 @@ NEVER = 86_400.0
 PATIENCE = 60.0
 
 
-@pytest.fixture
-def rows(database: Database, connections: Callable[..., None]) -> LedgerRows:
-    made = LedgerRows(database.airflow_uri)
-    made.start()
-    connections(warehouse=database.airflow_uri)
-    return made
-
-
 def trigger(batch_id: int = 0, pipeline: str = "orders", **changes: Any) -> LedgerTrigger:
     condition = registry.to_json(QueryProgress.of(pipeline=pipeline, batch_id=batch_id))
     made = LedgerTrigger(**{"condition": condition, "ledger_conn_id": "warehouse", "poll_seconds": NEVER, **changes})

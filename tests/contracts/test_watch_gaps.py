@@ -15,7 +15,7 @@ from spark_jobs.contracts.errors import ConfigError, GapError
 from spark_jobs.contracts.source_gaps import GAP_REASONS
 from spark_jobs.contracts.tracker.cleanup import clean
 from spark_jobs.contracts.watch.batch_gaps import BatchGaps
-from spark_jobs.contracts.watch.offsets import by_partition, count, reaches, seams
+from spark_jobs.contracts.watch.offsets import by_partition, reaches, seams
 
 ORDERS = BatchGaps.of(pipeline="orders")
 
@@ -300,9 +300,6 @@ def test_whatever_is_taken_out_of_the_middle_is_found(tracker, sizes, data):
 
 
 def test_arithmetic_of_offsets():
-    assert count({"t": {"0": 3}}, {"t": {"0": 8}}) == 5
-    assert count({"t": {"0": 3}}, {"t": {"0": 8, "1": 4}}) is None
-    assert count(None, {"logOffset": 3}) is None
     assert by_partition({"logOffset": 3}) is None
     assert reaches({"t": {"0": 8, "1": 1}}, {"t": {"0": 8}})
     assert not reaches({"t": {"0": 7}}, {"t": {"0": 8}})

@@ -62,6 +62,12 @@ class Site:
         with self.server.connect("warehouse") as conn:
             return conn.execute(query, values).fetchall()  # type: ignore[arg-type]
 
+    def add_connection(self, name: str, server: PostgresServer, database: str) -> None:
+        """Let Airflow know a database as the connection ``name``."""
+        place = {"host": "127.0.0.1", "port": server.port, "schema": database}
+        login = {"login": server.user, "password": server.password}
+        self.airflow.api("POST", "/connections", {"connection_id": name, "conn_type": "postgres", **place, **login})
+
     def document(self, name: str, **streaming: Any) -> dict[str, Any]:
         """Return a pipeline that appends the JSON lines in ``<root>/<name>`` to ``shop.<name>``."""
         return {

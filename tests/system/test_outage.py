@@ -90,9 +90,7 @@ def scheduled(site: Site) -> Iterator[Scheduled]:
         target.create_database("orders")
         with target.connect("orders", autocommit=True) as conn:
             conn.execute("CREATE SCHEMA shop")
-        place = {"host": "127.0.0.1", "port": target.port, "schema": "orders"}
-        login = {"login": target.user, "password": target.password}
-        site.airflow.api("POST", "/connections", {"connection_id": name, "conn_type": "postgres", **place, **login})
+        site.add_connection(name, target, "orders")
         document = {**site.document(name), "errorHandlingConfig": GUARD}
         document["load"] |= {"table": "shop.orders", "credentialId": name}
         file = site.airflow.dags / f"{name}.py"

@@ -70,9 +70,7 @@ def watched(site: Site) -> Iterator[Watched]:
         server.create_database("orders")
         with server.connect("orders", autocommit=True) as conn:
             conn.execute("CREATE SCHEMA shop")
-        place = {"host": "127.0.0.1", "port": server.port, "schema": "orders"}
-        login = {"login": server.user, "password": server.password}
-        site.airflow.api("POST", "/connections", {"connection_id": name, "conn_type": "postgres", **place, **login})
+        site.add_connection(name, server, "orders")
         watermark = {"eventTimeColumn": "at", "delayThreshold": "5 minutes"}
         document = site.document(name, watermark=watermark, maxFilesPerTrigger=1)
         document["schemas"]["line"] = "id BIGINT, at TIMESTAMP"

@@ -210,7 +210,7 @@ class BatchCleanup:
             )
             return batches, through < one.last
 
-        stopped = repeat(step, 0 if self.request.dry_run else self.request.pause_seconds)
+        stopped = repeat(step, 0 if self.request.dry_run else self.request.pause_seconds).stopped
         if stopped is not None:
             return self._told(done.model_copy(update={"why": "unfinished" if stopped.args else "busy"}))
         return self._told(self._kept(done, {**values, "after": self._after}))
@@ -247,17 +247,13 @@ class BatchCleanup:
         if self.request.dry_run:
             with classified("Counting files of removed micro-batches"):
                 return number(self.conn, self.schema, f"SELECT count(*) {_OLD_FILES}", values)
-        files = 0
 
         def step() -> tuple[int, bool]:
-            nonlocal files
             with short_delete(self.conn, "Removing files of removed micro-batches"):
                 gone = number(self.conn, self.schema, _REMOVE_FILES, values)
-            files += gone
             return gone, gone == self.request.batch_size
 
-        repeat(step, self.request.pause_seconds)
-        return files
+        return repeat(step, self.request.pause_seconds).removed
 
     def _values(self) -> dict[str, Any]:
         return {

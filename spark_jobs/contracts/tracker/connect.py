@@ -63,8 +63,7 @@ def connect(connection: DatabaseConnection, *, application_name: str, connect_ti
     :raises DatabaseUnreachableError: if the server does not answer.
     :raises LoginRefusedError: if it refuses the user, the password or the database.
     """
-    extra = {"connect_timeout": str(connect_timeout), **KEEPALIVE}
-    conninfo = connection.conninfo(application_name=application_name, defaults=extra)
+    conninfo = session_conninfo(connection, application_name, connect_timeout=connect_timeout)
     try:
         conn: Connection = psycopg.Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
     except psycopg.OperationalError as error:
@@ -72,6 +71,15 @@ def connect(connection: DatabaseConnection, *, application_name: str, connect_ti
     # The fence is read again after waiting for its lock: a transaction-wide snapshot would see the past.
     conn.isolation_level = IsolationLevel.READ_COMMITTED
     return conn
+
+
+def session_conninfo(connection: DatabaseConnection, application_name: str, *, connect_timeout: int = 10) -> str:
+    """Return what :func:`connect` opens a session by, for another kind of connection; it has the password in it.
+
+    :raises ConfigError: host or database is missing.
+    """
+    extra = {"connect_timeout": str(connect_timeout), **KEEPALIVE}
+    return connection.conninfo(application_name=application_name, defaults=extra)
 
 
 def classify(error: BaseException, what: str = "A statement in PostgreSQL") -> EtlError:

@@ -119,35 +119,27 @@ class HistoryCleanup:
         if self.request.dry_run:
             with classified("Counting old runs"):
                 return number(self.conn, self.schema, _COUNT_RUNS, values)
-        gone = 0
 
         def step() -> tuple[int, bool]:
-            nonlocal gone
             with short_delete(self.conn, "Removing old runs"):
                 chosen = [row[0] for row in query(self.conn, self.schema, _CHOOSE_RUNS, values)]
                 for statement in (_RETRIES, _RUNS) if chosen else ():
                     query(self.conn, self.schema, statement, {"runs": chosen})
-            gone += len(chosen)
             return len(chosen), len(chosen) == self.request.batch_size
 
-        repeat(step, self.request.pause_seconds)
-        return gone
+        return repeat(step, self.request.pause_seconds).removed
 
     def _removed(self, what: str, old: str, remove: str, values: dict[str, Any]) -> int:
         if self.request.dry_run:
             with classified(f"Counting {what}"):
                 return number(self.conn, self.schema, f"SELECT count(*) {old}", values)
-        gone = 0
 
         def step() -> tuple[int, bool]:
-            nonlocal gone
             with short_delete(self.conn, f"Removing {what}"):
                 removed = query(self.conn, self.schema, remove, values).rowcount
-            gone += removed
             return removed, removed == self.request.batch_size
 
-        repeat(step, self.request.pause_seconds)
-        return gone
+        return repeat(step, self.request.pause_seconds).removed
 
     def _values(self, kept: int) -> dict[str, Any]:
         return {

@@ -145,7 +145,6 @@ class LetterCleanup:
             log.debug("The tally of dead letters could not be added up", exc_info=True)
 
     def _letters(self, pipeline_id: str, status: str) -> int:
-        gone = 0
         values: dict[str, Any] = {
             "pipeline_id": pipeline_id,
             "status": status,
@@ -156,18 +155,15 @@ class LetterCleanup:
         }
 
         def step() -> tuple[int, bool]:
-            nonlocal gone
             with classified("Looking for settled dead letters"):
                 looked = query(self.conn, self.schema, _LOOK, values).fetchall()
             old = [row[0] for row in looked if row[2]]
             removed = len(old) if self.request.dry_run else self._remove(status, old)
-            gone += removed
             if looked:
                 values.update(after_id=looked[-1][0], after=looked[-1][1])
             return removed, len(looked) == self.request.batch_size
 
-        repeat(step, 0 if self.request.dry_run else self.request.pause_seconds)
-        return gone
+        return repeat(step, 0 if self.request.dry_run else self.request.pause_seconds).removed
 
     def _remove(self, status: str, letters: list[UUID]) -> int:
         if not letters:
@@ -200,6 +196,6 @@ class LetterCleanup:
             return remove(*_LAST), False
 
         for statement in (_ITEMS, _BATCHES):
-            if repeat(partial(step, statement), self.request.pause_seconds) is not None:
+            if repeat(partial(step, statement), self.request.pause_seconds).stopped:
                 return 0
-        return 0 if repeat(last, self.request.pause_seconds) is not None else 1
+        return 0 if repeat(last, self.request.pause_seconds).stopped else 1

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from psycopg import errors
 
@@ -46,22 +46,33 @@ def short_delete(conn: Connection, what: str) -> Iterator[None]:
         raise
 
 
-def repeat(step: Callable[[], tuple[int, bool]], pause_seconds: float) -> BusyError | None:
+class Repeated(NamedTuple):
+    """What repeated steps did.
+
+    :param removed: rows, in all. :param stopped: None, or why they ended early: what is left is the next cleanup's.
+    """
+
+    removed: int
+    stopped: BusyError | None
+
+
+def repeat(step: Callable[[], tuple[int, bool]], pause_seconds: float) -> Repeated:
     """Call ``step`` until nothing is left, or until others are in the way.
 
     :param step: returns how many rows it removed, and whether more may be left.
     :param pause_seconds: after each step that removed some.
-    :returns: None, or why it stopped before its end: what is left is the next cleanup's.
     """
+    total = 0
     try:
         more = True
         while more:
             removed, more = step()
+            total += removed
             if removed and pause_seconds:
                 time.sleep(pause_seconds)
     except BusyError as busy:
-        return busy
-    return None
+        return Repeated(total, busy)
+    return Repeated(total, None)
 
 
 def server_time_before(conn: Connection, days: float) -> datetime:

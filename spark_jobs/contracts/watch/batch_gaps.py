@@ -17,14 +17,13 @@ from pydantic import AwareDatetime
 
 from spark_jobs.contracts.errors import ConfigError, GapError
 from spark_jobs.contracts.source_gaps import GAP_REASONS, GapKind
-from spark_jobs.contracts.tracker.known_queries import known_queries
 from spark_jobs.contracts.watch.condition import Age, Condition, LedgerView, Seen
 from spark_jobs.contracts.watch.offsets import seams
 
 _MOST_NAMED: Final = 20
 
 # The batch in front of the window is looked at, too: the first one inside must join up with it.
-_BATCHES: Final = """
+_WINDOW: Final = """
 WITH bound AS (
     SELECT query_id, min(batch_id) AS first FROM {schema}.batch_tracker
     WHERE pipeline_id = %(pipeline)s AND processed_at >= coalesce(%(since)s::timestamptz, '-infinity') GROUP BY query_id
@@ -34,24 +33,22 @@ WITH bound AS (
     FROM bound JOIN {schema}.batch_tracker b ON b.pipeline_id = %(pipeline)s AND b.query_id = bound.query_id
         AND b.batch_id >= bound.first - 1
     WINDOW by_id AS (PARTITION BY b.query_id ORDER BY b.batch_id)
-)"""
-_BROKEN: Final = (
-    _BATCHES
-    + """
-SELECT batch.query_id, batch.batch_id, before_id, before_end, batch.start_offsets, q.origin, q.seeded_from
-FROM batch JOIN {schema}.pipeline_query q ON q.pipeline_id = %(pipeline)s AND q.query_id = batch.query_id
-WHERE inside AND (
-    before_id IS NULL AND (batch.batch_id > 0 OR q.seeded_from IS NOT NULL)
-    OR before_id <> batch.batch_id - 1 OR before_id IS NOT NULL AND before_end IS DISTINCT FROM batch.start_offsets
+), broken AS (
+    SELECT batch.query_id, batch.batch_id, before_id, before_end, batch.start_offsets, q.origin, q.seeded_from, q.epoch
+    FROM batch JOIN {schema}.pipeline_query q ON q.pipeline_id = %(pipeline)s AND q.query_id = batch.query_id
+    WHERE inside AND (
+        before_id IS NULL AND (batch.batch_id > 0 OR q.seeded_from IS NOT NULL)
+        OR before_id <> batch.batch_id - 1 OR before_id IS NOT NULL AND before_end IS DISTINCT FROM batch.start_offsets
+    )
 )
-ORDER BY q.epoch, batch.batch_id"""
-)
-_WINDOW: Final = (
-    _BATCHES
-    + """
-SELECT count(*), min(processed_at)::text, max(processed_at)::text, count(DISTINCT query_id) FROM batch
-WHERE inside"""
-)
+SELECT count(*), min(processed_at)::text, max(processed_at)::text, count(DISTINCT query_id), (
+    SELECT coalesce(jsonb_agg(jsonb_build_array(
+        query_id, batch_id, before_id, before_end, start_offsets, origin, seeded_from
+    ) ORDER BY epoch, batch_id), '[]') FROM broken
+) FROM batch WHERE inside"""
+_QUERY: Final = """
+SELECT start_offsets, seeded_from FROM {schema}.pipeline_query
+WHERE pipeline_id = %(pipeline)s AND query_id = %(query)s"""
 _PREVIOUS: Final = """
 SELECT batch_id, end_offsets FROM {schema}.batch_tracker
 WHERE pipeline_id = %(pipeline)s AND query_id = %(query)s AND batch_id < %(below)s ORDER BY batch_id DESC LIMIT 1"""
@@ -112,13 +109,13 @@ class BatchGaps(Condition):
         values = {"pipeline": self.pipeline, "since": self._since(view), "most": _MOST_NAMED + 1, "excused": reasons}
         about = f"Looking for gaps of {self.pipeline!r}"
         decided = view.rows(_DECIDED, values, about)
-        findings = [one for row in view.rows(_BROKEN, values, about) for one in self._broken(view, *row)]
+        batches, first, newest, queries, broken = view.rows(_WINDOW, values, about)[0]
+        findings = [one for row in broken for one in self._broken(view, *row)]
         findings += [_Finding(_missing(*row)) for row in view.rows(_MISSING, values, about)]
         excused = _few([one.text for one in findings if one.excused])
         excused += [_excused(*row) for row in view.rows(_EXCUSED, values, about)]
         if gaps := [one.text for one in findings if not one.excused]:
             raise self._error(gaps, excused)
-        batches, first, newest, queries = view.rows(_WINDOW, values, about)[0]
         found = {"batches": batches, "first": first, "last": newest, "queries": queries, "excused": excused}
         if decided:
             waits = ", ".join(f"{batch} of query {query}" for query, batch in decided)
@@ -199,18 +196,21 @@ class BatchGaps(Condition):
 
     def _end_of(self, view: LedgerView, query: str) -> tuple[str, Any]:
         """Return where a query has ended, in words and offsets; or the one that it was resumed from."""
-        known = {one.query_id: one for one in known_queries(view.conn, view.schema, self.pipeline)}
         seen: set[str] = set()
-        while query in known and query not in seen:
+        while query not in seen:
             seen.add(query)
             values = {"pipeline": self.pipeline, "query": query, "below": 2**62}
+            known = view.rows(_QUERY, values, "Looking for the checkpoint before")
+            if not known:
+                break
             if rows := view.rows(_PREVIOUS, values, "Looking for the checkpoint before"):
                 return f"micro-batch {rows[0][0]} of query {query}", rows[0][1]
             if rows := view.rows(_REMOVED, values, "Looking for what a cleanup removed"):
                 return f"micro-batch {rows[0][0]} of query {query}", rows[0][1]
-            if known[query].start_offsets is not None:
-                return f"the beginning of query {query}, which has no batch,", known[query].start_offsets
-            query = known[query].seeded_from or ""
+            start, seeded_from = known[0]
+            if start is not None:
+                return f"the beginning of query {query}, which has no batch,", start
+            query = seeded_from or ""
         return "", None
 
     def _error(self, gaps: list[str], excused: list[str]) -> GapError:

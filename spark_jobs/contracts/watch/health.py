@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from spark_jobs.contracts.config import PipelineConfig
 from spark_jobs.contracts.errors import ConfigError, EtlError
+from spark_jobs.contracts.from_values import from_values
 from spark_jobs.contracts.tracker.run_state import RunPhase, newest_run_life
 from spark_jobs.contracts.watch.balance import LedgerBalance
 from spark_jobs.contracts.watch.batch_gaps import BatchGaps
@@ -54,11 +56,8 @@ class Thresholds(BaseModel):
 
         :raises ConfigError: naming every value that is not valid, and limits of the lag that contradict each other.
         """
-        try:
-            made = cls.model_validate({name: None if value == "" else value for name, value in values.items()})
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-            raise ConfigError("The thresholds are not valid", found="; ".join(problems)) from None
+        given = {name: None if value == "" else value for name, value in values.items()}
+        made = from_values(cls, given, "The thresholds are not valid")
         if made.max_lag_rows == 0 and made.max_lag:
             raise ConfigError(
                 "The thresholds contradict each other",
@@ -115,12 +114,10 @@ def examine(view: LedgerView, pipeline: str, thresholds: Thresholds) -> list[Fin
 
 
 def _findings(view: LedgerView, pipeline: str, config: PipelineConfig, own: Thresholds) -> Iterator[Finding]:
-    checks: list[tuple[str, Callable[[], str | None]]] = [("run", lambda: _run(view, pipeline))]
-    for name, condition in _conditions(pipeline, config, own):
-        checks.append((name, lambda condition=condition: _unmet(view, condition)))  # type: ignore[misc]
-    most = own.max_new_letters
-    if most is not None:
-        checks.append(("dead_letters", lambda: _letters(view, pipeline, most)))
+    checks: list[tuple[str, Callable[[], str | None]]] = [("run", partial(_run, view, pipeline))]
+    checks += [(name, partial(_unmet, view, condition)) for name, condition in _conditions(pipeline, config, own)]
+    if own.max_new_letters is not None:
+        checks.append(("dead_letters", partial(_letters, view, pipeline, own.max_new_letters)))
     for name, check in checks:
         try:
             problem = check()

@@ -72,17 +72,6 @@ def seams(end: Offsets, start: Offsets) -> Iterator[Seam]:
         yield Seam(where="", kind="other", end=end, start=start)
 
 
-def count(start: Offsets, end: Offsets) -> int | None:
-    """Return how many offsets lie between; None where they are not a stream's own numbering of its rows."""
-    before, after = by_partition(start), by_partition(end)
-    if after is None or (before is None and start is not None):
-        return None
-    # A partition without a start began somewhere that only the broker knows.
-    if before is None or after.keys() - before.keys():
-        return None
-    return sum(after[key] - before[key] for key in after)
-
-
 def reaches(offsets: Offsets, wanted: Offsets) -> bool:
     """Tell whether ``offsets`` are at ``wanted`` or behind it, in each partition that ``wanted`` names."""
     have, want = by_partition(offsets), by_partition(wanted)
