@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow.sdk import Asset, AssetAlias
 
+from spark_jobs.contracts.config import PipelineConfig
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.run_request import RunResult
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator, Context
 
 
 def target_asset(connection: DatabaseConnection, schema: str | None, table: str) -> Asset:
@@ -34,3 +38,16 @@ def event_extra(result: RunResult) -> dict[str, Any]:
     told = result.model_dump(mode="json")
     keys = ("run_id", "pipeline_id", "batches", "rows", "watermark", "start_offsets", "end_offsets")
     return {key: told[key] for key in keys}
+
+
+def tell_target(
+    task: BaseOperator, context: Context, config: PipelineConfig, database: DatabaseConnection, result: RunResult
+) -> None:
+    """Emit the event of a pipeline's target through the task's alias, which it gets where it has none."""
+    target = config.load.target
+    alias = next((outlet for outlet in task.outlets if isinstance(outlet, AssetAlias)), None)
+    if alias is None:
+        alias = target_alias(config.pipeline_id)
+        task.outlets = [*task.outlets, alias]
+    asset = target_asset(database, target.schema, target.table)
+    context["outlet_events"][alias].add(asset, extra=event_extra(result))

@@ -51,13 +51,18 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": [
                     "airflow_etl_provider.triggers.dead_letter_depth",
                     "airflow_etl_provider.triggers.ledger",
+                    "airflow_etl_provider.triggers.pipeline_run",
                 ],
             }
         ],
         "hooks": [
             {
                 "integration-name": "Streaming ETL",
-                "python-modules": ["airflow_etl_provider.hooks.ledger", "airflow_etl_provider.hooks.spark_driver"],
+                "python-modules": [
+                    "airflow_etl_provider.hooks.cluster_driver",
+                    "airflow_etl_provider.hooks.ledger",
+                    "airflow_etl_provider.hooks.spark_driver",
+                ],
             }
         ],
     }

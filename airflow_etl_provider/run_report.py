@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from airflow.sdk.exceptions import TaskDeferred
+
 from airflow_etl_provider import metrics
 from airflow_etl_provider.breaker import TaskBreaker
 from airflow_etl_provider.hooks.driver_lines import DriverLines
@@ -38,9 +40,11 @@ class RunReport:
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """Send the metrics when the block ends, however it does."""
+        """Send the metrics when the block ends, however it does; a deferred task has not ended."""
         try:
             yield
+        except TaskDeferred:
+            raise
         except BaseException as error:
             self._send(error)
             raise

@@ -45,6 +45,7 @@ class SparkCluster:
     ) -> None:
         self.port = free_port()
         self.ui_port = free_port()
+        self.rest_port = free_port()
         self._wanted = workers
         self._cores = cores
         self._memory = memory
@@ -77,6 +78,9 @@ class SparkCluster:
         :raises SandboxError: one does not start.
         """
         ports = ["--port", str(self.port), "--webui-port", str(self.ui_port)]
+        # Off by default; with it, drivers in cluster mode can be asked about and killed.
+        rest = f"-Dspark.master.rest.enabled=true -Dspark.master.rest.port={self.rest_port}"
+        self._environ["SPARK_MASTER_OPTS"] = f"{rest} -Dspark.master.rest.host=127.0.0.1"
         self._master = self._run("Spark's master", "master.Master", ["--host", "127.0.0.1", *ports])
         self._master.wait_until(lambda: bool(self.state()))
         for _ in range(self._wanted):

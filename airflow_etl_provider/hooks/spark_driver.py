@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import psutil
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 
 from airflow_etl_provider.hooks.driver_lines import DriverLines
+from spark_jobs.contracts.errors import ConfigError
 
 # Kills a process group that outlived its time. A process of its own, because Airflow SIGKILLs the task's process five
 # seconds after its SIGTERM, whatever it is doing. The group's number cannot be taken by another while it lives.
@@ -33,8 +35,31 @@ except ProcessLookupError:
 """
 
 
+# A standalone cluster runs no Python driver, but a JVM one that starts Python.
+_PYTHON_RUNNER = "org.apache.spark.deploy.PythonRunner"
+# Its client hands its whole environment to the master: what a driver may need, and nothing else.
+_FOR_THE_MASTER = ("SPARK_", "PYSPARK_", "HADOOP_", "JAVA_", "LC_", "PATH", "HOME", "LANG", "TMPDIR", "KRB5")
+
+
+def spark_core() -> Path:
+    """Return Spark's own jar, of SPARK_HOME or of the installed pyspark.
+
+    :raises ConfigError: there is none.
+    """
+    installed = importlib.util.find_spec("pyspark")
+    beside = [str(Path(installed.origin).parent)] if installed and installed.origin else []
+    for home in filter(None, [os.environ.get("SPARK_HOME"), *beside]):
+        if found := sorted(Path(home, "jars").glob("spark-core_*.jar")):
+            return found[0]
+    raise ConfigError(
+        "Spark's own jar was not found, by which a Python driver starts on a standalone cluster",
+        expected="spark-core_*.jar in the directory jars of SPARK_HOME or of pyspark",
+        cure="install pyspark where Airflow's worker runs, or set SPARK_HOME, the same as on the cluster's nodes",
+    )
+
+
 class PipelineSubmitHook(SparkSubmitHook):
-    """The Spark provider's hook, with four things of its own.
+    """The Spark provider's hook, with five things of its own.
 
     * ``process_environment`` reaches the spark-submit process and nothing else. The base class turns ``env_vars`` into
       ``--conf`` arguments on Kubernetes and YARN, where everybody can read them.
@@ -42,15 +67,22 @@ class PipelineSubmitHook(SparkSubmitHook):
       SIGTERM closes the Spark session in the middle of a micro-batch.
     * :meth:`stop_driver` asks the Python driver to stop, so that it commits or rolls back, before anything is killed.
     * ``heard`` knows which retries a driver below this process has told of.
+    * A standalone cluster in cluster mode gets a driver that it takes, and nothing of this process's environment that
+      could be a secret.
+
+    ``deferred`` says that nobody waits for the driver here: ``post_submit_commands`` are not run after the submit.
     """
 
     process_environment: Mapping[str, str]
     heard: DriverLines
     application_name: str
     guard: subprocess.Popen[bytes] | None
+    deferred: bool
 
     @classmethod
-    def taking_over(cls, hook: SparkSubmitHook, *, application: Path, environment: Mapping[str, str]) -> Self:
+    def taking_over(
+        cls, hook: SparkSubmitHook, *, application: Path, environment: Mapping[str, str], deferred: bool = False
+    ) -> Self:
         """Return this kind of hook with everything that ``hook`` has resolved from its arguments and connection.
 
         :param application: the file that spark-submit runs; the driver is recognised by it.
@@ -61,6 +93,7 @@ class PipelineSubmitHook(SparkSubmitHook):
         taken.process_environment = environment
         taken.application_name = application.name
         taken.guard = None
+        taken.deferred = deferred
         taken.heard = DriverLines()
         return taken
 
@@ -72,13 +105,44 @@ class PipelineSubmitHook(SparkSubmitHook):
     @property
     def is_cluster_mode(self) -> bool:
         """Whether the driver runs on the cluster and not below this process."""
-        return bool(self._connection["deploy_mode"] == "cluster")
+        return bool(self.deploy_mode == "cluster")
+
+    @property
+    def deploy_mode(self) -> str | None:
+        """``client``, ``cluster``, or nothing said."""
+        found: str | None = self._connection["deploy_mode"]
+        return found
+
+    @property
+    def is_yarn(self) -> bool:
+        """Whether the cluster is YARN."""
+        return self.master.startswith("yarn")
+
+    @property
+    def is_kubernetes(self) -> bool:
+        """Whether the cluster is Kubernetes."""
+        return self.master.startswith("k8s")
+
+    @property
+    def is_standalone_cluster(self) -> bool:
+        """Whether the driver runs on a standalone cluster."""
+        return self.is_cluster_mode and self.master.startswith("spark://")
+
+    @property
+    def namespace(self) -> str | None:
+        """Where Kubernetes keeps the driver."""
+        found: str | None = self._connection["namespace"]
+        return found
 
     def submit(self, application: str = "", **kwargs: Any) -> str | None:
         """Run spark-submit in a process group of its own; see the base class."""
+        if self.is_standalone_cluster:
+            kwargs["env"] = {k: v for k, v in os.environ.items() if k.startswith(_FOR_THE_MASTER)}
+        self._post_submit_commands_done = self.deferred
         try:
             return super().submit(application, start_new_session=True, **kwargs)
         finally:
+            self._post_submit_commands_done = False
             if self._submit_sp is not None:
                 self._submit_sp.stdout.close()
 
@@ -89,7 +153,12 @@ class PipelineSubmitHook(SparkSubmitHook):
         command = super()._build_spark_submit_command(application)
         # The base class gives `_env` to the process that it starts next.
         self._env = {**self._python_environment(), **(self._env or {}), **self.process_environment}
-        return command
+        return self._by_python_runner(command, application) if self.is_standalone_cluster else command
+
+    def _by_python_runner(self, command: list[str], application: str) -> list[str]:
+        arguments = list(self._application_args or [])
+        options = command[: len(command) - len(arguments) - 1]
+        return [*options, "--class", _PYTHON_RUNNER, str(spark_core()), application, self._py_files or "", *arguments]
 
     def _python_environment(self) -> dict[str, str]:
         """A driver below this process uses this process's Python, which certainly has the package."""

@@ -8,7 +8,8 @@ from uuid import UUID, uuid4
 
 from airflow_etl_provider import metrics
 from airflow_etl_provider.hooks.ledger import LedgerHook
-from airflow_etl_provider.operators.streaming_pipeline import RUN_KEY, StreamingPipelineOperator
+from airflow_etl_provider.operators.deferrable_submit import RUN_KEY
+from airflow_etl_provider.operators.streaming_pipeline import StreamingPipelineOperator
 from airflow_etl_provider.run_report import RunReport
 from airflow_etl_provider.template_values import is_true, names, number_or_none
 from spark_jobs.contracts.config import PipelineConfig, require_supported

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk import AssetAlias
-from airflow.sdk.exceptions import AirflowException
 
-from airflow_etl_provider.assets import event_extra, target_alias, target_asset
+from airflow_etl_provider.assets import tell_target
 from airflow_etl_provider.breaker import TaskBreaker, WhenOpen, breaker_answers
 from airflow_etl_provider.credentials import (
     REDACTION_KEY,
@@ -22,23 +19,30 @@ from airflow_etl_provider.credentials import (
     redaction,
     require_cluster_credentials,
 )
+from airflow_etl_provider.deferral import require_ended, stop_deferred_run
+from airflow_etl_provider.deferred_run import DeferredRun
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.hooks.spark_driver import PipelineSubmitHook
+from airflow_etl_provider.operators.deferrable_submit import RUN_KEY, DeferrableSubmitOperator
 from airflow_etl_provider.outcome import airflow_errors, require_finished
 from airflow_etl_provider.run_report import RunReport
 from airflow_etl_provider.shipping import application_file, package_archive
-from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
+from airflow_etl_provider.submission import (
+    driver_arguments,
+    log_options,
+    read_pipeline,
+    require_deferrable,
+    require_durable,
+)
+from spark_jobs.contracts.config import PipelineConfig
 from spark_jobs.contracts.errors import ConfigError, EtlError
-from spark_jobs.contracts.log_settings import log_format, log_level
 from spark_jobs.contracts.run_request import RunRequest, RunResult
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-RUN_KEY = "etl_run_id"
 
-
-class StreamingPipelineOperator(SparkSubmitOperator):
+class StreamingPipelineOperator(DeferrableSubmitOperator):
     """Run a pipeline: new data since the last run, through Spark, into its PostgreSQL table, exactly once.
 
     The run is registered in the ledger before anything is submitted. From that moment no driver of an older run can
@@ -72,6 +76,9 @@ class StreamingPipelineOperator(SparkSubmitOperator):
     :param breaker_open: for a pipeline with a circuit breaker, when its target keeps failing: ``wait`` until it may be
         tried again, without a worker's slot, or ``skip``. No driver is started meanwhile; until when, and why, is in
         the task's log and in its XCom ``breaker``.
+
+    ``deferrable``, ``startup_timeout_seconds`` and ``poll_interval`` as :class:`DeferrableSubmitOperator`.
+
     :raises AirflowFailException: the pipeline, a connection, the table or the data must be changed first.
     :raises AirflowException: anything that a retry may cure.
     """
@@ -121,9 +128,8 @@ class StreamingPipelineOperator(SparkSubmitOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # the base class returns nothing
         """Register, submit, wait; return the run's result."""
-        report = self._report()
-        with airflow_errors(), breaker_answers(self.breaker_open, context), report.told():
-            config, log_options = self._load(), self._log_options()
+        with self._answering(context) as report:
+            config, logged = self._load(), log_options(self.log_format, self.log_level)
             report.pipeline_id = config.pipeline_id
             ledger = LedgerHook(
                 config.load.credential_id or "",
@@ -131,6 +137,7 @@ class StreamingPipelineOperator(SparkSubmitOperator):
                 connection_params=config.load.database_settings,
             )
             self._prepare_submit(config)
+            stop_deferred_run(context)
             new_id = str(uuid.uuid4())
             report.breaker = breaker = TaskBreaker(config, ledger, new_id)
             with breaker.watching():
@@ -139,22 +146,13 @@ class StreamingPipelineOperator(SparkSubmitOperator):
                     breaker.ask()
                     run_id = self._register(context, config, ledger, new_id)
             self._ledger, self._run_id = report.ledger, report.run_id = ledger, run_id
-            self.application_args = ["--run-id", run_id, "--credential", ledger.conn_id]
-            self.application_args += ["--tracker-schema", self.tracker_schema]
-            # What the connection lacks and the file has: the driver needs it before it can read the file's request.
-            for setting in config.load.database_settings.items():
-                self.application_args += ["--connection-param", "=".join(setting)]
-            self.application_args += log_options
+            self.application_args = [*driver_arguments(run_id, ledger), *logged]
             submit_error = self._submit(context)
+            if self._job_id is not None:
+                self.wait_in_triggerer(context, ledger, run_id, self._job_id)
             if isinstance(self._hook, PipelineSubmitHook):
                 report.heard = self._hook.heard
-            with breaker.watching(submit_error):
-                row = ledger.run(run_id)
-                breaker.require_closed(row, submit_error)
-                require_finished(row, run_id, submit_error)
-                result = ledger.result(run_id)
-            self._tell(context, config, ledger, result)
-            return self._outcome(ledger, result)
+            return self._ended(context, config, ledger, run_id, breaker, submit_error)
 
     def on_kill(self) -> None:
         """Ask the driver to stop, wait ``stop_grace_seconds``, take its right to commit away, kill it.
@@ -162,6 +160,9 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         In this order within Airflow's five seconds. Whatever is left undone when they are over, the next run's
         registration fences the driver.
         """
+        if self._resumed is not None:
+            self._resumed.stop()
+            return
         hook = self._hook
         if (
             isinstance(hook, PipelineSubmitHook)
@@ -181,64 +182,29 @@ class StreamingPipelineOperator(SparkSubmitOperator):
     # -- before the submit ------------------------------------------------------------------------------------------
 
     def _load(self) -> PipelineConfig:
-        variables = self._variables()
-        if isinstance(self.pipeline, Mapping):
-            config = PipelineConfig.from_json(self.pipeline, variables=variables)
-        else:
-            config = load_pipeline(Path(self.pipeline), variables)
-        require_supported(config)
-        trigger = config.streaming.trigger if config.streaming else None
-        if trigger is not None and trigger.endless and not self.run_forever:
-            raise ConfigError(
-                "The pipeline's trigger makes a run that never ends, and the task would never end",
-                found=f"triggerMode {trigger}",
-                expected="availablenow or once",
-                cure="change streamingConfigJson.triggerMode and schedule the DAG; or, for a task that is meant to run "
-                "for ever, set run_forever=True",
-            )
-        return config
-
-    def _variables(self) -> dict[str, str]:
-        given = self.variables
-        if isinstance(given, str):
-            try:
-                given = json.loads(given) if given.strip() else None
-            except json.JSONDecodeError as error:
-                raise ConfigError("`variables` is not JSON", found=str(error), expected='{"name": "value"}') from None
-        if given is not None and not isinstance(given, Mapping):
-            raise ConfigError("`variables` is not an object", found=type(given).__name__, expected='{"name": "value"}')
-        return {str(name): str(value) for name, value in (given or {}).items()}
-
-    def _log_options(self) -> list[str]:
-        # Only what was given: the rest is for the driver's own environment to say.
-        options: list[str] = []
-        if self.log_format:
-            options += ["--log-format", log_format(self.log_format, "log_format")]
-        if self.log_level:
-            options += ["--log-level", log_level(self.log_level, "log_level")]
-        return options
+        return read_pipeline(self.pipeline, self.variables, run_forever=self.run_forever)
 
     def _prepare_submit(self, config: PipelineConfig) -> None:
         connection(self.spark_conn_id, purpose="spark_conn_id")  # the base class would silently take "yarn"
         self.conf = {**(self.conf or {})}
         self.conf[REDACTION_KEY] = redaction(self.conf)
         self.application = str(application_file())
-        self.py_files = ",".join(filter(None, (self.py_files, str(package_archive()))))
+        hook = self._get_hook()
+        if not hook.is_standalone_cluster:  # its nodes have the package: they start the driver from it
+            self.py_files = ",".join(filter(None, (self.py_files, str(package_archive()))))
         self.name = self.name or f"etl {config.pipeline_id}"
         ids = credential_ids(config)
-        hook = self._get_hook()
+        if self.deferrable:
+            tracked, own_auth = self._yarn_track_via_rm_api, self._yarn_rm_auth is not None
+            require_deferrable(hook, self.conf, tracked=tracked, own_auth=own_auth)
+            # What makes the Spark provider let go of a driver on Kubernetes.
+            self._track_driver_via_k8s_api = hook.is_kubernetes
         if not hook.is_cluster_mode:
             self._environment = process_environment(ids)
             return
         require_cluster_credentials(ids, self.conf)
-        if hook.master.startswith("yarn") and self.durable and not self._yarn_track_via_rm_api:
-            raise ConfigError(
-                "A driver on YARN could not be found again after a lost worker",
-                found="durable=True (the default) without yarn_track_via_rm_api",
-                expected="a way to ask YARN about the driver, or no wish to",
-                cure="set yarn_track_via_rm_api=True, with yarn_resourcemanager_webapp_address in the Spark connection "
-                "(extra); or durable=False: a retry then starts a new run, which fences the old driver",
-            )
+        if self.durable:
+            require_durable(hook, tracked=self._yarn_track_via_rm_api)
 
     def _get_hook(self) -> PipelineSubmitHook:
         try:
@@ -249,7 +215,9 @@ class StreamingPipelineOperator(SparkSubmitOperator):
                 found=str(error),
                 cure="pip install apache-airflow-providers-cncf-kubernetes",
             ) from error
-        return PipelineSubmitHook.taking_over(hook, application=application_file(), environment=self._environment)
+        return PipelineSubmitHook.taking_over(
+            hook, application=application_file(), environment=self._environment, deferred=self.deferrable
+        )
 
     def _register(self, context: Context, config: PipelineConfig, ledger: LedgerHook, run_id: str) -> str:
         ti = context["ti"]
@@ -267,46 +235,46 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         self.log.info("Registered run %s of pipeline %s", request.run_id, config.pipeline_id)
         return request.run_id
 
-    def _run_to_wait_for(self, context: Context, ledger: LedgerHook) -> str | None:
-        """Return the run of a driver that a lost worker left running for this task, if it may still commit.
-
-        The Spark provider's stored job id alone does not tell a lost worker from a cleared task: it takes a job that
-        succeeded for the task's own and skips. The run's row does; for any other state the stored id is forgotten.
-        """
-        store = context.get("task_state_store")
-        if store is None or not (job := store.get(self.external_id_key)):
-            return None
-        run_id = store.get(RUN_KEY)
-        row = ledger.run(str(run_id)) if run_id else None
-        if row and row.is_newest and row.state in ("registered", "running"):
-            try:
-                if self.is_job_active(self.get_job_status(job, context)):
-                    return row.run_id
-            except Exception as error:  # noqa: BLE001 - whatever a cluster's client raises: a new run fences the old one
-                self.log.warning("No answer about %s, which run %s started: %s", job, row.run_id, error)
-        store.delete(self.external_id_key)
-        store.delete(self._K8S_DRIVER_STATUS_KEY)
-        return None
-
     def _report(self) -> RunReport:
         return RunReport("stream")
 
+    @contextmanager
+    def _answering(self, context: Context) -> Iterator[RunReport]:
+        """Turn what goes wrong in the block into Airflow's terms, and send metrics when the task ends with it."""
+        report = self._report()
+        with airflow_errors(), breaker_answers(self.breaker_open, context), report.told():
+            yield report
+
     # -- after it ---------------------------------------------------------------------------------------------------
 
-    def _submit(self, context: Context) -> str:
-        """Run spark-submit to its end; return what it said if it failed. Why, the driver has told the ledger."""
-        try:
-            super().execute(context)
-        except FileNotFoundError as error:
-            raise ConfigError(
-                "spark-submit cannot be started",
-                found=f"no '{error.filename}' on the worker's PATH",
-                expected="Spark's spark-submit",
-                cure="install pyspark where Airflow's worker runs, or put Spark's bin directory on its PATH",
-            ) from error
-        except (AirflowException, RuntimeError) as error:
-            return str(error)
-        return ""
+    def _resume(self, context: Context, run: DeferredRun, reason: BaseException | None) -> dict[str, Any]:
+        with self._answering(context) as report:
+            self._resumed, ledger = run, run.ledger
+            report.pipeline_id, report.ledger, report.run_id = run.pipeline_id, ledger, run.run_id
+            if self.post_submit_commands:
+                self._get_hook()._run_post_submit_commands()
+            require_ended(context, run, reason)
+            config = PipelineConfig.from_json(ledger.request(run.run_id).config)
+            report.pipeline_id = config.pipeline_id
+            report.breaker = breaker = TaskBreaker(config, ledger, run.run_id)
+            return self._ended(context, config, ledger, run.run_id, breaker)
+
+    def _ended(
+        self,
+        context: Context,
+        config: PipelineConfig,
+        ledger: LedgerHook,
+        run_id: str,
+        breaker: TaskBreaker,
+        submit_error: str = "",
+    ) -> dict[str, Any]:
+        with breaker.watching(submit_error):
+            row = ledger.run(run_id)
+            breaker.require_closed(row, submit_error)
+            require_finished(row, run_id, submit_error)
+            result = ledger.result(run_id)
+        self._tell(context, config, ledger, result)
+        return self._outcome(ledger, result)
 
     def _outcome(self, ledger: LedgerHook, result: RunResult) -> dict[str, Any]:  # noqa: ARG002 - others ask the ledger
         return result.model_dump(mode="json")
@@ -315,12 +283,5 @@ class StreamingPipelineOperator(SparkSubmitOperator):
         self.log.info(
             "Run %s: %d batches, rows %s, ledger %s", result.run_id, result.batches, result.rows, result.ledger
         )
-        if not result.rows.get("written"):
-            return
-        database, table = ledger.database, config.load.target
-        asset = target_asset(database, table.schema, table.table)
-        alias = next((o for o in self.outlets if isinstance(o, AssetAlias)), None)
-        if alias is None:
-            alias = target_alias(config.pipeline_id)
-            self.outlets = [*self.outlets, alias]
-        context["outlet_events"][alias].add(asset, extra=event_extra(result))
+        if result.rows.get("written"):
+            tell_target(self, context, config, ledger.database, result)

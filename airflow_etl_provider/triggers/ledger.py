@@ -62,6 +62,10 @@ class LedgerTrigger(BaseTrigger):
         path = f"{type(self).__module__}.{type(self).__qualname__}"
         return path, {name: getattr(self, name) for name in names}
 
+    def ledger(self) -> LedgerHook:
+        """Return the ledger that is looked at."""
+        return LedgerHook(self.ledger_conn_id, schema=self.tracker_schema)
+
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until it holds."""
         refused_since: float | None = None
@@ -88,7 +92,7 @@ class LedgerTrigger(BaseTrigger):
 
     async def _waited(self) -> TriggerEvent:
         condition = registry.from_json(self.condition)
-        hook = LedgerHook(self.ledger_conn_id, schema=self.tracker_schema)
+        hook = self.ledger()
         # Airflow is asked for the connection, and would block the triggerer's loop meanwhile.
         database = await sync_to_async(lambda: hook.database)()
         async with watching(database) as watch, watch.subscribed(condition.pipeline) as changed:

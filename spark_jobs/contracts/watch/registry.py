@@ -12,12 +12,22 @@ from spark_jobs.contracts.watch.condition import Condition
 from spark_jobs.contracts.watch.freshness import Freshness
 from spark_jobs.contracts.watch.query_progress import QueryProgress
 from spark_jobs.contracts.watch.retention_risk import RetentionRisk
+from spark_jobs.contracts.watch.run_ended import RunEnded
 from spark_jobs.contracts.watch.source_lag import SourceLag
 from spark_jobs.contracts.watch.watermark import WatermarkReached
 
 _CONDITIONS: Final[Mapping[str, type[Condition]]] = {
     kind.__name__: kind
-    for kind in (BatchGaps, Freshness, LedgerBalance, QueryProgress, RetentionRisk, SourceLag, WatermarkReached)
+    for kind in (
+        BatchGaps,
+        Freshness,
+        LedgerBalance,
+        QueryProgress,
+        RetentionRisk,
+        RunEnded,
+        SourceLag,
+        WatermarkReached,
+    )
 }
 
 
