@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 from dataclasses import dataclass
 from typing import Final
 
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
-from airflow.utils.log.logging_mixin import LoggingMixin
 
 from spark_jobs.contracts.errors import EtlError
+
+log = logging.getLogger(__name__)
 
 # Airflow gives a trigger's on_kill 30 seconds in all, and the ledger has its part of them.
 _KILLED_WITHIN_SECONDS: Final = 20
 
 
 @dataclass(frozen=True)
-class ClusterDriver(LoggingMixin):
+class ClusterDriver:
     """The driver of one submission.
 
     :param spark_conn_id: Airflow connection to the cluster.
@@ -67,7 +69,7 @@ class ClusterDriver(LoggingMixin):
         said = f"{told.stdout}\n{told.stderr}".strip()
         if told.returncode != 0 or _refused(told.stdout):
             raise self._not_killed(said[-500:])
-        self.log.info("The cluster was told to kill %s", self.job_id)
+        log.info("The cluster was told to kill %s", self.job_id)
 
     def _not_killed(self, found: str) -> EtlError:
         return EtlError(

@@ -50,6 +50,7 @@ class DeferrableSubmitOperator(SparkSubmitOperator):
         self.startup_timeout_seconds = startup_timeout_seconds
         self.poll_interval = poll_interval
         self._job_id: str | None = None
+        self._resumed: DeferredRun | None = None
 
     def _submit(self, context: Context) -> str:
         """Run spark-submit to its end; return what it said if it failed. Why, the driver has told the ledger."""
