@@ -195,6 +195,8 @@ def _settings(home: Path, dags: Path, port: int, metadata: str | None) -> dict[s
             "base_log_folder": str(home / "logs"),
         },
         "scheduler": {"enable_health_check": "False"},
+        # On a busy machine the API server's first answer may take longer than the five seconds that there are else.
+        "workers": {"execution_api_timeout": "60"},
     }
     if metadata is not None:
         sections["database"] = {"sql_alchemy_conn": metadata}

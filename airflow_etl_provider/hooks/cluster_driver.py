@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 import subprocess
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 
 # Airflow gives a trigger's on_kill 30 seconds in all, and the ledger has its part of them.
 _KILLED_WITHIN_SECONDS: Final = 20
+# Of the master's answer, which is JSON, alone or among spark-submit's lines.
+_REFUSED: Final = re.compile(r'"success"\s*:\s*false')
+_GONE: Final = re.compile(r"has already finished or does not exist")
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,12 @@ class ClusterDriver:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise self._not_killed(str(error)) from error
         said = f"{told.stdout}\n{told.stderr}".strip()
-        if told.returncode != 0 or _refused(told.stdout):
+        if _GONE.search(said):
+            log.info("The driver %s had ended before", self.job_id)
+        elif told.returncode != 0 or _REFUSED.search(said):
             raise self._not_killed(said[-500:])
-        log.info("The cluster was told to kill %s", self.job_id)
+        else:
+            log.info("The cluster was told to kill %s", self.job_id)
 
     def _not_killed(self, found: str) -> EtlError:
         return EtlError(
@@ -79,12 +85,3 @@ class ClusterDriver:
             cure="set spark.master.rest.enabled on the master, and rest-port in the Spark connection's extra; the "
             "driver cannot commit any more, and ends when it notices",
         )
-
-
-def _refused(answer: str) -> bool:
-    start = answer.find("{")
-    try:
-        return start < 0 or json.loads(answer[start:]).get("success") is not True
-    except ValueError:
-        # spark-submit says it in lines of its own, and by its exit code.
-        return False

@@ -138,11 +138,13 @@ class PipelineSubmitHook(SparkSubmitHook):
         """Run spark-submit in a process group of its own; see the base class."""
         if self.is_standalone_cluster:
             kwargs["env"] = {k: v for k, v in os.environ.items() if k.startswith(_FOR_THE_MASTER)}
-        self._post_submit_commands_done = self.deferred
+        if self.deferred:
+            self._post_submit_commands_done = True
         try:
             return super().submit(application, start_new_session=True, **kwargs)
         finally:
-            self._post_submit_commands_done = False
+            if self.deferred:
+                self._post_submit_commands_done = False
             if self._submit_sp is not None:
                 self._submit_sp.stdout.close()
 

@@ -12,12 +12,13 @@ from typing import Any, Self
 class MasterRest:
     """Answers as Spark 4.2 does; a context manager.
 
-    ``state`` is that of every driver; ``killed`` has the ids of drivers that were to be killed, in order.
+    ``state`` is that of every driver; ``killed`` has the ids of drivers that were to be killed, in order;
+    ``refuses`` is why they are not.
     """
 
     def __init__(self) -> None:
         self.state = "RUNNING"
-        self.refuses = False
+        self.refuses = ""
         self.killed: list[str] = []
         rest = self
 
@@ -27,7 +28,7 @@ class MasterRest:
 
             def do_POST(self) -> None:
                 rest.killed.append(self.path.rpartition("/")[2])
-                self._answer({"success": not rest.refuses, "message": "told"})
+                self._answer({"success": not rest.refuses, "message": rest.refuses or "submitted"})
 
             def _answer(self, value: dict[str, Any]) -> None:
                 body = json.dumps(value).encode()

@@ -77,9 +77,7 @@ def finish(rows: LedgerRows, run_id: str = "r1", state: Any = "finished") -> Non
 
 def register(rows: LedgerRows, run_id: str) -> None:
     with contextlib.closing(connect(rows.connection, application_name="test")) as conn:
-        runs.register_run(
-            conn, "etl", RunRequest(run_id=run_id, pipeline_id="orders", config={}, started_by="test")
-        )
+        runs.register_run(conn, "etl", RunRequest(run_id=run_id, pipeline_id="orders", config={}, started_by="test"))
 
 
 @pytest.mark.parametrize("state", ["finished", "failed", "stopped"])
@@ -200,14 +198,21 @@ def test_a_ledger_that_is_away_does_not_keep_the_driver_alive(
     assert master.killed == ["driver-1"]
 
 
+@pytest.mark.parametrize(
+    ("why", "may_run"),
+    [("Not the leader", True), ("Driver driver-1 has already finished or does not exist", False)],
+    ids=["refused", "ended before"],
+)
 def test_a_cluster_that_refuses_is_told_of(
     rows: LedgerRows,
     master: MasterRest,
     airflow_says: Callable[[Any], None],
     caplog: pytest.LogCaptureFixture,
+    why: str,
+    may_run: bool,
 ) -> None:
     airflow_says(Airflow("failed"))
-    master.refuses = True
+    master.refuses = why
     run(trigger().on_kill())
     assert rows.sql(STATE, "r1") == [("fenced",)]
-    assert "driver-1 of run r1 may still run" in caplog.text
+    assert ("driver-1 of run r1 may still run" in caplog.text) == may_run
