@@ -40,25 +40,27 @@ def gave_up(event: Mapping[str, Any]) -> BaseException | None:
 
 
 def require_ended(context: Context, run: DeferredRun, reason: BaseException | None) -> None:
-    """Return if the run has ended by itself; else stop it.
+    """Return if the run has ended by itself, or a newer one has fenced it; whatever else is left of it is stopped.
 
     :param reason: why it is not waited for any longer; None when it has ended. Raised when it has not.
     """
+    stop_unless_ended(context, run)
+    # It may have been quicker than its end.
     if reason is not None and not _has_ended(run):
-        stopped = run.stop()
-        # It may have been quicker.
-        if not _has_ended(run):
-            if stopped:
-                DeferredRun.forget(context)
-            raise reason
-    DeferredRun.forget(context)
+        raise reason
+
+
+def stop_unless_ended(context: Context, run: DeferredRun) -> None:
+    """See that nothing of the run is left, and forget it; where the cluster does not answer, the next try does it."""
+    if _has_ended(run) or run.stop():
+        DeferredRun.forget(context)
 
 
 def stop_deferred_run(context: Context) -> None:
     """Stop the run of an earlier try that nobody has seen to its end: the task was cleared while no triggerer lived."""
     run = DeferredRun.of_task(context)
-    if run is not None and (_has_ended(run) or run.stop()):
-        DeferredRun.forget(context)
+    if run is not None:
+        stop_unless_ended(context, run)
 
 
 def _has_ended(run: DeferredRun) -> bool:

@@ -22,6 +22,7 @@ from master_rest import MasterRest
 from requests.auth import HTTPBasicAuth
 
 from airflow_etl_provider.deferred_run import STATE_KEY
+from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.operators.streaming_pipeline import StreamingPipelineOperator
 from airflow_etl_provider.triggers.pipeline_run import PipelineRunTrigger
 from spark_jobs.contracts.run_request import RunResult
@@ -301,14 +302,40 @@ def test_a_driver_that_a_lost_worker_left_is_waited_for_without_a_second_submit(
     assert master.killed == []
 
 
-def test_a_task_that_is_killed_while_it_goes_on_stops_its_driver(
+def test_a_run_that_a_newer_one_has_fenced_leaves_no_driver(
     context: Any, pipeline: dict[str, Any], master: MasterRest, submit: Path, rows: LedgerRows
 ) -> None:
-    op = operator(pipeline)
-    let_go = deferred(op, context)
-    resumed = operator(pipeline)
-    with pytest.raises(AirflowException, match="never started"):
-        resumed.resume_execution("execute_complete", {**(let_go.kwargs or {}), "event": seen()}, context)
-    resumed.on_kill()
-    assert states(rows) == ["fenced"]
+    let_go = deferred(operator(pipeline), context)
+    request = LedgerHook("warehouse").request(let_go.trigger.serialize()[1]["run"]["run_id"])
+    LedgerHook("warehouse").register(request.model_copy(update={"run_id": "newer"}))
+    with pytest.raises(AirflowException, match="a newer run of the pipeline was started"):
+        resume(let_go, pipeline, context, seen())
     assert master.killed == [JOB]
+    assert states(rows) == ["fenced", "registered"]
+    assert rows.sql("SELECT newest_run_id FROM etl.pipeline") == [("newer",)]
+
+
+def test_a_task_that_is_killed_while_it_goes_on_has_its_driver_killed(
+    context: Any, pipeline: dict[str, Any], master: MasterRest, submit: Path, rows: LedgerRows
+) -> None:
+    let_go = deferred(operator(pipeline), context)
+    end(rows)
+    resumed = operator(pipeline)
+    resumed.resume_execution("execute_complete", {**(let_go.kwargs or {}), "event": seen()}, context)
+    assert master.killed == []
+    resumed.on_kill()
+    assert master.killed == [JOB]
+
+
+def test_a_cluster_that_does_not_answer_is_asked_again_by_the_next_try(
+    context: Any, pipeline: dict[str, Any], master: MasterRest, submit: Path, rows: LedgerRows
+) -> None:
+    let_go = deferred(operator(pipeline), context)
+    master.refuses = "Not the leader"
+    with pytest.raises(AirflowException, match="silent"):
+        resume(let_go, pipeline, context, seen("silent"))
+    assert states(rows) == ["fenced"]
+    master.refuses = ""
+    deferred(operator(pipeline), context)
+    assert master.killed == [JOB, JOB]
+    assert states(rows) == ["fenced", "registered"]
