@@ -6,6 +6,8 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
 from airflow_etl_provider.deferred_run import DeferredRun
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.triggers.ledger import LedgerTrigger
@@ -86,9 +88,6 @@ class PipelineRunTrigger(LedgerTrigger):
         return row is None or row.is_newest
 
     def _task_state(self) -> str | None:
-        # Not with the operator, whose DAG file is read often: it brings all that runs a task.
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # noqa: PLC0415
-
         task = self.task_instance
         if task is None:
             raise EtlError("The trigger belongs to no task")
