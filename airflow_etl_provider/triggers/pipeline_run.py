@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -63,11 +64,18 @@ class PipelineRunTrigger(LedgerTrigger):
 
     async def on_kill(self) -> None:
         """Stop the run, unless the task still waits for it: then this triggerer alone has lost the trigger."""
-        # In threads of their own: all of it blocks, and other triggers wait for the one that `sync_to_async` shares.
-        if await asyncio.to_thread(self._still_waited_for):
+        # Until this returns, Airflow cancels it again with each turn of its loop, about once a second. A thread is not
+        # cancelled; and what it asks of others, it may block for.
+        work = asyncio.ensure_future(asyncio.to_thread(self._stop_unless_waited_for))
+        while not work.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(work)
+
+    def _stop_unless_waited_for(self) -> None:
+        if self._still_waited_for():
             self.log.info("Run %s is still waited for; another triggerer has taken over", self.deferred.run_id)
-            return
-        await asyncio.to_thread(self.deferred.stop)
+        else:
+            self.deferred.stop()
 
     def _still_waited_for(self) -> bool:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -187,6 +188,42 @@ def test_a_cleared_task_that_waits_again_does_not_spare_the_driver_of_the_try_be
     assert master.killed == ["driver-1"]
     # The newer run's right is its own.
     assert rows.sql("SELECT newest_run_id FROM etl.pipeline") == [("r2",)]
+
+
+class Slow(Airflow):
+    """Answers when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__("failed")
+        self.asked, self.may_answer = threading.Event(), threading.Event()
+
+    def send(self, message: GetTaskStates) -> TaskStatesResult:
+        self.asked.set()
+        assert self.may_answer.wait(PATIENCE)
+        return super().send(message)
+
+
+def test_airflow_that_cancels_again_and_again_keeps_no_driver_alive(
+    rows: LedgerRows, master: MasterRest, airflow_says: Callable[[Any], None]
+) -> None:
+    """Until ``on_kill`` returns, Airflow 3.3 cancels it with each turn of the triggerer's loop."""
+    airflow = Slow()
+    airflow_says(airflow)
+
+    async def work() -> None:
+        killing = asyncio.create_task(asyncio.wait_for(trigger().on_kill(), 30))
+        await asyncio.to_thread(airflow.asked.wait, PATIENCE)
+        for _ in range(3):
+            killing.cancel()
+            await asyncio.sleep(0.05)
+        airflow.may_answer.set()
+        await asyncio.wait([killing])
+        while not master.killed:
+            await asyncio.sleep(0.02)
+
+    run(work())
+    assert master.killed == ["driver-1"]
+    assert rows.sql(STATE, "r1") == [("fenced",)]
 
 
 def test_a_ledger_that_is_away_does_not_keep_the_driver_alive(

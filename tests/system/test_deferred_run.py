@@ -133,7 +133,7 @@ def test_who_takes_over_harms_nobody_and_who_kills_stops_the_driver(deferred: De
     airflow.wait_task(name, run_id, TASK, "deferred", seconds=300)
     wait_for(lambda: deferred.written(name, 1), "the first row", 300)
 
-    hand_over(site, lambda: "another triggerer has taken over" in deferred.log(name, run_id))
+    hand_over(site, lambda: "trigger completed" in deferred.log(name, run_id))
     site.add_lines(name, 2)
     wait_for(lambda: deferred.written(name, 1, 2), "a row after the trigger was taken over", 120)
     assert deferred.state(name, run_id) == "deferred"
@@ -169,4 +169,4 @@ def hand_over(site: Site, happened: Callable[[], bool]) -> None:
 
         others = wait_for(lambda: set(alive()) - set(triggers()) if triggers() else None, "a second triggerer", 120)
         metadata.execute("UPDATE trigger SET triggerer_id = %s", others.pop())
-        wait_for(happened, "the first triggerer's notice", 60)
+        wait_for(happened, "the end of the first triggerer's trigger", 120)
