@@ -93,7 +93,8 @@ class BatchGaps(Condition):
     :param since: only micro-batches that were committed at this time or later; all that the ledger has without it.
     :param last: the same as an age, by the server's clock. One of both, or none.
     :param excuse: kinds of missing source rows that are named and not complained of: ``compaction``, where nothing was
-        lost; ``retention`` and ``partition_gone``, where rows were lost that nobody can read any more.
+        lost; ``retention`` and ``partition_gone``, where rows were lost that nobody can read any more; ``rolled_back``,
+        where a person accepted that a part of a batch is missing.
     """
 
     title: ClassVar[str] = "A check for gaps"
