@@ -8,6 +8,7 @@ has got to. No stream is shared: each trigger has one of its own.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -234,7 +235,7 @@ class _CommitStream(SharedStreamProducer, LoggingMixin):
                 async for wish in self._from_ledger():
                     yield wish, wish
             except Exception as error:  # noqa: BLE001 - an asset that nobody watches any more would stay silent for ever
-                self._say(f"{self._pipeline}: commits cannot be watched, trying again: {error}")
+                self._say(f"{self._pipeline}: commits cannot be watched, trying again: {error}", logging.WARNING)
             # A connection that was changed is looked up again.
             self._hook = LedgerHook(self._hook.conn_id, schema=self._hook.schema)
             await asyncio.sleep(_AGAIN_SECONDS)
@@ -322,10 +323,10 @@ class _CommitStream(SharedStreamProducer, LoggingMixin):
             except EtlError as error:
                 if not error.retryable:
                     raise
-                self._say(str(error))
+                self._say(f"{self._pipeline}: asking again: {error}", logging.WARNING)
             await asyncio.sleep(min(self._poll_seconds, _AGAIN_SECONDS))
 
-    def _say(self, message: str) -> None:
+    def _say(self, message: str, level: int = logging.INFO) -> None:
         if message != self._said:
-            self.log.info("%s", message)
+            self.log.log(level, "%s", message)
         self._said = message

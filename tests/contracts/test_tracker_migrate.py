@@ -53,6 +53,7 @@ def test_from_nothing_and_again(conn):
         "run_retry", "circuit_breaker", "circuit_breaker_probe", "circuit_breaker_event",
         "batch_retention", "batch_file_retained",
         "query_progress",
+        "complete_partition",
     }  # fmt: skip
 
 

@@ -172,7 +172,9 @@ def test_every_commit_is_told_exactly_once_whenever_one_looks(
 ) -> None:
     """A stretch is an epoch: one query commits some batches in it."""
     watched.sql("TRUNCATE etl.batch_tracker CASCADE")
-    expected, seen, position, committed, next_batch = [], [], Position(), 0, dict.fromkeys("abc", 0)
+    expected: list[tuple[str, int]] = []
+    seen: list[tuple[str, int]] = []
+    position, committed, next_batch = Position(), 0, dict.fromkeys("abc", 0)
 
     def look(position: Position) -> Position:
         while (found := after(watched, position)).done:
