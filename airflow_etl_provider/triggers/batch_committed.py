@@ -39,7 +39,6 @@ class _Sent(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    id: str
     after: Position
     end: Position
 
@@ -90,9 +89,9 @@ def _behind(cursor: _Cursor) -> tuple[int, int]:
 class BatchCommittedTrigger(BaseEventTrigger):
     """Tells of a pipeline's commits, each at least once, in the order of the commits.
 
-    An event is about every commit since the event before, of one query, and the next one is sent when Airflow has
-    stored it, about six seconds later. So a single commit has an event of its own, while a burst, or what was committed
-    during a pause, has a few events and not ten thousand DAG runs. Its payload
+    An event is about the commits since the event before, of one query and ten thousand at most. The next one is sent
+    when Airflow has stored it, about six seconds later. So a single commit has an event of its own, while a burst, or
+    what was committed during a pause, has a few events and not ten thousand DAG runs. Its payload
     (``triggering_asset_events[…].extra["payload"]``) is the value of
     :class:`~spark_jobs.contracts.watch.commits.CommitsAfter`: a range of batches with rows, offsets, watermark and
     event times.
@@ -271,7 +270,7 @@ class _CommitStream(SharedStreamProducer, LoggingMixin):
                     seen = await self._once_more(watch, sent)
                 # Else the ledger has nothing of what was told, or was about to be.
                 if seen.done:
-                    tell = _Tell({**seen.value, "id": sent.id})
+                    tell = _Tell(seen.value)
                     yield tell
                     await tell.stored.wait()
                     await asyncio.sleep(_SETTLED_SECONDS)
@@ -309,7 +308,7 @@ class _CommitStream(SharedStreamProducer, LoggingMixin):
             value = seen.value
             end = Position(epoch=value["epoch"], batch_id=value["last_batch_id"], query_id=value["query_id"])
             if value["rows"] or self._empty_batches:
-                return seen, _Sent(id=value["id"], after=Position(**value["after"]), end=end)
+                return seen, _Sent(after=Position(**value["after"]), end=end)
             after = end
 
     async def _answer(self, watch: LedgerWatch, condition: Condition) -> Seen:

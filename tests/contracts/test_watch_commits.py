@@ -14,6 +14,7 @@ from spark_jobs.contracts.cleanup import MINIMUM_BATCHES, CleanupRequest
 from spark_jobs.contracts.tracker import statements as st
 from spark_jobs.contracts.tracker.cleanup import clean
 from spark_jobs.contracts.tracker.connect import raw
+from spark_jobs.contracts.watch import commits
 from spark_jobs.contracts.watch.commits import CommitsAfter, NewestCommit, Position
 from spark_jobs.contracts.watch.condition import LedgerView, Seen
 
@@ -114,6 +115,14 @@ def test_checkpoints_are_told_one_after_the_other(watched: Watched) -> None:
         "orders/q2/0-1",
         "orders/q/3-4",
     ]
+
+
+def test_very_many_are_told_piece_by_piece(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "_MOST_BATCHES", 3)
+    watched.batches(0, 1, 2, 3)
+    watched.query("q2")
+    watched.batches(0, 1, query_id="q2", epoch=2)
+    assert told(watched, Position()) == ["orders/q/0-2", "orders/q/3-3", "orders/q2/0-1"]
 
 
 def test_a_range_is_told_once_more_as_it_was(watched: Watched) -> None:

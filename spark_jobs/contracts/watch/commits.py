@@ -41,21 +41,24 @@ SELECT EXISTS (SELECT FROM {schema}.batch_tracker WHERE pipeline_id = %(pipeline
     OR EXISTS (SELECT FROM {schema}.batch_retention WHERE pipeline_id = %(pipeline)s AND query_id = %(query_id)s
                AND removed_through_batch >= %(batch_id)s)"""
 
-# One query's batches, up to where another query's begin.
+# One query's batches, up to where another query's begin; a look that takes long keeps others waiting.
+_MOST_BATCHES: Final = 10_000
 _NEXT: Final = f"""
-WITH one AS (
-    SELECT query_id, epoch FROM {{schema}}.batch_tracker
+WITH following AS (
+    SELECT epoch, batch_id, query_id, run_id, processed_at, record_count, source_rows, watermark, event_time_min,
+           event_time_max, start_offsets, end_offsets
+    FROM {{schema}}.batch_tracker
     WHERE pipeline_id = %(pipeline)s AND (epoch, batch_id) > (%(epoch)s, %(batch_id)s)
-    ORDER BY epoch, batch_id LIMIT 1
-), other AS (
-    SELECT min(b.epoch) AS epoch FROM {{schema}}.batch_tracker b, one
-    WHERE b.pipeline_id = %(pipeline)s AND b.epoch > one.epoch AND b.query_id <> one.query_id
-), told AS (
-    SELECT b.* FROM {{schema}}.batch_tracker b, one, other
-    WHERE b.pipeline_id = %(pipeline)s AND b.query_id = one.query_id
-      AND (b.epoch, b.batch_id) > (%(epoch)s, %(batch_id)s) AND (other.epoch IS NULL OR b.epoch < other.epoch)
       AND (%(through_epoch)s::bigint IS NULL
-           OR (b.epoch, b.batch_id) <= (%(through_epoch)s::bigint, %(through_batch)s::bigint))
+           OR (epoch, batch_id) <= (%(through_epoch)s::bigint, %(through_batch)s::bigint))
+    ORDER BY epoch, batch_id LIMIT %(most)s
+), one AS (
+    SELECT query_id FROM following ORDER BY epoch, batch_id LIMIT 1
+), other AS (
+    SELECT min(following.epoch) AS epoch FROM following, one WHERE following.query_id <> one.query_id
+), told AS (
+    SELECT following.* FROM following, one, other
+    WHERE following.query_id = one.query_id AND (other.epoch IS NULL OR following.epoch < other.epoch)
 ), books AS (
     SELECT query_id, min(batch_id) AS first_batch_id, max(batch_id) AS last_batch_id, count(*) AS batches,
            sum(record_count)::bigint AS rows, sum(source_rows)::bigint AS source_rows,
@@ -91,12 +94,12 @@ class NewestCommit(Condition):
 class CommitsAfter(Condition):
     """Holds when something was committed after a position.
 
-    The value tells of all such commits of one query, the oldest one's: ``id`` (pipeline/query/first-last batch),
-    ``pipeline``, ``after`` (the position before), ``query_id``, ``first_batch_id``, ``last_batch_id``, ``batches``,
-    ``rows`` (written), ``source_rows``, ``start_offsets``, ``end_offsets``, ``watermark``, ``event_time_min``,
-    ``event_time_max``, and of the last one ``committed_at``, ``run_id`` and ``epoch``. Times are ISO 8601 in UTC. What
-    a cleanup has removed since belongs to the range: ``removed_through_batch_id`` is its last batch, else None; figures
-    and times are those of what is left.
+    The value tells of such commits of one query, the oldest one's, and of ten thousand at most: ``id``
+    (pipeline/query/first-last batch), ``pipeline``, ``after`` (the position before), ``query_id``, ``first_batch_id``,
+    ``last_batch_id``, ``batches``, ``rows`` (written), ``source_rows``, ``start_offsets``, ``end_offsets``,
+    ``watermark``, ``event_time_min``, ``event_time_max``, and of the last one ``committed_at``, ``run_id`` and
+    ``epoch``. Times are ISO 8601 in UTC. What a cleanup has removed since belongs to the range:
+    ``removed_through_batch_id`` is its last batch, else None; figures and times are those of what is left.
 
     A position that the ledger does not know any more belongs to another ledger (restored, or made anew): then the look
     is from the beginning, and the message says so.
@@ -135,6 +138,7 @@ class CommitsAfter(Condition):
             "pipeline": self.pipeline,
             "epoch": after.epoch,
             "batch_id": after.batch_id,
+            "most": _MOST_BATCHES,
             "through_epoch": self.through.epoch if self.through else None,
             "through_batch": self.through.batch_id if self.through else None,
         }
