@@ -12,12 +12,15 @@ from datetime import timedelta
 from pathlib import Path
 
 from airflow.sdk import DAG
+from airflow.sdk.definitions.deadline import DeadlineAlert
 
 from airflow_etl_provider.dag_files import PipelineFile, dags_from_files
 from airflow_etl_provider.operators.streaming_pipeline import StreamingPipelineOperator
 
 # pipelineId: anything that DAG(schedule=…) takes. Those not named here run when they are triggered.
 SCHEDULES: dict[str, str] = {}
+# pipelineId: late_run_alert(pipelineId, within=timedelta(minutes=30), notifier=…): who is told of a run that is late.
+DEADLINES: dict[str, DeadlineAlert] = {}
 
 
 def build(file: PipelineFile) -> DAG:
@@ -30,6 +33,7 @@ def build(file: PipelineFile) -> DAG:
         params=file.params,
         schedule=SCHEDULES.get(file.dag_id),
         catchup=False,
+        deadline=DEADLINES.get(file.dag_id),
         max_active_runs=1,  # a second run would only fence the first
         default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},  # for what passes; what cannot is not retried
     ) as dag:

@@ -44,6 +44,7 @@ class Airflow(AirflowApi):
     ) -> None:
         self.home = home
         self.dags = dags or home / "dags"
+        self.plugins = home / "plugins"
         self.port = free_port()
         self.environ = {
             **_without_airflow(spark_environ()),
@@ -90,7 +91,9 @@ class Airflow(AirflowApi):
 
         :raises SandboxError: they do not within ``seconds``.
         """
-        self.dags.mkdir(parents=True, exist_ok=True)
+        # Python does not see a folder of modules that was not there when it began.
+        for folder in (self.dags, self.plugins):
+            folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "airflow", "standalone"]
         self._process = ServerProcess("Airflow", [*command], log=self.log, environ=self.environ, cwd=self.home)
         self._process.wait_until(self.is_healthy, seconds=seconds)

@@ -28,6 +28,7 @@ from spark_jobs.contracts.tracker.orphans import sweep_orphans
 from spark_jobs.contracts.tracker.queries import summarise_run
 from spark_jobs.contracts.tracker.replays import read_summary, release, replay_request
 from spark_jobs.contracts.tracker.retire import retire_run
+from spark_jobs.contracts.tracker.run_state import RunLife, newest_run_life
 from spark_jobs.contracts.tracker.runs import register_run
 from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen
 from spark_jobs.contracts.watch.health import Finding, Thresholds, examine, pipelines
@@ -129,6 +130,14 @@ class LedgerHook(BaseHook):
         with closing(self.get_conn()) as conn, classified("Reading the run's row"):
             row = query(conn, self.schema, _READ_RUN, {"run_id": run_id}).fetchone()
         return RunRow(run_id, row[0], row[1], row[2], bool(row[3])) if row else None
+
+    def newest_run(self, pipeline_id: str) -> RunLife:
+        """Return how a pipeline's newest run is; ``never_started`` where the ledger knows none.
+
+        :raises LedgerVersionError: the ledger is missing, or of another version.
+        """
+        with self._checked() as conn:
+            return newest_run_life(conn, self.schema, pipeline_id)
 
     def replay_request(self, replay: ReplayRequest, *, started_by: str) -> RunRequest:
         """Return the request of a run that replays, by the configuration of the pipeline's newest run.

@@ -20,7 +20,8 @@ class BatchGapSensor(LedgerSensor):
     :param since: look at micro-batches from this time on, by their commit; ISO 8601 with a zone. (templated)
     :param last: look at micro-batches as young as this, a timedelta or a text such as ``2 days``; all of them without
         ``since`` and ``last``. (templated)
-    :param excuse: which kinds of missing source rows do not fail: of ``compaction``, ``retention``, ``partition_gone``.
+    :param excuse: which kinds of missing source rows do not fail: of ``compaction``, ``retention``,
+        ``partition_gone``, ``rolled_back``.
 
     The others as :class:`~airflow_etl_provider.sensors.ledger.LedgerSensor`.
     """

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 
 # Airflow's own limit for a deferral is for a triggerer that is gone: ours comes first, and says what was seen.
 _BACKSTOP = timedelta(minutes=2)
+_LEAST_POLL_SECONDS = 1.0
 
 
 class LedgerSensor(BaseSensorOperator):
     """Wait for a condition over a pipeline's ledger.
 
-    Each look is in the task's log, and a timeout says what was seen last. A condition that can never hold fails the
+    Each look is in the task's log, and a timeout says what was seen last. A database, or a source, that does not answer
+    is asked again. A condition that can never hold fails the
     task at once, without retries; ``soft_fail`` skips it instead. The result (XCom) is what was seen.
 
     :param pipeline: the pipeline's id. (templated)
@@ -85,7 +87,7 @@ class LedgerSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Look once; then poke, or wait in the triggerer."""
         if self.deferrable:
-            seen = self._look_softly()
+            seen = self._first_look()
             return seen.value if seen.done else self._defer()
         try:
             return super().execute(context)
@@ -93,8 +95,8 @@ class LedgerSensor(BaseSensorOperator):
             raise AirflowSensorTimeout(f"{timeout} Last seen: {self._last_message}") from timeout
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - Airflow's signature
-        """Look once."""
-        seen = self._look()
+        """Look once. A database, or a source, that does not answer is asked again at the next interval."""
+        seen = self._look_patiently()
         return PokeReturnValue(is_done=seen.done, xcom_value=seen.value if seen.done else None)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
@@ -115,14 +117,21 @@ class LedgerSensor(BaseSensorOperator):
         self.log.info("%s", seen.message)
         return seen
 
-    def _look_softly(self) -> Seen:
-        # What Airflow does around each poke; what passes is waited for in the triggerer.
+    def _look_patiently(self) -> Seen:
         try:
             return self._look()
         except AirflowException as error:
-            if isinstance(error.__cause__, EtlError) and error.__cause__.retryable:
-                self.log.warning("%s", error)
-                return Seen(done=False, message=str(error))
+            if not isinstance(error.__cause__, EtlError) or not error.__cause__.retryable:
+                raise
+            self.log.warning("%s", error)
+            self._last_message = str(error)
+            return Seen(done=False, message=str(error))
+
+    def _first_look(self) -> Seen:
+        # What Airflow does around each poke.
+        try:
+            return self._look_patiently()
+        except AirflowException as error:
             if self.never_fail or (self.soft_fail and isinstance(error, AirflowFailException)):
                 raise AirflowSkipException(str(error)) from error
             raise
@@ -136,7 +145,8 @@ class LedgerSensor(BaseSensorOperator):
                 condition=condition,
                 ledger_conn_id=self.ledger_conn_id,
                 tracker_schema=self.tracker_schema,
-                poll_seconds=self.poke_interval,
+                # All share one connection that asks: nobody may keep it to himself.
+                poll_seconds=max(self.poke_interval, _LEAST_POLL_SECONDS),
                 give_up_at=give_up.isoformat(),
                 end_from_trigger=self.end_from_trigger,
             ),

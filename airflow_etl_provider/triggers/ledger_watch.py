@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
+from time import monotonic
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
@@ -61,6 +62,8 @@ class LedgerWatch:
         self._credentials = RememberedConnections()
         self._conn: Connection | None = None
         self._checked: set[str] = set()
+        self._failed_at = 0.0
+        self._failure: EtlError | None = None
         self._listener = asyncio.create_task(self._listen(), name="etl-ledger-watch")
         self.users = 0
 
@@ -115,9 +118,9 @@ class LedgerWatch:
 
     async def _asked(self, question: Callable[[Connection], _T], schema: str | None = None) -> _T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._ask, question, schema)
+        return await loop.run_in_executor(self._thread, self._ask, question, schema, monotonic())
 
-    def _ask(self, question: Callable[[Connection], _T], schema: str | None) -> _T:
+    def _ask(self, question: Callable[[Connection], _T], schema: str | None, asked_at: float) -> _T:
         with classified("Asking the ledger"):
             if self._conn is not None:
                 used = self._conn
@@ -127,8 +130,18 @@ class LedgerWatch:
                     if not used.broken:
                         raise
                 # It was lost since it was used last.
-            self._conn = connect(self._database, application_name=_NAME)
+            self._conn = self._connect(asked_at)
             return self._put(question, self._conn, schema)
+
+    def _connect(self, asked_at: float) -> Connection:
+        # Who waited while somebody else got no connection need not wait for another timeout to hear the same.
+        if self._failure is not None and self._failed_at >= asked_at:
+            raise self._failure.with_traceback(None)
+        try:
+            return connect(self._database, application_name=_NAME)
+        except EtlError as error:
+            self._failure, self._failed_at = error, monotonic()
+            raise
 
     def _put(self, question: Callable[[Connection], _T], conn: Connection, schema: str | None) -> _T:
         try:

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Final
 
 from spark_jobs.contracts.errors import SourceUnreachableError
 from spark_jobs.contracts.watch.condition import AtLedger, AtSource, Seen
+
+SLOW_SECONDS: Final = 0.5
+"""A failure that took as long is taken for the whole system's."""
 
 
 @dataclass(slots=True)
@@ -23,13 +27,15 @@ class _System:
     failure: SourceUnreachableError | None = None
 
     def ask(self, question: Callable[[], Seen | AtLedger], asked_at: float) -> Seen | AtLedger:
-        # Who waited while somebody else got no answer need not wait for another timeout to hear the same.
+        # Who waited while somebody else got no answer need not wait for another timeout to hear the same. A quick one
+        # is about what was asked for, such as a topic that is not there.
         if self.failure is not None and self.failed_at >= asked_at:
             raise self.failure.with_traceback(None)
+        began = monotonic()
         try:
             return question()
         except SourceUnreachableError as error:
-            if error.retryable:
+            if error.retryable and monotonic() - began >= SLOW_SECONDS:
                 self.failure, self.failed_at = error, monotonic()
             raise
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.redaction import mask, masked
 from spark_jobs.contracts.tracker.progress import BatchProgress
-from spark_jobs.sinks.sorting import moment
+from spark_jobs.sinks.sorting import moment, readable
 from spark_jobs.sources.base import BatchSize
 
 _MOST_TEXT: Final = 2_000
@@ -126,7 +126,7 @@ def _instant(text: Any) -> datetime | None:
     except ValueError:
         # Beyond year 9999, which Spark knows and Python does not.
         return moment(_MOST_BIGINT) if str(text).startswith("+") else None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return readable(found if found.tzinfo else found.replace(tzinfo=UTC))
 
 
 def _watermark(text: Any) -> datetime | None:

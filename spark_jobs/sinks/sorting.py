@@ -179,14 +179,23 @@ def _see_event_times(rows: pa.RecordBatch, tally: Tally) -> None:
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# In every zone still a year that Python has: the ledger is read by sessions of any.
+_FIRST = datetime(1, 1, 2, tzinfo=UTC)
+_LAST = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 def moment(microseconds: int | None) -> datetime | None:
-    """Return the instant that many microseconds after 1970; beyond what Python knows, the nearest that it does."""
+    """Return the :func:`readable` instant that many microseconds after 1970."""
     if microseconds is None:
         return None
     try:
-        return _EPOCH + timedelta(microseconds=microseconds)
+        found = _EPOCH + timedelta(microseconds=microseconds)
     except OverflowError:
         # Spark's timestamps reach further than year 9999: one odd event time must not stop the run at each try.
-        return (datetime.max if microseconds > 0 else datetime.min).replace(tzinfo=UTC)
+        found = _LAST if microseconds > 0 else _FIRST
+    return readable(found)
+
+
+def readable(instant: datetime) -> datetime:
+    """Return the instant; near the ends of Python's calendar the nearest that is within it in every zone."""
+    return min(max(instant, _FIRST), _LAST)

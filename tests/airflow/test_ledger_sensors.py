@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,24 @@ def test_what_can_never_hold_fails_without_a_retry(
 ) -> None:
     with pytest.raises(AirflowFailException, match=words):
         made(kind, deferrable=deferrable, **goal).execute(context)
+
+
+def test_a_database_that_does_not_answer_is_asked_again(
+    rows: LedgerRows, context: Any, connections: Callable[..., None]
+) -> None:
+    rows.commit(0)
+    with socket.create_server(("127.0.0.1", 0)) as closed_soon:
+        dead = f"postgres://me@127.0.0.1:{closed_soon.getsockname()[1]}/orders"
+    connections(warehouse=dead)
+    sensor = made(BatchGapSensor)
+    with pytest.raises(AirflowSensorTimeout, match=r"Last seen: Connecting to .* failed"):
+        sensor.execute(context)
+    with pytest.raises(TaskDeferred) as deferred:
+        made(BatchGapSensor, deferrable=True, poke_interval=0).execute(context)
+    assert deferred.value.trigger.poll_seconds == 1
+    assert not sensor.poke(context).is_done
+    connections(warehouse=rows.airflow_uri)
+    assert sensor.poke(context).is_done
 
 
 def test_a_gap_fails_and_soft_fail_skips(rows: LedgerRows, context: Any) -> None:

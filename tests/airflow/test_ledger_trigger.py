@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -206,6 +208,32 @@ def test_a_server_that_never_answers_is_asked_until_time_is_over(
     event = run(event_of(trigger(poll_seconds=0.1, give_up_at=over)))
     assert event.payload["status"] == "timeout"
     assert "does not answer" in event.payload["message"]
+
+
+def test_a_server_that_swallows_what_it_is_sent_is_tried_once_for_all(connections: Callable[..., None]) -> None:
+    asked = []
+
+    def swallow(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                asked.append(listener.accept()[0])
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=swallow, args=(listener,), daemon=True).start()
+        port = listener.getsockname()[1]
+        connections(warehouse=f"postgres://me@127.0.0.1:{port}/books?connect_timeout=2&gssencmode=disable")
+        over = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+
+        async def wait_for(number: int) -> list[TriggerEvent]:
+            return await asyncio.gather(*(event_of(trigger(give_up_at=over)) for _ in range(number)))
+
+        events = run(wait_for(50))
+        listener.shutdown(socket.SHUT_RDWR)
+    assert {event.payload["status"] for event in events} == {"timeout"}
+    # Not by each of them: by the one who asks, and the one who listens.
+    assert len(asked) <= 4
+    for one in asked:
+        one.close()
 
 
 def test_what_can_never_come_true_ends_the_wait(rows: LedgerRows, connections: Callable[..., None]) -> None:

@@ -15,6 +15,8 @@ from contextlib import closing, contextmanager
 from statistics import median
 from time import monotonic
 
+import ledger_questions
+from filled_ledger import PIPELINES, fill
 from report import Figure
 
 from sandbox.postgres import PostgresServer
@@ -30,34 +32,19 @@ from spark_jobs.contracts.tracker.runs import application_name, claim_epoch, reg
 from spark_jobs.contracts.tracker.short_deletes import server_time_before
 
 _DATABASE = "cleanup"
-_PIPELINES = 1_000
 _COMMITS = 500
 _ROWS = "".join(f"{n}\tsku-{n:07}\t{n % 100}\t{n / 7:.2f}\n" for n in range(1_000)).encode()
 _GOAL = 1.1
-# A batch each minute: the first half is older than a month.
-_FILL = """
-INSERT INTO etl.batch_tracker (
-    pipeline_id, query_id, batch_id, processed_at, record_count, checkpoint_location, run_id, epoch, duration_ms,
-    start_offsets, end_offsets, source_rows, passed_rows, rejected_rows, dead_lettered_rows, late_rows, filtered_rows,
-    deduplicated_rows, sink_rows, written_rows, write_dead_lettered_rows, write_deduplicated_rows, strategy,
-    strategy_reason
-)
-SELECT 'pipeline-' || p, md5(p::text)::uuid::text, b,
-    now() - CASE WHEN b < %(batches)s / 2 THEN interval '60 days' ELSE interval '20 days' END + b * interval '1 minute',
-    1000, '/checkpoints/pipeline-' || p, 'run-' || p || '-' || b / 100, 1, 1234,
-    jsonb_build_object('orders', jsonb_build_object('0', b * 500, '1', b * 500)),
-    jsonb_build_object('orders', jsonb_build_object('0', b * 500 + 500, '1', b * 500 + 500)),
-    1000, 1000, 0, 0, 0, 0, 0, 1000, 1000, 0, 0, 'single', 'at most 1,000 rows'
-FROM generate_series(0, %(pipelines)s - 1) AS p, generate_series(0, %(batches)s - 1) AS b"""
 
 
 def figures(server: PostgresServer, rows: int, rounds: int) -> Iterator[Figure]:
-    """Fill the ledger, measure, and yield what a cleanup costs others, and what it removes in a second."""
+    """Fill the ledger; yield what answers take, what a cleanup costs others, and what it removes in a second."""
     server.create_database(_DATABASE)
     database = DatabaseConnection.from_airflow("bench", server.airflow_uri(_DATABASE))
     with closing(connect(database, application_name="etl-bench")) as conn:
         migrate(conn, "etl")
-        _fill(conn, rows)
+        fill(conn, rows)
+        yield from ledger_questions.figures(conn, rows)
         ms = _milliseconds_to_look(conn)
         yield Figure(f"{rows:,} ledger rows: looking for old batches of all pipelines", ms, "ms", "", 1.0)
     with closing(connect(database, application_name=application_name("live", 1))) as driver:
@@ -159,23 +146,6 @@ def _milliseconds_to_look(conn: Connection) -> float:
     times = []
     for _ in range(5):
         began = monotonic()
-        assert len(cleanup.old_queries()) == _PIPELINES
+        assert len(cleanup.old_queries()) == PIPELINES
         times.append((monotonic() - began) * 1000)
     return median(times[1:])
-
-
-def _fill(conn: Connection, rows: int) -> None:
-    """Fill the ledger without its indexes, which are there again afterwards."""
-    indexes = conn.execute(
-        "SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index "
-        "WHERE indrelid = 'etl.batch_tracker'::regclass AND NOT indisprimary"
-    ).fetchall()
-    conn.execute("SET statement_timeout = 0")
-    conn.execute("SET maintenance_work_mem = '512MB'")
-    for name, _ in indexes:
-        conn.execute(f"DROP INDEX {name}".encode())
-    conn.execute("INSERT INTO etl.pipeline (pipeline_id) SELECT 'pipeline-' || p FROM generate_series(0, 999) AS p")
-    conn.execute(_FILL.encode(), {"pipelines": _PIPELINES, "batches": rows // _PIPELINES})
-    for _, definition in indexes:
-        conn.execute(definition.encode())
-    conn.execute("VACUUM ANALYZE etl.batch_tracker")

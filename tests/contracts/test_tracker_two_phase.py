@@ -19,6 +19,7 @@ from spark_jobs.contracts.errors import (
     BooksDoNotBalanceError,
     DecidedPartMissingError,
     FencedError,
+    GapError,
     TransientError,
     TwoPhaseUnavailableError,
 )
@@ -31,6 +32,8 @@ from spark_jobs.contracts.tracker.left_behind import resolve_left_behind
 from spark_jobs.contracts.tracker.part_names import part_names
 from spark_jobs.contracts.tracker.prepared import prepared_names
 from spark_jobs.contracts.tracker.records import Books
+from spark_jobs.contracts.watch.batch_gaps import BatchGaps
+from spark_jobs.contracts.watch.condition import LedgerView
 
 ROWS = 7
 
@@ -191,6 +194,10 @@ def test_a_missing_part_takes_its_own_rows_from_the_books(tracker: Any, epoch: i
     books, (missing, rows) = missing_part(tracker, epoch, lost + kept, *parts)
     assert books == {name: value for name, value in kept.to_columns().items() if value}
     assert missing == 20
+    view = LedgerView(tracker.conn, "etl")
+    with pytest.raises(GapError, match=r"20 rows missing .* rolled back by hand"):
+        BatchGaps.of(pipeline="orders").look(view)
+    assert "rolled back by hand" in BatchGaps.of(pipeline="orders", excuse=["rolled_back"]).look(view).message
     assert rows == {
         "source": 20, "passed": 8, "dead_lettered": 5, "late": 3, "filtered": 4,
         "sink": 8, "written": ROWS, "write_dead_lettered": 1,

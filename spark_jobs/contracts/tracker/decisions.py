@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from psycopg.types.json import Jsonb
 
 from spark_jobs.contracts.errors import BooksDoNotBalanceError, DecidedPartMissingError
+from spark_jobs.contracts.source_gaps import GAP_REASONS
 from spark_jobs.contracts.tracker import statements
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, raw, short_transaction
 from spark_jobs.contracts.tracker.fence import check_fence
@@ -236,7 +237,7 @@ def _without(batch: Decided, missing: Sequence[Winner]) -> Decided:
     gap = {
         "source": {"parts": [winner.name for winner in missing], "rows": {k: v for k, v in asdict(lost).items() if v}},
         "missing_rows": sum(books.source or books.sink for books in gone),
-        "reason": "a prepared transaction of this batch was rolled back by hand",
+        "reason": GAP_REASONS["rolled_back"],
     }
     query_id, batch_id = batch.query_id, batch.batch_id
     known = batch.gaps or {"pipeline_id": batch.pipeline_id, "query_id": query_id, "batch_id": batch_id, "gaps": []}

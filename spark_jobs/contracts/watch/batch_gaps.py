@@ -22,30 +22,37 @@ from spark_jobs.contracts.watch.offsets import seams
 
 _MOST_NAMED: Final = 20
 
-# The batch in front of the window is looked at, too: the first one inside must join up with it.
+# The batch in front of the window is looked at, too: the first one inside must join up with it. Everything in one
+# statement, and in the order of the primary key: there are pipelines with a batch every few seconds.
 _WINDOW: Final = """
-WITH bound AS (
+WITH since AS (
+    SELECT coalesce(%(since)s::timestamptz, clock_timestamp() - %(last)s::interval, '-infinity') AS at
+), bound AS (
     SELECT query_id, min(batch_id) AS first FROM {schema}.batch_tracker
-    WHERE pipeline_id = %(pipeline)s AND processed_at >= coalesce(%(since)s::timestamptz, '-infinity') GROUP BY query_id
+    WHERE pipeline_id = %(pipeline)s AND processed_at >= (SELECT at FROM since) GROUP BY query_id
 ), batch AS (
-    SELECT b.query_id, b.batch_id, b.start_offsets, b.end_offsets, b.processed_at, b.batch_id >= bound.first AS inside,
-        lag(b.batch_id) OVER by_id AS before_id, lag(b.end_offsets) OVER by_id AS before_end
-    FROM bound JOIN {schema}.batch_tracker b ON b.pipeline_id = %(pipeline)s AND b.query_id = bound.query_id
-        AND b.batch_id >= bound.first - 1
-    WINDOW by_id AS (PARTITION BY b.query_id ORDER BY b.batch_id)
-), broken AS (
-    SELECT batch.query_id, batch.batch_id, before_id, before_end, batch.start_offsets, q.origin, q.seeded_from, q.epoch
-    FROM batch JOIN {schema}.pipeline_query q ON q.pipeline_id = %(pipeline)s AND q.query_id = batch.query_id
-    WHERE inside AND (
+    SELECT bound.query_id, bound.first, own.* FROM bound CROSS JOIN LATERAL (
+        SELECT batch_id, start_offsets, processed_at,
+            lag(batch_id) OVER by_id AS before_id, lag(end_offsets) OVER by_id AS before_end
+        FROM {schema}.batch_tracker
+        WHERE pipeline_id = %(pipeline)s AND query_id = bound.query_id AND batch_id >= bound.first - 1
+        WINDOW by_id AS (ORDER BY batch_id)
+    ) AS own
+)
+SELECT count(*), min(batch.processed_at)::text, max(batch.processed_at)::text, (SELECT count(*) FROM bound),
+    coalesce(jsonb_agg(jsonb_build_array(
+        q.epoch, batch.batch_id, batch.query_id, before_id, before_end, batch.start_offsets, q.origin, q.seeded_from
+    )) FILTER (WHERE
         before_id IS NULL AND (batch.batch_id > 0 OR q.seeded_from IS NOT NULL)
         OR before_id <> batch.batch_id - 1 OR before_id IS NOT NULL AND before_end IS DISTINCT FROM batch.start_offsets
-    )
-)
-SELECT count(*), min(processed_at)::text, max(processed_at)::text, count(DISTINCT query_id), (
-    SELECT coalesce(jsonb_agg(jsonb_build_array(
-        query_id, batch_id, before_id, before_end, start_offsets, origin, seeded_from
-    ) ORDER BY epoch, batch_id), '[]') FROM broken
-) FROM batch WHERE inside"""
+    ), '[]'),
+    EXISTS (SELECT FROM {schema}.source_gap
+        WHERE pipeline_id = %(pipeline)s AND recorded_at >= (SELECT at FROM since)),
+    ARRAY(SELECT batch_id || ' of query ' || query_id FROM {schema}.batch_decision
+        WHERE pipeline_id = %(pipeline)s ORDER BY decided_at LIMIT 5),
+    (SELECT at::text FROM since)
+FROM batch LEFT JOIN {schema}.pipeline_query q ON q.pipeline_id = %(pipeline)s AND q.query_id = batch.query_id
+WHERE batch.batch_id >= batch.first"""
 _QUERY: Final = """
 SELECT start_offsets, seeded_from FROM {schema}.pipeline_query
 WHERE pipeline_id = %(pipeline)s AND query_id = %(query)s"""
@@ -56,8 +63,6 @@ WHERE pipeline_id = %(pipeline)s AND query_id = %(query)s AND batch_id < %(below
 _REMOVED: Final = """
 SELECT removed_through_batch, end_offsets, through_time::text FROM {schema}.batch_retention
 WHERE pipeline_id = %(pipeline)s AND query_id = %(query)s"""
-_DECIDED: Final = """
-SELECT query_id, batch_id FROM {schema}.batch_decision WHERE pipeline_id = %(pipeline)s ORDER BY decided_at LIMIT 5"""
 # Sorted out by the server: a compacted topic has a gap of that kind with nearly every batch.
 _MISSING: Final = """
 SELECT batch_id, query_id, source, missing_rows, reason FROM {schema}.source_gap
@@ -88,7 +93,8 @@ class BatchGaps(Condition):
     :param since: only micro-batches that were committed at this time or later; all that the ledger has without it.
     :param last: the same as an age, by the server's clock. One of both, or none.
     :param excuse: kinds of missing source rows that are named and not complained of: ``compaction``, where nothing was
-        lost; ``retention`` and ``partition_gone``, where rows were lost that nobody can read any more.
+        lost; ``retention`` and ``partition_gone``, where rows were lost that nobody can read any more; ``rolled_back``,
+        where a person accepted that a part of a batch is missing.
     """
 
     title: ClassVar[str] = "A check for gaps"
@@ -105,49 +111,45 @@ class BatchGaps(Condition):
             raise ConfigError("A check for gaps needs a window", found=f"last={self.last}", expected="a positive time")
 
     def _look(self, view: LedgerView) -> Seen:
-        reasons = [GAP_REASONS[kind] for kind in self.excuse]
-        values = {"pipeline": self.pipeline, "since": self._since(view), "most": _MOST_NAMED + 1, "excused": reasons}
+        values = {"pipeline": self.pipeline, "since": self.since, "last": self.last}
         about = f"Looking for gaps of {self.pipeline!r}"
-        decided = view.rows(_DECIDED, values, about)
-        batches, first, newest, queries, broken = view.rows(_WINDOW, values, about)[0]
-        findings = [one for row in broken for one in self._broken(view, *row)]
-        findings += [_Finding(_missing(*row)) for row in view.rows(_MISSING, values, about)]
+        batches, first, newest, queries, broken, missing, decided, since = view.rows(_WINDOW, values, about)[0]
+        findings = [one for row in sorted(broken, key=_order) for one in self._broken(view, *row[1:])]
         excused = _few([one.text for one in findings if one.excused])
-        excused += [_excused(*row) for row in view.rows(_EXCUSED, values, about)]
-        if gaps := [one.text for one in findings if not one.excused]:
+        gaps = [one.text for one in findings if not one.excused]
+        if missing:
+            reasons = [GAP_REASONS[kind] for kind in self.excuse]
+            about_rows = {"pipeline": self.pipeline, "since": since, "most": _MOST_NAMED + 1, "excused": reasons}
+            gaps += [_missing(*row) for row in view.rows(_MISSING, about_rows, about)]
+            excused += [_excused(*row) for row in view.rows(_EXCUSED, about_rows, about)]
+        if gaps:
             raise self._error(gaps, excused)
         found = {"batches": batches, "first": first, "last": newest, "queries": queries, "excused": excused}
         if decided:
-            waits = ", ".join(f"{batch} of query {query}" for query, batch in decided)
-            text = f"{self.pipeline}: micro-batch {waits} is decided and not finished; the next run finishes it"
-            return Seen(done=False, message=text, value=found)
+            text = f"{self.pipeline}: micro-batch {', '.join(decided)} is decided and not finished"
+            return Seen(done=False, message=f"{text}; the next run finishes it", value=found)
         if not batches:
-            return self._empty(view, values, found)
+            return self._empty(view, since, found)
         text = f"{self.pipeline}: {batches} micro-batches from {first} to {newest} join up"
-        return Seen(done=True, message="; ".join([text, *excused]), value=found)
+        return Seen(done=True, message="; ".join([text, *found["excused"]]), value=found)
 
-    def _empty(self, view: LedgerView, values: dict[str, Any], found: dict[str, Any]) -> Seen:
-        last = view.rows(_LAST, values, "Looking for the last micro-batch")
+    def _empty(self, view: LedgerView, since: str, found: dict[str, Any]) -> Seen:
+        last = view.rows(_LAST, {"pipeline": self.pipeline}, "Looking for the last micro-batch")
         if not last:
             return Seen(done=False, message=f"{self.pipeline}: no micro-batch was ever committed", value=found)
         batch, moment = last[0]
-        text = f"{self.pipeline}: nothing was committed since {values['since']}; the last one was {batch} at {moment}"
+        text = f"{self.pipeline}: nothing was committed since {since}; the last one was {batch} at {moment}"
         return Seen(done=True, message="; ".join([text, *found["excused"]]), value=found)
-
-    def _since(self, view: LedgerView) -> Any:
-        if self.last is None:
-            return self.since
-        return view.rows("SELECT clock_timestamp() - %s::interval", (self.last,), "Asking the server's clock")[0][0]
 
     def _broken(
         self,
         view: LedgerView,
-        query: str,
         batch: int,
+        query: str,
         before: int | None,
         before_end: Any,
         start: Any,
-        origin: str,
+        origin: str | None,
         seeded_from: str | None,
     ) -> Iterator[_Finding]:
         if before is not None:
@@ -222,6 +224,11 @@ class BatchGaps(Condition):
             cure="this does not heal by itself. Was the ledger edited or restored? Missing source rows that are "
             "known and accepted: excuse=[…], or a window (since, last) behind them",
         )
+
+
+def _order(broken: list[Any]) -> tuple[int, int]:
+    """Return the place of a batch that does not join up: epochs only rise, other than clocks."""
+    return (broken[0] or 0, broken[1])
 
 
 def _few(texts: list[str]) -> list[str]:

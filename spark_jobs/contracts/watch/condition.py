@@ -74,6 +74,7 @@ class LedgerView:
     conn: Connection
     schema: str
     credentials: Credentials = field(default=_no_credentials, repr=False, compare=False)
+    _known: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def rows(self, statement: str, values: Any, what: str) -> list[tuple[Any, ...]]:
         """Return the rows of a statement with ``{schema}`` and ``%(name)s``."""
@@ -82,7 +83,10 @@ class LedgerView:
 
     def knows(self, pipeline: str) -> bool:
         """Tell whether the ledger knows the pipeline."""
-        return bool(self.rows(_KNOWN, (pipeline,), f"Looking for pipeline {pipeline!r}"))
+        # Once known, always known: no cleanup removes a pipeline.
+        if pipeline not in self._known and self.rows(_KNOWN, (pipeline,), f"Looking for pipeline {pipeline!r}"):
+            self._known.add(pipeline)
+        return pipeline in self._known
 
     def unknown(self, pipeline: str) -> ConfigError:
         """Return the error for a pipeline that the ledger does not know."""
