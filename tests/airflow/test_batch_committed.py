@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import Asset, AssetWatcher
+from airflow.triggers.shared_stream import AckTimeout
 from ledger_rows import LedgerRows
 from triggerer import Running, Triggerer
 
@@ -133,6 +134,21 @@ def test_an_event_that_was_not_stored_is_repeated_as_it_was(rows: LedgerRows, tr
         async with triggerer.running(trigger()) as running:
             await commit(rows, 3)
             assert (await running.event())["id"] == "orders/q/3-3"
+
+    run(work())
+
+
+def test_an_event_that_airflow_cannot_store_in_time_is_repeated(rows: LedgerRows, triggerer: Triggerer) -> None:
+    async def work() -> None:
+        async with triggerer.running(trigger(), ack_timeout=0.2) as running:
+            await kept(triggerer, -1)
+            await commit(rows, 0)
+            late = await running.unstored()
+            with pytest.raises(AckTimeout):
+                await running.task
+        # Airflow starts the trigger again.
+        async with triggerer.running(trigger()) as running:
+            assert await running.event() == late
 
     run(work())
 

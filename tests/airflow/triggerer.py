@@ -19,7 +19,7 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import AssetStateStoreResult, ErrorResponse, OKResponse
 from airflow.sdk.execution_time.context import AssetStateStoreAccessors
 from airflow.triggers.base import BaseEventTrigger
-from airflow.triggers.shared_stream import SharedStreamManager
+from airflow.triggers.shared_stream import AckTimeout, SharedStreamManager
 
 
 @dataclass
@@ -47,7 +47,9 @@ class Triggerer:
         return ErrorResponse(error="ASSET_STORE_NOT_FOUND")
 
     @asynccontextmanager
-    async def running(self, trigger: BaseEventTrigger, *assets: str) -> AsyncIterator[Running]:
+    async def running(
+        self, trigger: BaseEventTrigger, *assets: str, ack_timeout: float = 300.0
+    ) -> AsyncIterator[Running]:
         """Run the trigger; the end of the block is a crash: nothing is tidied up that a crash would not."""
         path, arguments = trigger.serialize()
         assert path == f"{type(trigger).__module__}.{type(trigger).__qualname__}"
@@ -55,14 +57,14 @@ class Triggerer:
         made.trigger_id = 7
         watched = [Asset(name=name, uri=f"x://{name}") for name in assets or ("orders",)]
         made.asset_state_store = AssetStateStoreAccessors(inlets=watched)
-        running = Running(self, made, SharedStreamManager())
-        task = asyncio.create_task(running.run())
+        running = Running(self, made, SharedStreamManager(ack_timeout=ack_timeout))
+        running.task = asyncio.create_task(running.run())
         try:
             yield running
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            running.task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, AckTimeout):
+                await running.task
 
 
 @dataclass
@@ -73,6 +75,7 @@ class Running:
     trigger: BaseEventTrigger
     streams: SharedStreamManager
     fired: asyncio.Queue[tuple[int, dict[str, Any]]] = field(default_factory=asyncio.Queue)
+    task: asyncio.Task[None] = field(init=False)
 
     async def run(self) -> None:
         key = self.trigger.shared_stream_key()
