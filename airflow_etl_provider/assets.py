@@ -25,6 +25,15 @@ def target_asset(connection: DatabaseConnection, schema: str | None, table: str)
     return Asset(uri=f"postgres://{host}:{connection.port or 5432}/{path}")
 
 
+def complete_asset(target: Asset) -> Asset:
+    """Return the asset ``<table>/complete``, whose partitions are the table's complete hours or days.
+
+    :param target: as :func:`target_asset` returns it.
+    """
+    # In the URI the slash is written as %2F: Airflow wants exactly database, schema and table there.
+    return Asset(name=f"{target.uri}/complete", uri=f"{target.uri}%2Fcomplete")
+
+
 def target_alias(pipeline_id: str) -> AssetAlias:
     """Return the outlet of a pipeline's task.
 

@@ -26,6 +26,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_etl_provider.operators.dead_letter_replay",
                     "airflow_etl_provider.operators.pipeline_health",
                     "airflow_etl_provider.operators.batch_tracker_cleanup",
+                    "airflow_etl_provider.operators.complete_partitions",
                     "airflow_etl_provider.operators.orphan_cleanup",
                 ],
             }
@@ -49,6 +50,7 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": "Streaming ETL",
                 "python-modules": [
+                    "airflow_etl_provider.triggers.batch_committed",
                     "airflow_etl_provider.triggers.dead_letter_depth",
                     "airflow_etl_provider.triggers.ledger",
                     "airflow_etl_provider.triggers.pipeline_run",

@@ -53,6 +53,7 @@ def test_from_nothing_and_again(conn):
         "run_retry", "circuit_breaker", "circuit_breaker_probe", "circuit_breaker_event",
         "batch_retention", "batch_file_retained",
         "query_progress",
+        "complete_partition",
     }  # fmt: skip
 
 
@@ -146,6 +147,29 @@ def test_who_carries_out_runs_of_an_older_version_may_write_their_progress(conn)
     finally:
         conn.execute("DROP OWNED BY etl_driver, etl_reader")
         conn.execute("DROP ROLE etl_driver, etl_reader")
+
+
+def test_who_registers_runs_of_an_older_version_may_announce_partitions(conn):
+    migrate(conn, migrations=packaged()[:9])
+    conn.execute("CREATE ROLE etl_airflow")
+    conn.execute("CREATE ROLE etl_reader")
+    try:
+        conn.execute("GRANT SELECT, INSERT ON etl.pipeline_run TO etl_airflow")
+        conn.execute("GRANT SELECT (run_id) ON etl.pipeline_run TO etl_reader")
+        migrate(conn)
+        asked = "SELECT has_table_privilege(%s, 'etl.complete_partition', %s)"
+        for right, has in (
+            ("SELECT", (True, True)),
+            ("INSERT", (True, False)),
+            ("UPDATE", (True, False)),
+            ("DELETE", (False, False)),
+        ):
+            assert (
+                tuple(conn.execute(asked, (role, right)).fetchone()[0] for role in ("etl_airflow", "etl_reader")) == has
+            )
+    finally:
+        conn.execute("DROP OWNED BY etl_airflow, etl_reader")
+        conn.execute("DROP ROLE etl_airflow, etl_reader")
 
 
 def test_nothing_there_names_the_command(conn):

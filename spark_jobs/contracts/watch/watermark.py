@@ -7,6 +7,7 @@ pipeline are in the target as soon as they were read: there it is the newest eve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar, Final
 
@@ -21,12 +22,67 @@ _AHEAD_SECONDS: Final = 3600
 
 # Event time never goes back, whatever checkpoint it was seen with; but whoever starts over has emptied the target.
 _COMPLETE: Final = """
-SELECT through, batch_id, extract(epoch FROM %(through)s::timestamptz - through)::float,
-    extract(epoch FROM through - clock_timestamp())::float
+SELECT through, batch_id, clock_timestamp(), extract(epoch FROM through - clock_timestamp())::float
 FROM (
     SELECT batch_id, CASE WHEN %(stateful)s THEN watermark ELSE event_time_max - %(delay)s::interval END AS through
     FROM {schema}.batch_tracker WHERE pipeline_id = %(pipeline)s AND query_id = ANY (%(queries)s)
 ) AS batch WHERE through IS NOT NULL ORDER BY through DESC LIMIT 1"""
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """How far a target is complete.
+
+    :param through: None: no event time was seen yet. :param batch_id: since which micro-batch.
+    :param now: by the server's clock. :param known: the pipeline's queries.
+    """
+
+    through: datetime | None
+    batch_id: int | None
+    now: datetime | None
+    known: Sequence[KnownQuery]
+
+    @property
+    def queries(self) -> list[str]:
+        """The queries that filled the target since it was last started (over), newest first."""
+        return [query.query_id for query in since_start(self.known)] if self.known else []
+
+
+def complete_through(view: LedgerView, pipeline: str) -> Complete:
+    """Return how far the target of a pipeline is complete.
+
+    :raises ConfigError: it has never run, or has no watermark.
+    :raises ClocksDisagreeError: it saw events of the future.
+    """
+    config = view.config(pipeline)
+    watermark = config.streaming.watermark if config.streaming else None
+    if watermark is None:
+        raise ConfigError(
+            f"Pipeline {pipeline!r} has no watermark: through when its data is complete cannot be told",
+            found="no streamingConfigJson.watermark in the configuration of its newest run",
+            expected="eventTimeColumn and delayThreshold",
+            cure="give the pipeline a watermark, and run it once; or wait for a commit (PipelineFreshnessSensor)",
+        )
+    nothing = Complete(None, None, None, known_queries(view.conn, view.schema, pipeline))
+    values = {
+        "pipeline": pipeline,
+        "queries": nothing.queries,
+        "stateful": config.aggregation is not None,
+        "delay": parse_duration(watermark.delay_threshold),
+    }
+    rows = view.rows(_COMPLETE, values, f"Looking for the watermark of {pipeline!r}")
+    if not rows:
+        return nothing
+    through, batch_id, now, ahead_seconds = rows[0]
+    if ahead_seconds > _AHEAD_SECONDS:
+        raise ClocksDisagreeError(
+            f"Through when the data of {pipeline!r} is complete cannot be told",
+            found=f"events up to {through.isoformat()}, {in_words(ahead_seconds)} ahead of the server's clock",
+            expected="events that have happened",
+            cure="a producer's clock is wrong, or the server's: until it has passed that time, rows with right "
+            "times are late for Spark, too. Filter such rows out before the watermark",
+        )
+    return Complete(through, batch_id, now, nothing.known)
 
 
 class WatermarkReached(Condition):
@@ -40,39 +96,17 @@ class WatermarkReached(Condition):
     through: AwareDatetime
 
     def _look(self, view: LedgerView) -> Seen:
-        config = view.config(self.pipeline)
-        watermark = config.streaming.watermark if config.streaming else None
-        if watermark is None:
-            raise ConfigError(
-                f"Pipeline {self.pipeline!r} has no watermark: through when its data is complete cannot be told",
-                found="no streamingConfigJson.watermark in the configuration of its newest run",
-                expected="eventTimeColumn and delayThreshold",
-                cure="give the pipeline a watermark, and run it once; or wait for a commit (PipelineFreshnessSensor)",
-            )
-        known = known_queries(view.conn, view.schema, self.pipeline)
-        values = {
-            "pipeline": self.pipeline,
-            "through": self.through,
-            "queries": [query.query_id for query in since_start(known)] if known else [],
-            "stateful": config.aggregation is not None,
-            "delay": parse_duration(watermark.delay_threshold),
-        }
-        rows = view.rows(_COMPLETE, values, f"Looking for the watermark of {self.pipeline!r}")
-        return self._seen(*rows[0]) if rows else Seen(done=False, message=self._nothing(known))
+        complete = complete_through(view, self.pipeline)
+        if complete.through is None:
+            return Seen(done=False, message=self._nothing(complete.known))
+        return self._seen(complete.through, complete.batch_id)
 
     def _nothing(self, known: Sequence[KnownQuery]) -> str:
         since = " since it was started over" if known and known[-1].origin == "accepted" else " yet"
         return f"{self.pipeline}: no event time seen{since}"
 
-    def _seen(self, complete: datetime, batch: int, missing_seconds: float, ahead_seconds: float) -> Seen:
-        if ahead_seconds > _AHEAD_SECONDS:
-            raise ClocksDisagreeError(
-                f"Through when the data of {self.pipeline!r} is complete cannot be told",
-                found=f"events up to {complete.isoformat()}, {in_words(ahead_seconds)} ahead of the server's clock",
-                expected="events that have happened",
-                cure="a producer's clock is wrong, or the server's: until it has passed that time, rows with right "
-                "times are late for Spark, too. Filter such rows out before the watermark",
-            )
+    def _seen(self, complete: datetime, batch: int | None) -> Seen:
+        missing_seconds = (self.through - complete).total_seconds()
         done = missing_seconds <= 0
         text = f"{self.pipeline}: complete through {complete.isoformat()}, since micro-batch {batch}"
         if not done:
