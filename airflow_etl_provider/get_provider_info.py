@@ -27,6 +27,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_etl_provider.operators.pipeline_health",
                     "airflow_etl_provider.operators.batch_tracker_cleanup",
                     "airflow_etl_provider.operators.orphan_cleanup",
+                    "airflow_etl_provider.operators.checkpoint_audit",
                 ],
             }
         ],
