@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spark_jobs.contracts.audit.files import CheckpointFiles, StoredFiles, local_files, scheme_of
+from spark_jobs.contracts.audit.files import CheckpointFiles, StoredFiles, local_files
 from spark_jobs.contracts.audit.storage import open_files, storage_uri, unknown_storage
 
 
@@ -25,19 +25,14 @@ class CheckpointStorage:
             return found
         try:
             from airflow.sdk import ObjectStoragePath  # noqa: PLC0415 - brings fsspec, of which a DAG file has no need
-            from airflow.sdk.io import has_fs  # noqa: PLC0415
 
-            uri = storage_uri(location)
-            if not has_fs(scheme_of(uri)) and self.conn_id is None and not _is_attached(scheme_of(uri)):
-                return open_files(location)
-            path = ObjectStoragePath(uri, conn_id=self.conn_id)
+            path = ObjectStoragePath(storage_uri(location), conn_id=self.conn_id)
             storage, root = path.fs, str(path.path)
+        except ValueError as error:
+            if self.conn_id is not None:
+                raise unknown_storage(location, error) from error
+            # No provider of Airflow's has the scheme.
+            return open_files(location)
         except Exception as error:  # of each provider its own: a package or a connection is missing
             raise unknown_storage(location, error) from error
         return StoredFiles(location, storage, root)
-
-
-def _is_attached(scheme: str) -> bool:
-    from airflow.sdk.io.store import _STORE_CACHE  # noqa: PLC0415
-
-    return scheme in _STORE_CACHE

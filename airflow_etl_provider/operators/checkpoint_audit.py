@@ -23,17 +23,18 @@ class CheckpointAuditOperator(BaseOperator):
     Needs no Spark, and changes nothing. A run may go on meanwhile: what it is at is not judged then.
 
     The result (XCom): ``state`` (the worst of what was found, else ``consistent``), ``findings`` (each with ``state``,
-    ``found``, ``expected`` and ``advice``), how far checkpoint and ledger are, and ``not_judged``. Where the task fails,
-    the same is in the XCom ``audit``.
+    ``found``, ``expected`` and ``advice``), how far checkpoint and ledger are, and ``not_judged``. Where the task
+    fails, the same is in the XCom ``audit``.
 
     :param pipeline: its id. (templated)
     :param ledger_conn_id: Airflow connection to the ledger's PostgreSQL. (templated)
     :param tracker_schema: PostgreSQL schema of the ledger. (templated)
-    :param checkpoint: where it is, as seen from the worker; None: where the query that was used last had it. (templated)
+    :param checkpoint: where it is, as seen from the worker; None: where the query that was used last had it.
+        (templated)
     :param storage_conn_id: Airflow connection to the object store that it is in; the provider's default when None.
         (templated)
-    :param fail_on: states that fail the task, a list or a text with commas; everything that needs somebody unless given.
-        See :class:`~spark_jobs.contracts.audit.report.State`. (templated)
+    :param fail_on: states that fail the task, a list or a text with commas; all that needs somebody unless given. See
+        :class:`~spark_jobs.contracts.audit.report.State`. (templated)
     :raises AirflowFailException: something of the states in ``fail_on`` was found; the ledger is missing or of another
         version, the pipeline is unknown, or a name in ``fail_on`` is.
     :raises AirflowException: all of it is that the source did not answer; or the database did not.

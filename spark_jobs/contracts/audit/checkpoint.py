@@ -44,6 +44,12 @@ class Heads:
         """The newest one that was committed."""
         return max(self.commits, default=None)
 
+    @property
+    def window(self) -> tuple[int, int]:
+        """The newest :data:`NEWEST` micro-batches, first and last; from 0 to 0 without any."""
+        last = max((*self.offsets, *self.commits), default=0)
+        return max(last - NEWEST + 1, 0), last
+
     def holes(self) -> list[str]:
         """Return, in words, what is missing among the newest micro-batches."""
         found = [
@@ -106,7 +112,7 @@ def read_image(files: CheckpointFiles) -> Image:
     has_logs = bool(heads.offsets or heads.commits) or any(files.names(folder) for folder in _LOGS)
     half_seeded = query_id is None and _SEEDING in files.names()
     image = Image(query_id, heads, has_logs, half_seeded, damage=damage)
-    for number in heads.offsets[-NEWEST:]:
+    for number in (number for number in heads.offsets if number >= heads.window[0]):
         _read_planned(files, number, image)
     # Spark reads the newest one only.
     for number in heads.commits[-1:]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from spark_jobs.contracts.audit.checkpoint import Heads, Image, in_ranges, last_source
 from spark_jobs.contracts.audit.ledger import LedgerSide
 from spark_jobs.contracts.audit.report import Finding, State
+from spark_jobs.contracts.tracker.known_queries import KnownQuery
 
 RESUME: Final = (
     "move the checkpoint away and go on once with --resume-from-ledger (`resume` = `from_ledger`), which starts where "
@@ -22,12 +23,11 @@ def without_checkpoint(image: Image, ledger: LedgerSide, location: str) -> Findi
     if broken or (image.has_logs and not image.half_seeded):
         return Finding(
             state=State.DAMAGED,
-            found="; ".join(broken)
-            or f"logs of a query at {location}, and no file metadata: whose they are is unknown",
+            found="; ".join(broken) or f"logs of a query at {location}, and no file metadata that says whose they are",
             expected='a file metadata with {"id": the query\'s id}',
             advice=f"restore the file; or {RESUME}",
         )
-    batches = sum(query.batches for query in ledger.queries)
+    batches = _batches(ledger.queries)
     if not batches:
         return Finding(
             state=State.NEW,
@@ -54,7 +54,7 @@ def identity(image: Image, ledger: LedgerSide, pipeline: str) -> Iterator[Findin
             advice="give each pipeline a checkpointLocation of its own; where pipelineId was changed, change it back",
         )
     elif ledger.query is None:
-        done = sum(query.batches for query in ledger.queries)
+        done = _batches(ledger.queries)
         yield Finding(
             state=State.FOREIGN,
             found=f"query {image.query_id}, last committed micro-batch {image.heads.committed}, which the ledger does "
@@ -66,7 +66,7 @@ def identity(image: Image, ledger: LedgerSide, pipeline: str) -> Iterator[Findin
         last = ledger.later[-1]
         yield Finding(
             state=State.REPLACED,
-            found=f"query {image.query_id}, and {sum(one.batches for one in ledger.later)} micro-batches of later ones, "
+            found=f"query {image.query_id}, and {_batches(ledger.later)} micro-batches of later ones, "
             f"the last one from {last.checkpoint_location} (query {last.query_id})",
             expected="the checkpoint that was used last: an older one would read again what was read since",
             advice=f"restore the checkpoint of query {last.query_id}; or {RESUME}",
@@ -90,7 +90,7 @@ def ahead(image: Image, ledger: LedgerSide) -> Iterator[Finding]:
     missing = [
         number
         for number in image.heads.commits
-        if number in image.planned
+        if number >= image.heads.window[0]
         and number not in ledger.batches
         and number > ledger.removed_through
         and not (number == 0 and ledger.is_seeded)
@@ -162,12 +162,16 @@ def offsets(image: Image, ledger: LedgerSide) -> Iterator[Finding]:
         number, there, here = differing[0]
         yield Finding(
             state=State.DIFFERENT,
-            found=f"micro-batches {in_ranges([one[0] for one in differing])} end elsewhere; {number} at {_short(here)} in "
-            f"the checkpoint, at {_short(there)} in the ledger",
+            found=f"micro-batches {in_ranges([one[0] for one in differing])} end elsewhere; {number} at {_short(here)} "
+            f"in the checkpoint, at {_short(there)} in the ledger",
             expected="the same offsets: rows in between would be missing, or loaded twice",
             advice="was the checkpoint edited, or put together from two copies? Restore the newest whole copy; or "
             f"{RESUME}",
         )
+
+
+def _batches(queries: Iterable[KnownQuery]) -> int:
+    return sum(query.batches for query in queries)
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from spark_jobs.contracts.audit.checkpoint import FileSum, Image, SourceLog, log_offset, sum_files
@@ -78,7 +79,7 @@ def _span(image: Image, ledger: LedgerSide) -> _Span:
     if ends and ends[0][0] > 0:
         # The first one only says where the second begins.
         ends[0] = (OLDER, ends[0][1])
-    if any(earlier[1] > later[1] for earlier, later in zip(ends, ends[1:], strict=False)):
+    if any(earlier[1] > later[1] for earlier, later in pairwise(ends)):
         # Offsets that go backwards: what is read by them is not told by the log.
         return _Span([])
     return _Span(ends if any(batch != OLDER for batch, _ in ends) else [])
