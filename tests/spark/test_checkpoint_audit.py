@@ -234,7 +234,7 @@ def test_a_checkpoint_that_was_replaced(
         ("metadata", "", "metadata: "),
         ("metadata", '{"id": "2c', "metadata: "),
         ("offsets/1", None, "offsets/1 missing"),
-        ("offsets/3", 'v1\n{"batchWatermarkMs":0,"batchTimest', "offsets/3: line 2 is no JSON"),
+        ("offsets/3", 'v1\n{"batchWatermarkMs":0,"batchTimest', "offsets/3: 2 of at least 3 lines"),
         ("offsets/3", None, "commits/3, and no offsets/3"),
         ("commits/1", None, "commits/1 missing"),
         ("commits/3", "", "commits/3: an empty file"),
@@ -335,6 +335,13 @@ def test_a_source_that_is_gone_and_a_checkpoint_that_moved(
     assert _states(report) == [State.SOURCE]
     assert report.findings[0].found == f"no {inbox}"
     away.rename(inbox)
+    pipelines.execute(
+        "UPDATE etl.pipeline_run SET request = jsonb_set(request, '{config,extract,connectionParams,path}', "
+        "'\"/not mounted/in/*.json\"')"
+    )
+    unseen = look()
+    assert unseen.state is State.CONSISTENT
+    assert "/not mounted/in lies in is there" in unseen.not_judged[0]
     config["streamingConfigJson"]["checkpointLocation"] = str(pipelines.checkpoints / "elsewhere")
     assert "is lost" in _refusal(pipelines, config)
     moved = look()
@@ -347,11 +354,17 @@ def test_an_aggregation_with_its_batches_without_data(pipelines: Pipelines, inbo
         "windows",
         inbox,
         pipelines.checkpoints,
-        schema="at TIMESTAMP, n INT",
-        transforms=[aggregation(groupBy="", windowColumn="at", windowDuration="1 hour", aggregations="n:sum")],
-        streaming={"outputMode": "append", "watermarkColumn": "at", "watermarkDelay": "1 minute"},
+        schema="shop STRING, at TIMESTAMP, n INT",
+        transforms=[
+            aggregation(groupByColumns="shop", windowColumn="at", windowDuration="10 minutes", aggregations="n:count")
+        ],
+        streaming={"outputMode": "append", "watermark": {"eventTimeColumn": "at", "delayThreshold": "10 minutes"}},
     )
-    write_lines(inbox / "a.json", {"at": "2026-03-01T10:00:00Z", "n": 1}, {"at": "2026-03-01T12:00:00Z", "n": 2})
+    write_lines(
+        inbox / "a.json",
+        {"shop": "a", "at": "2026-03-01T10:00:00Z", "n": 1},
+        {"shop": "a", "at": "2026-03-01T12:00:00Z", "n": 2},
+    )
     pipelines.finish(config)
     report = look("windows")
     assert report.state is State.CONSISTENT, report

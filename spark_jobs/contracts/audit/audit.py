@@ -132,7 +132,7 @@ def _require_place(files: CheckpointFiles) -> None:
     if files.exists() or files.place_exists():
         return
     raise CheckpointUnreadableError(
-        f"The checkpoint {files.location} cannot be seen from here",
+        f"{files.location} cannot be seen from here",
         found="not even the folder (or the bucket) that it lies in",
         expected="the storage that the driver writes to",
         cure="audit it where that is mounted, or say where it is seen from here (`checkpoint`, --checkpoint). Where "

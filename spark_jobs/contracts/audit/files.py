@@ -135,7 +135,7 @@ def local_files(location: str) -> LocalFiles | None:
     root = Path(unquote(urlsplit(location).path)) if scheme else Path(location)
     if not root.is_absolute():
         raise CheckpointUnreadableError(
-            f"The checkpoint location {location!r} cannot be read from here",
+            f"{location} cannot be read from here",
             found="a relative path, which means a folder below the one that the driver was started in",
             expected="an absolute path, or a URI such as s3a://bucket/path",
             cure="say where it is: `checkpoint`, or --checkpoint on the command line",
@@ -158,7 +158,7 @@ def _readable(location: str, name: str) -> Iterator[None]:
         raise
     except Exception as error:  # each storage has errors of its own
         raise CheckpointUnreadableError(
-            f"The checkpoint {location} cannot be read from here",
+            f"{location} cannot be read from here",
             found=f"{name or 'its folder'}: {type(error).__name__}: {error}",
             expected="a folder that this process may list and read",
             cure="check the permissions of the user who runs the audit, the connection to the storage and the network",

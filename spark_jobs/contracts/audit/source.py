@@ -9,7 +9,7 @@ from spark_jobs.contracts.audit.checkpoint import Image, last_source
 from spark_jobs.contracts.audit.files import OpenFiles
 from spark_jobs.contracts.audit.report import Finding, State
 from spark_jobs.contracts.config import PipelineConfig
-from spark_jobs.contracts.errors import EtlError
+from spark_jobs.contracts.errors import CheckpointUnreadableError, EtlError
 from spark_jobs.contracts.kafka_client import Partition
 from spark_jobs.contracts.watch.condition import LedgerView
 from spark_jobs.contracts.watch.kafka_position import KafkaPosition, position
@@ -31,7 +31,7 @@ def source_findings(
         if config.extract.source_type == "kafka":
             return list(_kafka(view, config, image)), []
         if config.extract.source_type == "file":
-            return list(_folder(config, open_files)), []
+            return _folder(config, open_files)
     except EtlError as error:
         return [_failed(error)], []
     return [], [f"the source: of {config.extract.source_type!r} nothing can be asked from here"]
@@ -93,21 +93,31 @@ def _beyond(reach: dict[Partition, int], end: dict[Partition, int]) -> Iterator[
         )
 
 
-def _folder(config: PipelineConfig, open_files: OpenFiles) -> Iterator[Finding]:
-    path = next((value for name, value in config.extract.options.items() if name.lower() == "path"), None)
-    if path is None:
-        return
+def _folder(config: PipelineConfig, open_files: OpenFiles) -> tuple[list[Finding], list[str]]:
+    path = config.extract.path or config.extract.option("path") or ""
     # Of a pattern, the folder before it.
     parts = path.split("/")
     plain = next((i for i, part in enumerate(parts) if _PATTERN & set(part)), len(parts))
     folder = "/".join(parts[:plain]) or "/"
-    if not open_files(folder).exists():
-        yield Finding(
-            state=State.SOURCE,
-            found=f"no {folder}",
-            expected="the folder that extract.connectionParams.path names",
-            advice="mount or restore it, or correct the path; where only the driver sees it, this says nothing",
-        )
+    try:
+        files = open_files(folder)
+        there, told = files.exists(), files.place_exists()
+    except CheckpointUnreadableError as error:
+        # Only Spark needs to read it.
+        return [], [f"the source: {error.what} ({error.found})"]
+    if there:
+        return [], []
+    if not told:
+        return [], [
+            f"the source: not even the folder that {folder} lies in is there, so it may be a disk of the driver's"
+        ]
+    missing = Finding(
+        state=State.SOURCE,
+        found=f"no {folder}",
+        expected="the folder that extract.connectionParams.path names",
+        advice="mount or restore it, or correct the path",
+    )
+    return [missing], []
 
 
 def _failed(error: EtlError) -> Finding:

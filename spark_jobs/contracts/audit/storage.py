@@ -48,7 +48,7 @@ def unknown_storage(location: str, error: Exception) -> CheckpointUnreadableErro
     scheme = scheme_of(location)
     package = _PACKAGES.get(_HADOOP_NAMES.get(scheme, scheme), f"the package with fsspec's file system for {scheme}://")
     return CheckpointUnreadableError(
-        f"The checkpoint {location} cannot be read from here",
+        f"{location} cannot be read from here",
         found=f"{type(error).__name__}: {said[0] if (said := str(error).splitlines()) else ''}",
         expected=f"a file system for {scheme}://, installed and logged in where the audit runs",
         cure=f"install {package} there; or audit it elsewhere with `etl-pipeline audit`, or from a copy that "
