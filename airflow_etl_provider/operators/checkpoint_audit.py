@@ -16,6 +16,9 @@ from spark_jobs.contracts.audit.report import BAD, AuditReport, failure, states
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+# Plain texts: a template field is stored with the DAG.
+_NEEDS_SOMEBODY = tuple(state.value for state in BAD)
+
 
 class CheckpointAuditOperator(BaseOperator):
     """Compare a pipeline's checkpoint, ledger and source, and say what the next run will meet, and what to do.
@@ -58,7 +61,7 @@ class CheckpointAuditOperator(BaseOperator):
         tracker_schema: str = "etl",
         checkpoint: str | None = None,
         storage_conn_id: str | None = None,
-        fail_on: Sequence[str] | str = BAD,
+        fail_on: Sequence[str] | str = _NEEDS_SOMEBODY,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

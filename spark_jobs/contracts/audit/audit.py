@@ -86,8 +86,8 @@ def _judge(
     if not given and (location := _location(config)) and not _same(location, looks.location):
         found.append(_moved(looks.location, location))
     if ledger.query is not None:
-        with snapshot(view.conn):
-            read = compare_files(looks.files, view, pipeline, image, ledger)
+        # No transaction is open meanwhile: a log of millions of files takes its time.
+        read = compare_files(looks.files, view, pipeline, image, ledger)
         found += [read.finding] if read.finding else []
         notes += [read.not_judged] if read.not_judged else []
     if config is None:
