@@ -12,9 +12,11 @@ from typing import Any
 
 import fsspec
 import pytest
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.io import attach
 from airflow.sdk.io.store import _STORE_CACHE
+from airflow.serialization.serialized_objects import DagSerialization
 from ledger_rows import LedgerRows
 
 from airflow_etl_provider.operators.checkpoint_audit import CheckpointAuditOperator
@@ -144,7 +146,19 @@ def test_importing_it_brings_neither_spark_nor_fsspec() -> None:
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "print(sorted(new & {'pyspark', 'py4j', 'pandas', 'fsspec', 'confluent_kafka'}))"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-        == "[]"
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_example_of_the_reference_is_a_dag_that_looks(folder: Path, context: Any, repository: Path) -> None:
+    page = (repository / "docs" / "reference" / "operator.md").read_text()
+    section = page.partition("## `CheckpointAuditOperator`")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(code, "operator.md", "exec"), names)
+    [dag] = [value for value in names.values() if isinstance(value, DAG)]
+    stored = DagSerialization.to_dict(dag)["dag"]
+    [audit_task] = [task["__var"] for task in stored["tasks"] if task["__var"]["task_id"] == "audit"]
+    assert audit_task["downstream_task_ids"] == ["run"]
+    assert set(audit_task["fail_on"]) == set(BAD)
+    assert dag.get_task("audit").execute(context)["state"] == "consistent"

@@ -232,10 +232,13 @@ def test_a_folder_that_may_not_be_read_is_not_taken_for_a_lost_one(
 def test_locations_as_spark_takes_them(tmp_path: Path) -> None:
     spaced = tmp_path / "a b"
     spaced.mkdir()
-    for location in (str(spaced), f"file:{spaced}", f"file://{str(spaced).replace(' ', '%20')}"):
+    for location in (str(spaced), f"file:{spaced}", f"file://{spaced}", f"file://host{spaced}"):
         opened = local_files(location)
         assert opened is not None
         assert opened.exists()
+    encoded = local_files(f"file:{tmp_path}/a%20b")
+    assert encoded is not None
+    assert not encoded.exists()
     assert local_files("s3a://b/c") is None
     assert [scheme_of(text) for text in ("/a:b/c", "S3A://b", "C:/x", "a", "file:/x")] == ["", "s3a", "c", "", "file"]
     assert storage_uri("s3a://b/c") == "s3://b/c"

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
-from urllib.parse import unquote, urlsplit
 
+from spark_jobs.contracts.audit.logs import TornError
 from spark_jobs.contracts.errors import CheckpointUnreadableError, EtlError
+from spark_jobs.contracts.redaction import mask
 
 
 class CheckpointFiles(Protocol):
@@ -132,7 +133,9 @@ def local_files(location: str) -> LocalFiles | None:
     scheme = scheme_of(location)
     if scheme not in ("", "file"):
         return None
-    root = Path(unquote(urlsplit(location).path)) if scheme else Path(location)
+    # As Hadoop takes it: a percent sign is one, and what follows `//` is a host.
+    path = location[len("file:") :] if scheme else location
+    root = Path(f"/{path[2:].partition('/')[2]}" if scheme and path.startswith("//") else path)
     if not root.is_absolute():
         raise CheckpointUnreadableError(
             f"{location} cannot be read from here",
@@ -153,13 +156,13 @@ def scheme_of(location: str) -> str:
 def _readable(location: str, name: str) -> Iterator[None]:
     try:
         yield
-    except (FileNotFoundError, EtlError, ValueError):
+    except (FileNotFoundError, EtlError, TornError):
         # Not there, which says something; or what the caller makes of the file's content.
         raise
     except Exception as error:  # each storage has errors of its own
         raise CheckpointUnreadableError(
             f"{location} cannot be read from here",
-            found=f"{name or 'its folder'}: {type(error).__name__}: {error}",
+            found=f"{name or 'its folder'}: {mask(f'{type(error).__name__}: {error}')}",
             expected="a folder that this process may list and read",
             cure="check the permissions of the user who runs the audit, the connection to the storage and the network",
         ) from error

@@ -6,6 +6,7 @@ from typing import Final
 
 from spark_jobs.contracts.audit.files import CheckpointFiles, StoredFiles, local_files, scheme_of
 from spark_jobs.contracts.errors import CheckpointUnreadableError
+from spark_jobs.contracts.redaction import mask
 
 # Hadoop's names of what fsspec calls otherwise.
 _HADOOP_NAMES: Final = {"s3a": "s3", "s3n": "s3"}
@@ -47,9 +48,11 @@ def unknown_storage(location: str, error: Exception) -> CheckpointUnreadableErro
     """Return the error for a scheme that cannot be read here, with what to install."""
     scheme = scheme_of(location)
     package = _PACKAGES.get(_HADOOP_NAMES.get(scheme, scheme), f"the package with fsspec's file system for {scheme}://")
+    # An error of a library that was not found names all places where it was not, a line for each.
+    said = (str(error).splitlines() or [""])[0]
     return CheckpointUnreadableError(
         f"{location} cannot be read from here",
-        found=f"{type(error).__name__}: {said[0] if (said := str(error).splitlines()) else ''}",
+        found=mask(f"{type(error).__name__}: {said}"),
         expected=f"a file system for {scheme}://, installed and logged in where the audit runs",
         cure=f"install {package} there; or audit it elsewhere with `etl-pipeline audit`, or from a copy that "
         "`checkpoint` (--checkpoint) names",
