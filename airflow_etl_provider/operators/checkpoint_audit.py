@@ -26,8 +26,8 @@ class CheckpointAuditOperator(BaseOperator):
     Needs no Spark, and changes nothing. A run may go on meanwhile: what it is at is not judged then.
 
     The result (XCom): ``state`` (the worst of what was found, else ``consistent``), ``findings`` (each with ``state``,
-    ``found``, ``expected`` and ``advice``), how far checkpoint and ledger are, and ``not_judged``. Where the task
-    fails, the same is in the XCom ``audit``.
+    ``found``, ``expected``, ``advice`` and ``passing``), how far checkpoint and ledger are, and ``not_judged``. Where
+    the task fails, the same is in the XCom ``audit``.
 
     :param pipeline: its id. (templated)
     :param ledger_conn_id: Airflow connection to the ledger's PostgreSQL. (templated)
@@ -40,7 +40,8 @@ class CheckpointAuditOperator(BaseOperator):
         :class:`~spark_jobs.contracts.audit.report.State`. (templated)
     :raises AirflowFailException: something of the states in ``fail_on`` was found; the ledger is missing or of another
         version, the pipeline is unknown, or a name in ``fail_on`` is.
-    :raises AirflowException: all of it is that the source did not answer; or the database did not.
+    :raises AirflowException: all of it may pass by itself, such as a broker that does not answer; or the database does
+        not.
     """
 
     template_fields: Sequence[str] = (

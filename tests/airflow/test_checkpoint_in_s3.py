@@ -53,7 +53,8 @@ def client() -> Iterator[Any]:
 def test_listing_reading_and_what_is_not_there(client: Any) -> None:
     files = CheckpointStorage()("s3a://streams/shop/orders")
     assert (files.exists(), files.place_exists(), files.names("offsets")) == (False, True, [])
-    assert CheckpointStorage()("s3a://nowhere/orders").place_exists() is False
+    with pytest.raises(CheckpointUnreadableError, match="NO_SUCH_BUCKET"):
+        CheckpointStorage()("s3a://nowhere/orders").place_exists()
     assert read_image(files).query_id is None
 
     offsets = b'v1\n{"batchWatermarkMs":0,"batchTimestampMs":1}\n{"t":{"0":%d}}'

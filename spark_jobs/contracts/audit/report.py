@@ -58,12 +58,14 @@ class Finding(_Model):
     """One thing that was found.
 
     :param found: what there is. :param expected: what there should be. :param advice: what to do.
+    :param passing: whether it may be gone when it is looked at again, without anybody doing something.
     """
 
     state: State
     found: str
     expected: str
     advice: str
+    passing: bool = False
 
 
 class AuditReport(_Model):
@@ -120,12 +122,12 @@ def states(names: Sequence[str]) -> tuple[State, ...]:
 def failure(reports: Iterable[AuditReport], fail_on: Sequence[State]) -> EtlError | None:
     """Return the error for what was found of the states ``fail_on``; None when there is nothing of them.
 
-    It is retryable when all of it is that something could not be looked at.
+    It is retryable when all of it may pass by itself.
     """
     bad = [(report, one) for report in reports for one in report.findings if one.state in fail_on]
     if not bad:
         return None
-    kind = TransientError if all(one.state is State.UNKNOWN for _, one in bad) else CheckpointMismatchError
+    kind = TransientError if all(one.passing for _, one in bad) else CheckpointMismatchError
     names = dict.fromkeys(repr(report.pipeline) for report, _ in bad)
     return kind(
         f"Checkpoint, ledger and source do not agree: {', '.join(names)}",

@@ -127,6 +127,7 @@ def _failed(error: EtlError) -> Finding:
         found=f"{error.what}: {error.found}" if error.found else error.what,
         expected=error.expected or "a source that answers",
         advice=error.cure or "look again",
+        passing=error.retryable and not gone,
     )
 
 
