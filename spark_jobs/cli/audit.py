@@ -56,18 +56,20 @@ def audit(
 
 
 def table_of(reports: Sequence[AuditReport]) -> Table:
-    """Return the table that people read: a line for each finding, or one for a pipeline without any."""
+    """Return the table that people read: a line for each finding, or one for a pipeline without any.
+
+    What to do is in the error that follows it: in a column of a narrow terminal nobody could read it.
+    """
     table = Table(title=None if reports else "no pipeline was started yet")
-    for heading in ("pipeline", "planned", "committed", "ledger", "state", "found", "what to do"):
+    for heading in ("pipeline", "planned", "committed", "ledger", "state", "found"):
         numeric = heading in ("planned", "committed", "ledger")
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for report in reports:
         numbers = (report.last_planned, report.last_committed, report.last_in_ledger)
         head = [report.pipeline, *("-" if number is None else str(number) for number in numbers)]
         compared = f"{report.compared_batches:,} micro-batches, {report.compared_files:,} files compared"
-        lines = [(one.state, one.found, one.advice) for one in report.findings] or [(report.state, compared, "")]
-        for state, found, advice in lines:
+        for state, found in [(one.state, one.found) for one in report.findings] or [(report.state, compared)]:
             style = "green" if state in GOOD else "bold red"
-            table.add_row(*map(Text, head), Text(state, style=style), Text(found), Text(advice))
+            table.add_row(*map(Text, head), Text(state, style=style), Text(found))
             head = [""] * len(head)
     return table

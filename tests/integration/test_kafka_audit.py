@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -65,6 +66,24 @@ def test_what_the_broker_has_and_what_was_read(
     anew = look()
     assert anew.state is State.SOURCE
     assert f"{topic}[0] ends at 1, read up to" in anew.findings[0].found
+
+
+def test_a_resumed_query_that_has_read_nothing_yet_is_judged_by_where_it_began(
+    pipelines: Pipelines, kafka: KafkaBroker, new_topic: Any, look: Callable[[], AuditReport]
+) -> None:
+    topic = new_topic(partitions=1)
+    _produce(kafka, topic, 1)
+    config = kafka_pipeline("numbers", kafka.bootstrap_servers, topic, pipelines.checkpoints, schema="id INT")
+    pipelines.finish(config)
+    shutil.rmtree(pipelines.checkpoints / "numbers")
+    assert pipelines.run(config, resume="from_ledger").error is None
+    report = look()
+    assert (report.state, report.last_planned, report.last_in_ledger) == (State.CONSISTENT, None, None), report
+    _produce(kafka, topic, 2, 3, 4)
+    kafka.delete_records(topic, {0: 3})
+    hole = look()
+    assert [finding.state for finding in hole.findings] == [State.SOURCE], hole
+    assert f"{topic}[0] offsets 1 to 3, at most 2 rows" in hole.findings[0].found
 
 
 def test_a_broker_that_does_not_answer_is_not_a_broken_checkpoint(

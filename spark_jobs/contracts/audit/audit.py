@@ -93,7 +93,7 @@ def _judge(
     if config is None:
         notes.append("the source: the configuration of the newest run cannot be read any more")
     elif ledger.query is not None:
-        findings, not_looked = source_findings(view, config, image, open_files)
+        findings, not_looked = source_findings(view, config, image, ledger.query.start_offsets, open_files)
         found, notes = [*found, *findings], [*notes, *not_looked]
     if run := _going_on(life, newest_run_life(view.conn, view.schema, pipeline)):
         found = [_running(run), *(one for one in found if one.state in _SETTLED and one is not read.finding)]

@@ -21,15 +21,17 @@ _NOT_THERE: Final = "UNKNOWN_TOPIC"
 
 
 def source_findings(
-    view: LedgerView, config: PipelineConfig, image: Image, open_files: OpenFiles
+    view: LedgerView, config: PipelineConfig, image: Image, start_offsets: Any, open_files: OpenFiles
 ) -> tuple[list[Finding], list[str]]:
     """Return what is wrong with the source, and what was not looked at.
 
     A source that does not answer is a finding ``unknown``.
+
+    :param start_offsets: where the query began, if it was resumed from the ledger.
     """
     try:
         if config.extract.source_type == "kafka":
-            return list(_kafka(view, config, image)), []
+            return list(_kafka(view, config, image, start_offsets)), []
         if config.extract.source_type == "file":
             return _folder(config, open_files)
     except EtlError as error:
@@ -37,8 +39,9 @@ def source_findings(
     return [], [f"the source: of {config.extract.source_type!r} nothing can be asked from here"]
 
 
-def _kafka(view: LedgerView, config: PipelineConfig, image: Image) -> Iterator[Finding]:
-    begin = by_partition(last_source(image, image.heads.committed))
+def _kafka(view: LedgerView, config: PipelineConfig, image: Image, start_offsets: Any) -> Iterator[Finding]:
+    nothing_yet = image.heads.committed is None
+    begin = by_partition(start_offsets if nothing_yet else last_source(image, image.heads.committed))
     reach = by_partition(last_source(image, image.heads.planned)) or begin
     if reach is None:
         return
