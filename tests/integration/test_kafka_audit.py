@@ -16,8 +16,10 @@ from spark_jobs.contracts.audit.audit import audit
 from spark_jobs.contracts.audit.report import BAD, AuditReport, State, failure
 from spark_jobs.contracts.audit.storage import open_files
 from spark_jobs.contracts.credentials import DatabaseConnection
+from spark_jobs.contracts.exit_codes import ExitCode
 from spark_jobs.contracts.tracker.connect import connect
 from spark_jobs.contracts.watch.condition import LedgerView
+from spark_jobs.runtime.stopping import Stop
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def test_what_the_broker_has_and_what_was_read(
     assert [finding.state for finding in hole.findings] == [State.SOURCE]
     assert f"{topic}[0] offsets 5 to 7, at most 2 rows" in hole.findings[0].found
     assert "exit code 6" in hole.findings[0].advice
-    assert int(pipelines.run(config).exit_code) == 6
+    assert pipelines.run(config).exit_code is ExitCode.SOURCE_UNREACHABLE
 
     kafka.delete_topic(topic)
     gone = look()
@@ -68,7 +70,7 @@ def test_what_the_broker_has_and_what_was_read(
     assert f"{topic}[0] ends at 1, read up to" in anew.findings[0].found
 
 
-def test_a_resumed_query_that_has_read_nothing_yet_is_judged_by_where_it_began(
+def test_a_resumed_query_that_has_committed_nothing_yet_is_judged_by_where_it_began(
     pipelines: Pipelines, kafka: KafkaBroker, new_topic: Any, look: Callable[[], AuditReport]
 ) -> None:
     topic = new_topic(partitions=1)
@@ -76,13 +78,16 @@ def test_a_resumed_query_that_has_read_nothing_yet_is_judged_by_where_it_began(
     config = kafka_pipeline("numbers", kafka.bootstrap_servers, topic, pipelines.checkpoints, schema="id INT")
     pipelines.finish(config)
     shutil.rmtree(pipelines.checkpoints / "numbers")
-    assert pipelines.run(config, resume="from_ledger").error is None
+    stop = Stop()
+    stop.ask()
+    assert pipelines.run(config, resume="from_ledger", stop=stop).exit_code is ExitCode.STOPPED_COMMITTED
     report = look()
-    assert (report.state, report.last_planned, report.last_in_ledger) == (State.CONSISTENT, None, None), report
+    assert (report.state, report.last_planned, report.last_committed) == (State.PLANNED, 0, None), report
+    assert report.last_in_ledger is None
     _produce(kafka, topic, 2, 3, 4)
     kafka.delete_records(topic, {0: 3})
     hole = look()
-    assert [finding.state for finding in hole.findings] == [State.SOURCE], hole
+    assert [finding.state for finding in hole.findings] == [State.SOURCE, State.PLANNED], hole
     assert f"{topic}[0] offsets 1 to 3, at most 2 rows" in hole.findings[0].found
 
 
