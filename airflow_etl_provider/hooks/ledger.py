@@ -12,6 +12,9 @@ from uuid import UUID
 from airflow.sdk import BaseHook
 
 from airflow_etl_provider.credentials import connection, source_connection
+from spark_jobs.contracts.audit.audit import audit
+from spark_jobs.contracts.audit.files import OpenFiles
+from spark_jobs.contracts.audit.report import AuditReport
 from spark_jobs.contracts.cleanup import CleanupReport, CleanupRequest, SweepReport, SweepRequest
 from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
 from spark_jobs.contracts.credentials import DatabaseConnection
@@ -223,6 +226,16 @@ class LedgerHook(BaseHook):
         with self._checked() as conn:
             view = LedgerView(conn, self.schema, source_connection)
             return [finding for name in names for finding in examine(view, name, thresholds)]
+
+    def audit(self, pipeline: str, open_files: OpenFiles, *, checkpoint: str | None = None) -> AuditReport:
+        """Compare a pipeline's checkpoint with ledger and source; see :func:`~spark_jobs.contracts.audit.audit.audit`.
+
+        :raises LedgerVersionError: the ledger is missing, or of another version.
+        :raises ConfigError: the ledger does not know the pipeline.
+        """
+        with self._checked() as conn:
+            view = LedgerView(conn, self.schema, source_connection)
+            return audit(view, pipeline, open_files, checkpoint=checkpoint)
 
     def figures(self, run_id: str) -> RunFigures:
         """Return what a run's metrics are made of: attempts and waits, dead letters, circuit breakers."""

@@ -26,6 +26,7 @@ COMMANDS = {
     "prepared": "Show or resolve what two-phase commits of drivers that died have left behind.",
     "orphans": "Clear away what drivers that are gone have left, of all pipelines.",
     "cleanup": "Remove old rows of the ledger; never what a restart still needs.",
+    "audit": "Compare the checkpoints of pipelines with ledger and source, without Spark.",
     "breakers": "Show the circuit breakers that runs share, or close one by hand.",
     "schema": "Print the JSON Schema of pipeline files, for editors.",
 }

@@ -114,6 +114,12 @@ class CheckpointMismatchError(EtlError):
     exit_code = ExitCode.CHECKPOINT_MISMATCH
 
 
+class CheckpointUnreadableError(EtlError):
+    """A checkpoint's files cannot be read from where this runs: its storage is not known, not reachable, or refuses."""
+
+    exit_code = ExitCode.CHECKPOINT_MISMATCH
+
+
 class FencedError(EtlError):
     """A newer run of the pipeline exists; this driver may not commit any more."""
 

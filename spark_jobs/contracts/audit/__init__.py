@@ -1,0 +1,1 @@
+"""Checkpoint, ledger and source compared, without Spark: read only, safe beside a run."""
