@@ -1,4 +1,4 @@
-"""The provider, as Airflow's own command line shows it."""
+"""The provider, as Airflow's own command line shows it; ``UPDATE_DOCS=1`` writes the page anew."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "provider.md"
 
-def test_airflow_knows_the_provider(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "airflow", "providers", "get", "airflow-etl-provider", "--full", "-o", "json"]
+
+def test_the_page_is_what_airflow_shows(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "airflow", "providers", "get", "airflow-etl-provider", "--full", "-o", "yaml"]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    done = subprocess.run(
-        command, env={**environ, "AIRFLOW_HOME": str(tmp_path)}, capture_output=True, text=True, check=True
-    )
-    assert "airflow_etl_provider.operators.streaming_pipeline" in done.stdout
+    environ |= {"AIRFLOW_HOME": str(tmp_path), "COLUMNS": "120"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    shown = done.stdout[done.stdout.index("- description:") :].strip()
+    head, fence, rest = PAGE.read_text().partition("```yaml\n")
+    if "UPDATE_DOCS" in os.environ:
+        PAGE.write_text(f"{head}{fence}{shown}\n```\n")
+    else:
+        assert rest.partition("\n```")[0] == shown
