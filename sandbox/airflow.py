@@ -133,7 +133,8 @@ class Airflow(AirflowApi):
 
         :raises SandboxError: it does not run.
         """
-        running = _descendants(self._process.pid) if self._process else []
+        roots = [process.pid for process in (self._process, *self._others) if process]
+        running = [process for root in roots for process in _family(root)]
         found = [process for process in running if name in _command(process)[-2:]]
         if not found:
             raise SandboxError(f"Airflow's {name} does not run")
@@ -161,6 +162,14 @@ def _descendants(pid: int) -> list[psutil.Process]:
     except psutil.NoSuchProcess:
         return []
     return found
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """Return a process and all that came of it; nothing where it has ended."""
+    try:
+        return [psutil.Process(pid), *_descendants(pid)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _without_airflow(environ: Mapping[str, str]) -> dict[str, str]:

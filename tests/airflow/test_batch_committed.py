@@ -13,7 +13,7 @@ from airflow.triggers.shared_stream import AckTimeout
 from ledger_rows import LedgerRows
 from triggerer import Running, Triggerer
 
-from airflow_etl_provider.triggers import batch_committed
+from airflow_etl_provider.triggers import commit_stream
 from airflow_etl_provider.triggers.batch_committed import BatchCommittedTrigger
 from sandbox.postgres import PostgresServer
 from spark_jobs.contracts.errors import ConfigError
@@ -24,8 +24,8 @@ KEY = ("orders", "etl/etl/orders")
 
 @pytest.fixture
 def triggerer(monkeypatch: pytest.MonkeyPatch) -> Triggerer:
-    monkeypatch.setattr(batch_committed, "_SETTLED_SECONDS", 0.01)
-    monkeypatch.setattr(batch_committed, "_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(commit_stream, "_SETTLED_SECONDS", 0.01)
+    monkeypatch.setattr(commit_stream, "_AGAIN_SECONDS", 0.05)
     return Triggerer(monkeypatch)
 
 
@@ -157,7 +157,7 @@ def test_what_airflow_confirms_to_nobody_is_repeated(
     rows: LedgerRows, triggerer: Triggerer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who pauses the DAG takes the trigger from its asset; until it is stopped, its events are dropped."""
-    monkeypatch.setattr(batch_committed, "_SETTLED_SECONDS", 3600)
+    monkeypatch.setattr(commit_stream, "_SETTLED_SECONDS", 3600)
 
     async def work() -> None:
         async with triggerer.running(trigger()) as running:
