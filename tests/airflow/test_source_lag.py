@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSensorTimeout, TaskDeferred
+from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, TaskDeferred
 from source_ledger import SourceLedger
 
 from airflow_etl_provider import credentials
@@ -286,9 +286,8 @@ def test_a_refused_connection_is_known_at_once_and_may_be_tried_again(
     ledger.start()
     with pytest.raises(SourceUnreachableError, match="Connection refused"):
         lag()
-    with pytest.raises(AirflowException) as caught:
-        sensor(at_most_rows=0).execute(context)
-    assert not isinstance(caught.value, AirflowFailException)
+    with pytest.raises(AirflowSensorTimeout, match=r"Last seen: .*Connection refused"):
+        sensor(at_most_rows=0, timeout=0.2, poke_interval=0.05).execute(context)
 
 
 def test_without_the_client_the_cure_is_named(ledger: SourceLedger, monkeypatch: pytest.MonkeyPatch) -> None:
