@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from spark_jobs.contracts.errors import ConfigError
-from spark_jobs.contracts.watch.periods import Grain, Period, most, periods, zone_of
+from spark_jobs.contracts.periods import Grain, Period, most, periods, zone_of
 
 # Changes at night, at midnight, by half an hour, of a whole day, and odd offsets.
 ZONES = (

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel, ConfigDict
 
+from spark_jobs.contracts.periods import Period
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
-from spark_jobs.contracts.watch.periods import Period
 
 _OPEN: Final = """
 SELECT announced_by, array_agg(partition_key ORDER BY period_start), min(claimed_at) FROM {schema}.complete_partition

@@ -10,9 +10,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.from_values import from_values
+from spark_jobs.contracts.periods import Grain, Period, most, periods, zone_of
 from spark_jobs.contracts.tracker.announcements import Announcements, Announcer
 from spark_jobs.contracts.watch.condition import LedgerView, snapshot
-from spark_jobs.contracts.watch.periods import Grain, Period, most, periods, zone_of
 from spark_jobs.contracts.watch.watermark import complete_through
 
 # One row with a year before Christ must not end the look.
