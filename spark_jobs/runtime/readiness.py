@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from spark_jobs.contracts.errors import CheckpointMismatchError
 from spark_jobs.contracts.run_request import Resume
-from spark_jobs.contracts.tracker.known_queries import KnownQuery, since_start
+from spark_jobs.contracts.tracker.known_queries import KnownQuery, since_start, used_since
 from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.checkpoint import Checkpoint
 from spark_jobs.runtime.flow import Flow
@@ -61,7 +61,7 @@ def ready_query(ledger: Ledger, checkpoint: Checkpoint, flow: Flow, resume: Resu
     _check_not_ahead(ledger, checkpoint, query)
     if query.start_offsets is not None and not checkpoint.has_offsets():
         flow = _starting_at(flow, query.start_offsets)
-    return ReadyQuery(query_id, flow, first_batch=1 if _is_seeded(query) else 0)
+    return ReadyQuery(query_id, flow, first_batch=1 if query.is_seeded else 0)
 
 
 def fingerprint(flow: Flow) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def _refuse_unknown(ledger: Ledger, checkpoint: Checkpoint, query_id: str, known
 
 def _check_used_last(ledger: Ledger, checkpoint: Checkpoint, query: KnownQuery, known: list[KnownQuery]) -> None:
     """Raise where another checkpoint has read on since: this one would read the same rows again."""
-    later = [one for one in known[known.index(query) + 1 :] if one.batches]
+    later = used_since(known, query)
     if not later:
         return
     raise CheckpointMismatchError(
@@ -257,14 +257,9 @@ def _check_configuration(checkpoint: Checkpoint, flow: Flow, query: KnownQuery) 
         )
 
 
-def _is_seeded(query: KnownQuery) -> bool:
-    """Tell whether the checkpoint's batch 0 is the files that were read before it; see ``Checkpoint.seed_files``."""
-    return query.origin == "resumed" and query.start_offsets is None
-
-
 def _check_not_ahead(ledger: Ledger, checkpoint: Checkpoint, query: KnownQuery) -> None:
     last = checkpoint.last_commit()
-    if last is None or (last == 0 and _is_seeded(query)) or ledger.has_batch(query.query_id, last):
+    if last is None or (last == 0 and query.is_seeded) or ledger.has_batch(query.query_id, last):
         return
     raise CheckpointMismatchError(
         f"The checkpoint {checkpoint.location} is ahead of the ledger",

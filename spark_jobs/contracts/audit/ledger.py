@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from spark_jobs.contracts.audit.checkpoint import FileSum
-from spark_jobs.contracts.tracker.known_queries import KnownQuery, known_queries
+from spark_jobs.contracts.tracker.known_queries import KnownQuery, known_queries, used_since
 from spark_jobs.contracts.watch.condition import LedgerView
 
 OLDER: Final = -1
@@ -56,14 +56,12 @@ class LedgerSide:
     @property
     def later(self) -> list[KnownQuery]:
         """The queries that have committed micro-batches since the checkpoint's own was used."""
-        if self.query is None:
-            return []
-        return [one for one in self.queries[self.queries.index(self.query) + 1 :] if one.batches]
+        return used_since(self.queries, self.query) if self.query is not None else []
 
     @property
     def is_seeded(self) -> bool:
         """Whether micro-batch 0 is no micro-batch, but the files that were read before this checkpoint."""
-        return self.query is not None and self.query.origin == "resumed" and self.query.start_offsets is None
+        return self.query is not None and self.query.is_seeded
 
 
 def read_ledger(view: LedgerView, pipeline: str, query_id: str | None, first: int, last: int) -> LedgerSide:

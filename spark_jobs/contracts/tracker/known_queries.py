@@ -37,6 +37,11 @@ class KnownQuery:
     last_batch: int | None
     removed_files: int = 0
 
+    @property
+    def is_seeded(self) -> bool:
+        """Whether its micro-batch 0 is none, but the files that were read before its checkpoint was begun."""
+        return self.origin == "resumed" and self.start_offsets is None
+
 
 def known_queries(conn: Connection, schema: str, pipeline_id: str) -> list[KnownQuery]:
     """Return the pipeline's queries; last the one that was last begun or has last committed a batch.
@@ -46,6 +51,14 @@ def known_queries(conn: Connection, schema: str, pipeline_id: str) -> list[Known
     with classified("Reading the pipeline's queries"):
         rows = query(conn, schema, _QUERIES, (pipeline_id,)).fetchall()
     return [KnownQuery(*row) for row in rows]
+
+
+def used_since(known: Sequence[KnownQuery], query: KnownQuery) -> list[KnownQuery]:
+    """Return the queries that have committed micro-batches since this one was used: they read on in its place.
+
+    :param known: :func:`known_queries`.
+    """
+    return [one for one in known[known.index(query) + 1 :] if one.batches]
 
 
 def since_start(known: Sequence[KnownQuery]) -> list[KnownQuery]:
