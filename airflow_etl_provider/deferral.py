@@ -14,9 +14,6 @@ from spark_jobs.contracts.errors import EtlError
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-BACKSTOP: Final = timedelta(minutes=2)
-"""Airflow's own limit for a deferral is for a triggerer that is gone: ours comes first, and says what was seen."""
-
 _ENDED_BY_ITSELF: Final = ("finished", "failed", "stopped")
 _STOPPED: Final = "The run's right to commit was taken away, and its driver was to be killed."
 

@@ -96,6 +96,16 @@ class LedgerHook(BaseHook):
         """
         return connect(self.database, application_name=_SESSION_NAME)
 
+    @contextmanager
+    def session(self) -> Iterator[Connection]:
+        """Yield a connection to a ledger of this version, and close it.
+
+        :raises LedgerVersionError: the ledger is missing, or of another version.
+        """
+        with closing(self.get_conn()) as conn:
+            require_version(conn, self.schema)
+            yield conn
+
     def register(self, request: RunRequest) -> None:
         """Make the request's run the pipeline's newest: no older driver commits from then on.
 
@@ -144,7 +154,7 @@ class LedgerHook(BaseHook):
 
         :raises LedgerVersionError: the ledger is missing, or of another version.
         """
-        with self._checked() as conn:
+        with self.session() as conn:
             return newest_run_life(conn, self.schema, pipeline_id)
 
     def replay_request(self, replay: ReplayRequest, *, started_by: str) -> RunRequest:
@@ -177,7 +187,7 @@ class LedgerHook(BaseHook):
         error_classes: Sequence[str] = (),
     ) -> list[LetterCount]:
         """Return how many dead letters there are of each kind."""
-        with self._checked() as conn:
+        with self.session() as conn:
             return count_letters(
                 conn, self.schema, pipeline_id, statuses=statuses, stages=stages, error_classes=error_classes
             )
@@ -188,7 +198,7 @@ class LedgerHook(BaseHook):
         :raises LedgerVersionError: the ledger is missing or of another version.
         :raises ConfigError: a pipeline that it does not know.
         """
-        with self._checked() as conn:
+        with self.session() as conn:
             return clean(conn, self.schema, request)
 
     def sweep_orphans(self, request: SweepRequest) -> SweepReport:
@@ -197,7 +207,7 @@ class LedgerHook(BaseHook):
         :raises LedgerVersionError: the ledger is missing or of another version.
         :raises ConfigError: a pipeline that it does not know.
         """
-        with self._checked() as conn:
+        with self.session() as conn:
             return sweep_orphans(conn, self.schema, request)
 
     def look(self, condition: Condition) -> Seen:
@@ -207,14 +217,14 @@ class LedgerHook(BaseHook):
         :raises EtlError: see :meth:`~spark_jobs.contracts.watch.condition.Condition.look`.
         """
         try:
-            with self._checked() as conn:
+            with self.session() as conn:
                 return condition.look(LedgerView(conn, self.schema, source_connection))
         except LedgerMissingError as missing:
             return condition.without_ledger(missing)
 
     def pipelines(self) -> list[str]:
         """Return the ids of all pipelines that were ever started."""
-        with self._checked() as conn:
+        with self.session() as conn:
             return pipelines(LedgerView(conn, self.schema))
 
     def examine(self, names: Sequence[str], thresholds: Thresholds) -> list[Finding]:
@@ -223,7 +233,7 @@ class LedgerHook(BaseHook):
         :raises LedgerVersionError: the ledger is missing, or of another version.
         :raises ConfigError: a pipeline that it does not know.
         """
-        with self._checked() as conn:
+        with self.session() as conn:
             view = LedgerView(conn, self.schema, source_connection)
             return [finding for name in names for finding in examine(view, name, thresholds)]
 
@@ -233,7 +243,7 @@ class LedgerHook(BaseHook):
         :raises LedgerVersionError: the ledger is missing, or of another version.
         :raises ConfigError: the ledger does not know the pipeline.
         """
-        with self._checked() as conn:
+        with self.session() as conn:
             view = LedgerView(conn, self.schema, source_connection)
             return audit(view, pipeline, open_files, checkpoint=checkpoint)
 
@@ -251,13 +261,6 @@ class LedgerHook(BaseHook):
         """Return what the run did: batches, rows by kind, offsets, watermark, duration, the ledger's verdict."""
         with closing(self.get_conn()) as conn:
             return summarise_run(conn, self.schema, run_id)
-
-    @contextmanager
-    def _checked(self) -> Iterator[Connection]:
-        """Yield a session with a ledger of this version."""
-        with closing(self.get_conn()) as conn:
-            require_version(conn, self.schema)
-            yield conn
 
     @contextmanager
     def _migrated(self) -> Iterator[Connection]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +13,6 @@ from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.outcome import airflow_errors
 from airflow_etl_provider.template_values import is_true
 from spark_jobs.contracts.tracker.announcements import Announcements, Announcer, OpenClaim
-from spark_jobs.contracts.tracker.migrate import require_version
 from spark_jobs.contracts.watch.complete_partitions import PartitionsRequest, Pending, pending
 from spark_jobs.contracts.watch.condition import LedgerView
 
@@ -146,8 +144,7 @@ class CompletePartitionsOperator(BaseOperator):
 
     def _claimed(self, context: Context, me: Announcer) -> tuple[Pending, list[str]]:
         request = self.request()
-        with closing(LedgerHook(self.ledger_conn_id, schema=self.tracker_schema).get_conn()) as conn:
-            require_version(conn, self.tracker_schema)
+        with LedgerHook(self.ledger_conn_id, schema=self.tracker_schema).session() as conn:
             announcements = Announcements(conn, self.tracker_schema, request.pipeline, self.asset.name)
             over = self._settled(context, announcements, me)
             found = pending(LedgerView(conn, self.tracker_schema), request, announcements, over)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk.exceptions import AirflowException, TaskDeferralError, TaskDeferralTimeout
 
-from airflow_etl_provider.deferral import BACKSTOP, deadline, gave_up
+from airflow_etl_provider.deferral import deadline, gave_up
 from airflow_etl_provider.deferred_run import DeferredRun
 from airflow_etl_provider.hooks.ledger import LedgerHook
+from airflow_etl_provider.triggers.ledger import BACKSTOP
 from airflow_etl_provider.triggers.pipeline_run import PipelineRunTrigger
 from spark_jobs.contracts.errors import ConfigError
 

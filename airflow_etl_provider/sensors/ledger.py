@@ -19,7 +19,7 @@ from airflow.sdk.exceptions import (
 
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.outcome import airflow_errors
-from airflow_etl_provider.triggers.ledger import LedgerTrigger
+from airflow_etl_provider.triggers.ledger import BACKSTOP, LedgerTrigger
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.watch import registry
 from spark_jobs.contracts.watch.condition import Seen
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from spark_jobs.contracts.watch.condition import Condition
 
-# Airflow's own limit for a deferral is for a triggerer that is gone: ours comes first, and says what was seen.
-_BACKSTOP = timedelta(minutes=2)
 _LEAST_POLL_SECONDS = 1.0
 
 
@@ -151,7 +149,7 @@ class LedgerSensor(BaseSensorOperator):
                 end_from_trigger=self.end_from_trigger,
             ),
             method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout) + _BACKSTOP,
+            timeout=timedelta(seconds=self.timeout) + BACKSTOP,
         )
 
     def _of_pipeline(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, Final
 
@@ -22,6 +22,9 @@ from spark_jobs.contracts.watch.condition import Condition
 # How long a connection may be missing, or its login refused, and how long until it is looked up again.
 _GRACE_SECONDS: Final = 600.0
 _AGAIN_SECONDS: Final = 10.0
+BACKSTOP: Final = timedelta(minutes=2)
+"""How much later than ``give_up_at`` Airflow's own limit for a deferral is: that is for a triggerer that is gone. The
+trigger's comes first, and says what was seen."""
 
 
 class LedgerTrigger(BaseTrigger):

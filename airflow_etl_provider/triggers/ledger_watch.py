@@ -22,6 +22,7 @@ from uuid import uuid4
 import psycopg
 
 from airflow_etl_provider.credentials import RememberedConnections
+from airflow_etl_provider.triggers.shared_failure import SharedFailure
 from airflow_etl_provider.triggers.source_threads import SourceThreads
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import (
@@ -62,8 +63,7 @@ class LedgerWatch:
         self._credentials = RememberedConnections()
         self._conn: Connection | None = None
         self._checked: set[str] = set()
-        self._failed_at = 0.0
-        self._failure: EtlError | None = None
+        self._no_connection = SharedFailure()
         self._listener = asyncio.create_task(self._listen(), name="etl-ledger-watch")
         self.users = 0
 
@@ -134,13 +134,11 @@ class LedgerWatch:
             return self._put(question, self._conn, schema)
 
     def _connect(self, asked_at: float) -> Connection:
-        # Who waited while somebody else got no connection need not wait for another timeout to hear the same.
-        if self._failure is not None and self._failed_at >= asked_at:
-            raise self._failure.with_traceback(None)
+        self._no_connection.raise_for(asked_at)
         try:
             return connect(self._database, application_name=_NAME)
         except EtlError as error:
-            self._failure, self._failed_at = error, monotonic()
+            self._no_connection.note(error)
             raise
 
     def _put(self, question: Callable[[Connection], _T], conn: Connection, schema: str | None) -> _T:

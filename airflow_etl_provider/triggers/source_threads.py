@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final
 
+from airflow_etl_provider.triggers.shared_failure import SharedFailure
 from spark_jobs.contracts.errors import SourceUnreachableError
 from spark_jobs.contracts.watch.condition import AtLedger, AtSource, Seen
 
@@ -18,25 +19,22 @@ SLOW_SECONDS: Final = 0.5
 
 @dataclass(slots=True)
 class _System:
-    """A source's thread, and when it was last found not to answer."""
+    """A source's thread, and when it last did not answer."""
 
     thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(max_workers=1, thread_name_prefix="etl-source-watch")
     )
-    failed_at: float = 0.0
-    failure: SourceUnreachableError | None = None
+    unanswered: SharedFailure = field(default_factory=SharedFailure)
 
     def ask(self, question: Callable[[], Seen | AtLedger], asked_at: float) -> Seen | AtLedger:
-        # Who waited while somebody else got no answer need not wait for another timeout to hear the same. A quick one
-        # is about what was asked for, such as a topic that is not there.
-        if self.failure is not None and self.failed_at >= asked_at:
-            raise self.failure.with_traceback(None)
+        self.unanswered.raise_for(asked_at)
         began = monotonic()
         try:
             return question()
         except SourceUnreachableError as error:
+            # A quick one is about what was asked for, such as a topic that is not there.
             if error.retryable and monotonic() - began >= SLOW_SECONDS:
-                self.failure, self.failed_at = error, monotonic()
+                self.unanswered.note(error)
             raise
 
 
