@@ -76,11 +76,18 @@ class Store(dict[str, Any]):
 
 
 @pytest.fixture
-def context() -> dict[str, Any]:
+def pushed() -> dict[str, Any]:
+    """The XComs that a task has pushed itself, by key."""
+    return {}
+
+
+@pytest.fixture
+def context(pushed: dict[str, Any]) -> dict[str, Any]:
     """What ``execute`` needs of a task's context."""
     from airflow.sdk.execution_time.context import OutletEventAccessors
 
     ti = SimpleNamespace(dag_id="orders", task_id="run", run_id="manual", map_index=-1, try_number=1, stats_tags={})
+    ti.xcom_push = lambda key, value: pushed.update({key: value})
     return {"ti": ti, "outlet_events": OutletEventAccessors(), "task_state_store": Store()}
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -39,16 +38,6 @@ def folder(tmp_path: Path, rows: LedgerRows) -> Path:
         (made / "commits" / f"{number}").write_text('v1\n{"nextBatchWatermarkMs":0}')
     rows.sql("UPDATE etl.pipeline_query SET checkpoint_location = %s", str(made))
     return made
-
-
-@pytest.fixture
-def pushed() -> dict[str, Any]:
-    return {}
-
-
-@pytest.fixture
-def context(pushed: dict[str, Any]) -> dict[str, Any]:
-    return {"ti": SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))}
 
 
 def audit(context: Any, **arguments: Any) -> dict[str, Any]:

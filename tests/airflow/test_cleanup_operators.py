@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -49,16 +48,6 @@ def ledger(database: Database, connections: Callable[..., None]) -> Any:
         finish_run(conn, "etl", "r1", "failed", 1)
         conn.execute(_BATCHES, (MINIMUM_BATCHES + 10,))
         yield conn
-
-
-@pytest.fixture
-def pushed() -> dict[str, Any]:
-    return {}
-
-
-@pytest.fixture
-def context(pushed: dict[str, Any]) -> dict[str, Any]:
-    return {"ti": SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))}
 
 
 def batches(conn: Connection) -> int:

@@ -36,6 +36,21 @@ def conn(database):
         yield conn
 
 
+@pytest.fixture
+def role(conn):
+    """Makes roles, which belong to the server, and drops them with what they were granted."""
+    made = []
+
+    def make(name):
+        conn.execute(f"CREATE ROLE {name}")
+        made.append(name)
+
+    yield make
+    for name in made:
+        conn.execute(f"DROP OWNED BY {name}")
+        conn.execute(f"DROP ROLE {name}")
+
+
 def tables(conn, schema="etl"):
     return {name for (name,) in conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,))}
 
@@ -93,83 +108,63 @@ def test_a_query_of_an_older_version_has_the_epoch_of_its_run(conn):
     assert conn.execute("SELECT query_id, epoch FROM etl.pipeline_query").fetchall() == [("q", 3)]
 
 
-def test_dead_letters_of_an_older_version_wait_and_belong_to_whom_they_did(conn, database):
+def test_dead_letters_of_an_older_version_wait_and_belong_to_whom_they_did(conn, role):
     migrate(conn, migrations=packaged()[:5])
-    conn.execute("CREATE ROLE etl_reader")
-    try:
-        conn.execute("GRANT SELECT, INSERT ON etl.dead_letter TO etl_reader WITH GRANT OPTION")
-        conn.execute("GRANT UPDATE (status) ON etl.dead_letter TO etl_reader")
-        conn.execute(
-            "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source) "
-            "SELECT 'orders', 'q', 0, 'parse', 'BAD', 'm', '{}' FROM generate_series(1, 3)"
-        )
-        migrate(conn)
-        counted = "SELECT status, count(*) FROM etl.dead_letter GROUP BY 1"
-        assert conn.execute(counted).fetchall() == [("pending", 3)]
-        assert conn.execute("SELECT status, letters FROM etl.dead_letter_tally").fetchall() == [("pending", 3)]
-        for right in ("SELECT", "INSERT WITH GRANT OPTION"):
-            assert conn.execute("SELECT has_table_privilege('etl_reader', 'etl.dead_letter', %s)", (right,)).fetchone()[
-                0
-            ]
-        assert not conn.execute("SELECT has_table_privilege('etl_reader', 'etl.dead_letter', 'DELETE')").fetchone()[0]
-    finally:
-        conn.execute("DROP OWNED BY etl_reader")
-        conn.execute("DROP ROLE etl_reader")
+    role("etl_reader")
+    conn.execute("GRANT SELECT, INSERT ON etl.dead_letter TO etl_reader WITH GRANT OPTION")
+    conn.execute("GRANT UPDATE (status) ON etl.dead_letter TO etl_reader")
+    conn.execute(
+        "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source) "
+        "SELECT 'orders', 'q', 0, 'parse', 'BAD', 'm', '{}' FROM generate_series(1, 3)"
+    )
+    migrate(conn)
+    counted = "SELECT status, count(*) FROM etl.dead_letter GROUP BY 1"
+    assert conn.execute(counted).fetchall() == [("pending", 3)]
+    assert conn.execute("SELECT status, letters FROM etl.dead_letter_tally").fetchall() == [("pending", 3)]
+    for right in ("SELECT", "INSERT WITH GRANT OPTION"):
+        assert conn.execute("SELECT has_table_privilege('etl_reader', 'etl.dead_letter', %s)", (right,)).fetchone()[0]
+    assert not conn.execute("SELECT has_table_privilege('etl_reader', 'etl.dead_letter', 'DELETE')").fetchone()[0]
 
 
-def test_who_reads_the_batches_of_an_older_version_reads_what_was_removed_of_them(conn):
+def test_who_reads_the_batches_of_an_older_version_reads_what_was_removed_of_them(conn, role):
     migrate(conn, migrations=[migration for migration in packaged() if migration.name != "retention"])
-    conn.execute("CREATE ROLE etl_writer")
-    try:
-        conn.execute("GRANT INSERT, SELECT (pipeline_id, query_id, batch_id) ON etl.batch_tracker TO etl_writer")
-        migrate(conn)
-        for table in ("batch_retention", "batch_file_retained"):
-            for right, has in (("SELECT", True), ("DELETE", False)):
-                asked = "SELECT has_table_privilege('etl_writer', %s, %s)"
-                assert conn.execute(asked, (f"etl.{table}", right)).fetchone() == (has,)
-    finally:
-        conn.execute("DROP OWNED BY etl_writer")
-        conn.execute("DROP ROLE etl_writer")
+    role("etl_writer")
+    conn.execute("GRANT INSERT, SELECT (pipeline_id, query_id, batch_id) ON etl.batch_tracker TO etl_writer")
+    migrate(conn)
+    for table in ("batch_retention", "batch_file_retained"):
+        for right, has in (("SELECT", True), ("DELETE", False)):
+            asked = "SELECT has_table_privilege('etl_writer', %s, %s)"
+            assert conn.execute(asked, (f"etl.{table}", right)).fetchone() == (has,)
 
 
-def test_who_carries_out_runs_of_an_older_version_may_write_their_progress(conn):
+def test_who_carries_out_runs_of_an_older_version_may_write_their_progress(conn, role):
     migrate(conn, migrations=packaged()[:7])
-    conn.execute("CREATE ROLE etl_driver")
-    conn.execute("CREATE ROLE etl_reader")
-    try:
-        conn.execute("GRANT SELECT (run_id), UPDATE (heartbeat_at) ON etl.pipeline_run TO etl_driver")
-        conn.execute("GRANT SELECT ON etl.pipeline_run TO etl_reader")
-        migrate(conn)
-        asked = "SELECT has_table_privilege(%s, 'etl.query_progress', %s)"
-        for right in ("SELECT", "INSERT", "DELETE"):
-            assert conn.execute(asked, ("etl_driver", right)).fetchone() == (True,)
-            assert conn.execute(asked, ("etl_reader", right)).fetchone() == (right == "SELECT",)
-    finally:
-        conn.execute("DROP OWNED BY etl_driver, etl_reader")
-        conn.execute("DROP ROLE etl_driver, etl_reader")
+    role("etl_driver")
+    role("etl_reader")
+    conn.execute("GRANT SELECT (run_id), UPDATE (heartbeat_at) ON etl.pipeline_run TO etl_driver")
+    conn.execute("GRANT SELECT ON etl.pipeline_run TO etl_reader")
+    migrate(conn)
+    asked = "SELECT has_table_privilege(%s, 'etl.query_progress', %s)"
+    for right in ("SELECT", "INSERT", "DELETE"):
+        assert conn.execute(asked, ("etl_driver", right)).fetchone() == (True,)
+        assert conn.execute(asked, ("etl_reader", right)).fetchone() == (right == "SELECT",)
 
 
-def test_who_registers_runs_of_an_older_version_may_announce_partitions(conn):
+def test_who_registers_runs_of_an_older_version_may_announce_partitions(conn, role):
     migrate(conn, migrations=packaged()[:9])
-    conn.execute("CREATE ROLE etl_airflow")
-    conn.execute("CREATE ROLE etl_reader")
-    try:
-        conn.execute("GRANT SELECT, INSERT ON etl.pipeline_run TO etl_airflow")
-        conn.execute("GRANT SELECT (run_id) ON etl.pipeline_run TO etl_reader")
-        migrate(conn)
-        asked = "SELECT has_table_privilege(%s, 'etl.complete_partition', %s)"
-        for right, has in (
-            ("SELECT", (True, True)),
-            ("INSERT", (True, False)),
-            ("UPDATE", (True, False)),
-            ("DELETE", (False, False)),
-        ):
-            assert (
-                tuple(conn.execute(asked, (role, right)).fetchone()[0] for role in ("etl_airflow", "etl_reader")) == has
-            )
-    finally:
-        conn.execute("DROP OWNED BY etl_airflow, etl_reader")
-        conn.execute("DROP ROLE etl_airflow, etl_reader")
+    role("etl_airflow")
+    role("etl_reader")
+    conn.execute("GRANT SELECT, INSERT ON etl.pipeline_run TO etl_airflow")
+    conn.execute("GRANT SELECT (run_id) ON etl.pipeline_run TO etl_reader")
+    migrate(conn)
+    asked = "SELECT has_table_privilege(%s, 'etl.complete_partition', %s)"
+    for right, has in (
+        ("SELECT", (True, True)),
+        ("INSERT", (True, False)),
+        ("UPDATE", (True, False)),
+        ("DELETE", (False, False)),
+    ):
+        assert tuple(conn.execute(asked, (name, right)).fetchone()[0] for name in ("etl_airflow", "etl_reader")) == has
 
 
 def test_nothing_there_names_the_command(conn):

@@ -36,13 +36,19 @@ def _produce(kafka: KafkaBroker, topic: str, *numbers: int) -> None:
     kafka.produce(topic, [f'{{"id": {number}}}' for number in numbers])
 
 
+def _read(pipelines: Pipelines, kafka: KafkaBroker, topic: str, *numbers: int) -> dict[str, Any]:
+    """Produce, and let the pipeline ``numbers`` read; return its configuration."""
+    _produce(kafka, topic, *numbers)
+    config = kafka_pipeline("numbers", kafka.bootstrap_servers, topic, pipelines.checkpoints, schema="id INT")
+    pipelines.finish(config)
+    return config
+
+
 def test_what_the_broker_has_and_what_was_read(
     pipelines: Pipelines, kafka: KafkaBroker, new_topic: Any, look: Callable[[], AuditReport]
 ) -> None:
     topic = new_topic(partitions=1)
-    _produce(kafka, topic, *range(5))
-    config = kafka_pipeline("numbers", kafka.bootstrap_servers, topic, pipelines.checkpoints, schema="id INT")
-    pipelines.finish(config)
+    config = _read(pipelines, kafka, topic, *range(5))
     report = look()
     assert report.state is State.CONSISTENT, report
     assert report.compared_batches == 1
@@ -74,9 +80,7 @@ def test_a_resumed_query_that_has_committed_nothing_yet_is_judged_by_where_it_be
     pipelines: Pipelines, kafka: KafkaBroker, new_topic: Any, look: Callable[[], AuditReport]
 ) -> None:
     topic = new_topic(partitions=1)
-    _produce(kafka, topic, 1)
-    config = kafka_pipeline("numbers", kafka.bootstrap_servers, topic, pipelines.checkpoints, schema="id INT")
-    pipelines.finish(config)
+    config = _read(pipelines, kafka, topic, 1)
     shutil.rmtree(pipelines.checkpoints / "numbers")
     stop = Stop()
     stop.ask()
@@ -95,9 +99,7 @@ def test_a_broker_that_does_not_answer_is_not_a_broken_checkpoint(
     pipelines: Pipelines, kafka: KafkaBroker, new_topic: Any, look: Callable[[], AuditReport]
 ) -> None:
     topic = new_topic(partitions=1)
-    _produce(kafka, topic, 1)
-    config = kafka_pipeline("numbers", kafka.bootstrap_servers, topic, pipelines.checkpoints, schema="id INT")
-    pipelines.finish(config)
+    _read(pipelines, kafka, topic, 1)
     pipelines.execute(
         "UPDATE etl.pipeline_run SET request = jsonb_set(request, "
         "'{config,extract,connectionParams,kafka.bootstrap.servers}', '\"127.0.0.1:1\"')"
