@@ -47,8 +47,9 @@ def _letters(kafka: KafkaBroker, topic: str) -> list[Letter]:
     try:
         consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
         found: list[Letter] = []
-        while len(found) < sum(ends.values()):
-            for message in consumer.consume(1000, timeout=30):
+        while (missing := sum(ends.values()) - len(found)) > 0:
+            # No more than there are: it waits for as many as it is asked for.
+            for message in consumer.consume(min(missing, 10_000), timeout=30):
                 assert message.error() is None
                 found.append(Letter(message.key(), message.value(), list(message.headers() or [])))
         return sorted(found, key=lambda letter: letter.letter_id)
