@@ -68,8 +68,16 @@ class Reprocess:
     def batch(self, record: BatchRecord, event: dict[str, Any]) -> Written:
         """Write and settle the letters of the batch's positions."""
         first, last = positions(record)
+        request = self.frame.request
         questions = {
-            kind: letters_query(self.plans.ledger, self.frame.request, first, last, self._condition(kind))
+            kind: letters_query(
+                self.plans.ledger,
+                request,
+                first,
+                last,
+                columns=kind.columns(request),
+                condition=self._condition(kind),
+            )
             for kind in self._kinds
         }
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 from psycopg import sql
@@ -20,6 +20,19 @@ from spark_jobs.sinks.settling import Settling
 from spark_jobs.sinks.staging import Staged
 
 _SAMPLES = 20
+
+LETTER_VALUES: Final = {
+    "stage": "i.stage",
+    "error_class": "i.error_class",
+    "message": "d.message",
+    "raw_key": "d.raw_key",
+    "raw_value": "d.raw_value",
+    "raw_headers": "d.raw_headers::text",
+    "parsed_row": "d.parsed_row::text",
+    "source": "d.source::text",
+    "attempt": "d.attempt",
+}
+"""What a replay may read of a letter, by name: SQL over the letter ``d`` and what it was when it was taken, ``i``."""
 
 # The letters of the batch's positions, by ids in an array, or each looked up by its id. Never by a join that the
 # planner may turn round: the tables may be so new that it knows nothing of them, and it would compare each with each.
@@ -161,16 +174,23 @@ def _rendered(
     )
 
 
-def letters_query(ledger: Ledger, request: ReplayRequest, first: int, last: int, condition: str = "true") -> str:
+def letters_query(
+    ledger: Ledger,
+    request: ReplayRequest,
+    first: int,
+    last: int,
+    *,
+    columns: Sequence[str] = tuple(LETTER_VALUES),
+    condition: str = "true",
+) -> str:
     """Return the question for the letters of a replay whose positions are above ``first``, up to ``last``.
 
+    :param columns: of :data:`LETTER_VALUES`; they follow the letter's id in their own order.
     :param condition: SQL over what the letters were when they were taken, ``i``.
     """
-    columns = (
-        "d.dead_letter_id::text AS __letter_id, i.stage, i.error_class, d.message, d.raw_key, d.raw_value, "
-        "d.raw_headers::text AS raw_headers, d.parsed_row::text AS parsed_row, d.source::text AS source, d.attempt"
-    )
-    question = _of_positions(columns, f"({condition}) ORDER BY i.position", ledger, request, first, last)
+    values = [f"{LETTER_VALUES[name]} AS {name}" for name in columns]
+    what = ", ".join(["d.dead_letter_id::text AS __letter_id", *values])
+    question = _of_positions(what, f"({condition}) ORDER BY i.position", ledger, request, first, last)
     return question.as_string(ledger.connection())
 
 
