@@ -58,6 +58,28 @@ def get_provider_info() -> dict[str, Any]:
                 ],
             }
         ],
+        "extra-links": [
+            "airflow_etl_provider.links.DeadLettersLink",
+            "airflow_etl_provider.links.PipelineLink",
+            "airflow_etl_provider.links.SparkUiLink",
+        ],
+        "config": {
+            "etl": {
+                "description": "Of the Streaming ETL provider.",
+                "options": {
+                    "spark_history_url": {
+                        "description": (
+                            "Address of the Spark history server, such as ``https://spark-history:18080``. The link "
+                            "*Spark UI* of a task whose driver has ended leads there."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "https://spark-history.example.com",
+                        "default": "",
+                    }
+                },
+            }
+        },
         "hooks": [
             {
                 "integration-name": "Streaming ETL",

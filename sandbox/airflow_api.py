@@ -19,6 +19,14 @@ _ANSWER_SECONDS = 120
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
+class _Stays(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Follow nobody: urllib then raises the answer as an error."""
+
+
+_stays = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stays)
+
+
 class ApiError(SandboxError):
     """Airflow answered with an error; ``status`` is HTTP's."""
 
@@ -64,6 +72,27 @@ class AirflowApi:
                 raise
             self._token = None
             return self._send(method, f"/api/v2{path}", json, self._login())
+
+    def links(self, dag_id: str, run_id: str, task_id: str) -> dict[str, str | None]:
+        """Return the links beside a task, by name."""
+        path = f"{_run(dag_id, run_id)}/taskInstances/{_quote(task_id)}/links"
+        found: dict[str, str | None] = self.api("GET", path)["extra_links"]
+        return found
+
+    def page(self, url: str, *, token: str | None = None) -> tuple[int, str, str]:
+        """Open a page of the API server as a browser would, without following it elsewhere.
+
+        :param token: who opens it; :attr:`user` when None, nobody when empty.
+        :return: HTTP's status, where it leads to, its text.
+        """
+        known = self._login()["Authorization"].removeprefix("Bearer ") if token is None else token
+        request = urllib.request.Request(url, headers={"Cookie": f"_token={known}"} if known else {})
+        try:
+            with _stays.open(request, timeout=_ANSWER_SECONDS) as answer:
+                return answer.status, "", answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers.get("Location", ""), error.read().decode()
 
     def wait_dag(self, dag_id: str, *, seconds: float = 120) -> dict[str, Any]:
         """Wait until the DAG processor has found a DAG, and return it.

@@ -23,6 +23,7 @@ from airflow_etl_provider.deferral import require_ended, stop_deferred_run
 from airflow_etl_provider.deferred_run import DeferredRun
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.hooks.spark_driver import PipelineSubmitHook
+from airflow_etl_provider.links import LINKS, show_run
 from airflow_etl_provider.operators.deferrable_submit import RUN_KEY, DeferrableSubmitOperator
 from airflow_etl_provider.outcome import airflow_errors, require_finished
 from airflow_etl_provider.run_report import RunReport
@@ -94,6 +95,7 @@ class StreamingPipelineOperator(DeferrableSubmitOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"pipeline": "json", "variables": "json", "conf": "json"}
     ui_color = "#e8f4ec"
+    operator_extra_links = LINKS
 
     def __init__(
         self,
@@ -145,6 +147,7 @@ class StreamingPipelineOperator(DeferrableSubmitOperator):
                 if run_id is None:
                     breaker.ask()
                     run_id = self._register(context, config, ledger, new_id)
+            show_run(context, ledger, run_id, config.pipeline_id)
             self._ledger, self._run_id = report.ledger, report.run_id = ledger, run_id
             self.application_args = [*driver_arguments(run_id, ledger), *logged]
             submit_error = self._submit(context)

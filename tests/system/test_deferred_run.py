@@ -113,9 +113,13 @@ def test_a_run_ends_well_while_its_triggerer_is_killed(deferred: Deferred) -> No
     site.add_lines(name, 1, 2, 3)
     run_id = airflow.trigger(name)
     airflow.wait_task(name, run_id, TASK, "deferred", seconds=300)
+    links = airflow.links(name, run_id, TASK)
+    assert links.keys() == {"Spark UI", "Pipeline", "Dead letters"}
+    assert all(links.values())
     airflow.kill_component("triggerer")
     airflow.start_component("triggerer")
     assert airflow.wait_run(name, run_id, seconds=400) == "success", deferred.log(name, run_id)
+    assert airflow.links(name, run_id, TASK) == links
     assert deferred.written(name, 1, 2, 3)
     assert site.rows(STATES, name) == [("finished",)]
     result = airflow.xcom(name, run_id, TASK)
