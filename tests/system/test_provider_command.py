@@ -15,7 +15,8 @@ def test_the_page_is_what_airflow_shows(tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     environ |= {"AIRFLOW_HOME": str(tmp_path), "COLUMNS": "120"}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
-    shown = done.stdout[done.stdout.index("- description:") :].strip()
+    # Before it stands what Airflow logs.
+    shown = done.stdout[done.stdout.index("- config:") :].strip()
     head, fence, rest = PAGE.read_text().partition("```yaml\n")
     if "UPDATE_DOCS" in os.environ:
         PAGE.write_text(f"{head}{fence}{shown}\n```\n")
