@@ -42,7 +42,7 @@ def register(ledger: Watched, run_id: str, document: dict[str, Any]) -> None:
 
 
 def findings(ledger: Watched, thresholds: Thresholds = ALL) -> dict[str, str]:
-    found = examine(LedgerView(ledger.tracker.conn, "etl"), "orders", thresholds)
+    found = examine(LedgerView(ledger.tracker.conn, "etl"), ["orders"], thresholds)
     assert {one.pipeline for one in found} <= {"orders"}
     assert {one.state for one in found} <= {"ill"}
     return {one.check: one.message for one in found}
@@ -114,4 +114,4 @@ def test_thresholds_that_make_no_sense():
 
 def test_a_pipeline_that_nobody_knows(ledger):
     with pytest.raises(ConfigError, match="'returns'"):
-        examine(LedgerView(ledger.tracker.conn, "etl"), "returns", ALL)
+        examine(LedgerView(ledger.tracker.conn, "etl"), ["returns"], ALL)
