@@ -100,6 +100,8 @@ def test_the_pipelines_own_limits_win(ledger):
     assert findings(ledger) == {}
     register(ledger, "r6", config(healthConfig={"maxLostShare": 2}))
     assert "max_lost_share" in findings(ledger)["healthConfig"]
+    register(ledger, "r7", config(healthConfig={"maxAge": "0 seconds"}))
+    assert findings(ledger).keys() == {"configuration"}
 
 
 def test_thresholds_that_make_no_sense():
@@ -109,6 +111,9 @@ def test_thresholds_that_make_no_sense():
         Thresholds.of(max_lag_rows=0, max_lag="1 hour")
     with pytest.raises(ConfigError, match="max_lost_share"):
         Thresholds.of(max_lost_share=1.5)
+    for name in ("max_age", "gap_window", "min_retention"):
+        with pytest.raises(ConfigError, match=name):
+            Thresholds.of(**{name: "0 seconds"})
     assert Thresholds.of(max_age="", max_lag_rows="") == Thresholds.of()
 
 
