@@ -12,8 +12,8 @@ import pytest
 from conftest import NOON
 
 from spark_jobs.contracts.cleanup import MINIMUM_BATCHES, CleanupReport, CleanupRequest
-from spark_jobs.contracts.errors import CheckpointMismatchError, ConfigError
-from spark_jobs.contracts.tracker import cleanup, decisions, runs
+from spark_jobs.contracts.errors import CheckpointMismatchError, ConfigError, TransientError
+from spark_jobs.contracts.tracker import cleanup, decisions, runs, short_deletes
 from spark_jobs.contracts.tracker import statements as st
 from spark_jobs.contracts.tracker.connect import raw
 from spark_jobs.contracts.tracker.decisions import Right
@@ -178,7 +178,7 @@ def test_files_stay_known_while_a_resume_needs_them(ledger: Any) -> None:
 
 
 def test_batches_of_many_files_go_in_smaller_numbers(ledger: Any) -> None:
-    """Three files a batch, and forty in two of them: never more rows in a transaction than asked for, if it can be."""
+    """Three files a batch, and forty in two of them: never more rows in a transaction than asked for."""
     many = {5: 40, 8: 40}
     for batch_id in range(5, 5 + OLD):
         files = [SourceFile(f"/in/{batch_id}/{n}.csv", NOON, 1) for n in range(many.get(batch_id, 3))]
@@ -194,7 +194,96 @@ def test_batches_of_many_files_go_in_smaller_numbers(ledger: Any) -> None:
         "FOR EACH STATEMENT EXECUTE FUNCTION note()"
     )
     assert clean(ledger, batch_size=10).totals == {"batches": 30}
-    assert [row[0] for row in ledger.conn.execute("SELECT files FROM chunk")] == [40, 6, 40, *[9] * 8, 6]
+    moved = [row[0] for row in ledger.conn.execute("SELECT files FROM chunk WHERE files > 0")]
+    assert moved == [*[10] * 4, 6, *[10] * 4, *[9] * 8, 6]
+    assert ledger.one("SELECT count(*) FROM etl.batch_file_retained") == 80 + 28 * 3
+
+
+def test_a_batch_of_more_files_than_a_statement_has_time_for_goes_as_well(
+    ledger: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row that is deleted takes a while, here a millisecond: all at once would take longer than is allowed."""
+    monkeypatch.setattr(short_deletes, "_STATEMENT_TIMEOUT", "300ms")
+    files = [SourceFile(f"/in/{number}.csv", NOON, 1) for number in range(400)]
+    ledger.commit(ledger.record(0, files=files, gaps=[]))
+    fill(ledger, OLD - 1, first=1, files=[])
+    age(ledger, 100)
+    ledger.conn.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "PERFORM pg_sleep(0.001); RETURN OLD; END $$"
+    )
+    ledger.conn.execute("CREATE TRIGGER slow BEFORE DELETE ON etl.batch_file FOR EACH ROW EXECUTE FUNCTION slow()")
+    assert clean(ledger, batch_size=1_000).queries[0].why == "busy"
+    (query,) = clean(ledger, batch_size=50).queries
+    assert (query.batches, query.why) == (30, "count")
+    assert ledger.one("SELECT count(*), min(path) FROM etl.batch_file_retained") == (400, "/in/0.csv")
+
+
+def test_a_cleanup_that_ends_between_a_batchs_files_goes_on_there(ledger: Any) -> None:
+    """All names are known at any moment, each once."""
+    files = [SourceFile(f"/in/{number}.csv", NOON, 1) for number in range(95)]
+    ledger.commit(ledger.record(0, files=files, gaps=[]))
+    fill(ledger, OLD - 1, first=1, files=[])
+    age(ledger, 100)
+    ledger.conn.execute(
+        "CREATE FUNCTION enough() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF (SELECT count(*) FROM etl.batch_file_retained) > 35 THEN RAISE 'enough'; END IF; RETURN NULL; END $$"
+    )
+    ledger.conn.execute("CREATE TRIGGER enough AFTER INSERT ON etl.batch_file_retained EXECUTE FUNCTION enough()")
+    assert clean(ledger, batch_size=10).problems.keys() == {"orders"}
+    assert ids(ledger) == list(range(OLD))
+    assert ledger.one(KNOWN_FILES) == (95, 95)
+    assert ledger.one("SELECT count(*) FROM etl.batch_file_retained") == 30
+    ledger.conn.execute("DROP TRIGGER enough ON etl.batch_file_retained")
+    assert clean(ledger, batch_size=10).totals == {"batches": 30}
+    assert ledger.one(KNOWN_FILES) == (95, 95)
+
+
+KNOWN_FILES = (
+    "SELECT count(*), count(DISTINCT path) FROM ("
+    "SELECT path FROM etl.batch_file UNION ALL SELECT path FROM etl.batch_file_retained) AS file"
+)
+
+
+def test_what_cannot_be_removed_of_one_pipeline_keeps_no_other_from_being_cleaned(ledger: Any) -> None:
+    """Whatever it is of which a row refuses to go: micro-batches, runs, dead letters."""
+    ledger.start("s1", "returns")
+    ledger.conn.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF OLD.pipeline_id = 'orders' THEN RAISE 'this one stays'; END IF; RETURN OLD; END $$"
+    )
+    for pipeline, run in (("orders", "r1"), ("returns", "s1")):
+        fill(ledger, OLD, pipeline_id=pipeline, run_id=run)
+        for number in range(110):
+            ledger.register(f"{pipeline}-{number}", pipeline)
+        ledger.conn.execute(
+            "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source, "
+            "status, closed_at, closed_by, reason) SELECT %s, 'q', 0, 'parse', 'BAD', 'm', '{}', 'discarded', "
+            "now() - interval '500 days', 'me', 'old' FROM generate_series(1, 5)",
+            (pipeline,),
+        )
+    ledger.conn.execute("UPDATE etl.dead_letter SET first_failed_at = now() - interval '600 days'")
+    ledger.conn.execute("UPDATE etl.pipeline_run SET registered_at = registered_at - interval '400 days'")
+    ledger.conn.execute("UPDATE etl.pipeline_run SET heartbeat_at = NULL")
+    for table in ("batch_tracker", "pipeline_run", "dead_letter_discarded"):
+        statement = f"CREATE TRIGGER refuse BEFORE DELETE ON etl.{table} FOR EACH ROW EXECUTE FUNCTION refuse()"
+        ledger.conn.execute(statement)
+    report = clean(ledger, letter_days=365, history_days=90)
+    assert report.by_pipeline == {"returns": {"batches": 30, "dead_letters": 5, "runs": 10}}
+    assert {one.pipeline_id: one.why for one in report.queries} == {"orders": "failed", "returns": "count"}
+    assert report.problems.keys() == {"orders"}
+    assert "this one stays" in report.problems["orders"]["found"]
+
+
+def test_a_session_that_is_lost_is_no_pipelines_problem(ledger: Any) -> None:
+    fill(ledger, OLD)
+    ledger.conn.execute(
+        "CREATE FUNCTION leave() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "PERFORM pg_terminate_backend(pg_backend_pid()); RETURN OLD; END $$"
+    )
+    ledger.conn.execute("CREATE TRIGGER leave BEFORE DELETE ON etl.batch_tracker FOR EACH ROW EXECUTE FUNCTION leave()")
+    with pytest.raises(TransientError):
+        clean(ledger)
 
 
 def test_two_at_once_share_the_work_and_commits_go_on(ledger: Any) -> None:
