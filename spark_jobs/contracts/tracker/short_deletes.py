@@ -67,8 +67,8 @@ def repeat(step: Callable[[], tuple[int, bool]], pause_seconds: float) -> Repeat
     """Call ``step`` until nothing is left, until others are in the way, or until it fails.
 
     :param step: returns how many rows it removed, and whether more may be left.
-    :param pause_seconds: after each step that removed some, at least: a server that is slow has others to serve, and gets
-        twice the time that the step took. 0: none.
+    :param pause_seconds: after each step that removed some, at least: a server that is slow has others to serve, and
+        gets twice the time that the step took. 0: none.
     """
     total = 0
     try:
