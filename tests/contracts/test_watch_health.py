@@ -117,6 +117,14 @@ def test_thresholds_that_make_no_sense():
     assert Thresholds.of(max_age="", max_lag_rows="") == Thresholds.of()
 
 
+def test_a_configuration_that_nobody_can_read_is_a_finding_of_its_pipeline(ledger):
+    for request in ("{}", '{"config": null}', '{"config": {"mode": 1}}'):
+        ledger.sql("UPDATE etl.pipeline_run SET request = %s", request)
+        assert findings(ledger).keys() == {"configuration"}
+    ledger.sql("UPDATE etl.pipeline SET newest_run_id = 'gone'")
+    assert "started at least once" in findings(ledger)["configuration"]
+
+
 def test_a_pipeline_that_nobody_knows(ledger):
     with pytest.raises(ConfigError, match="'returns'"):
         examine(LedgerView(ledger.tracker.conn, "etl"), ["returns"], ALL)

@@ -142,7 +142,7 @@ def _read(view: LedgerView, pipeline: str, run: NewestRun, thresholds: Threshold
     try:
         if run.request is None:
             raise view.unknown(pipeline)
-        config = PipelineConfig.from_json(run.request["config"])
+        config = PipelineConfig.from_json(run.request.get("config", {}))
     except ConfigError as error:
         # Of a version that read it otherwise, or never run.
         return Finding(pipeline=pipeline, check="configuration", state="ill", message=str(error))
