@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -53,6 +53,17 @@ def exception_for(error: dict[str, Any]) -> AirflowException:
         if error.get(key):
             lines.append(f"{label}: {error[key]}")
     lines.append(f"Exit code: {_code(error.get('exit_code'))}")
+    return kind("\n  ".join(lines))
+
+
+def exception_for_many(what: str, problems: Mapping[str, dict[str, Any]]) -> AirflowException:
+    """Return the exception for errors in the ledger's form, by pipeline. Where one needs a person, none is retried."""
+    kind = AirflowException if all(error.get("retryable") for error in problems.values()) else AirflowFailException
+    lines = [f"{what}: {len(problems)} problems"]
+    for pipeline_id, error in problems.items():
+        found = f" Found: {error['found']}." if error.get("found") else ""
+        cure = f" What to do: {error['cure']}." if error.get("cure") else ""
+        lines.append(f"{pipeline_id}: {error.get('what') or error.get('type')}.{found}{cure}")
     return kind("\n  ".join(lines))
 
 

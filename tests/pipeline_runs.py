@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,14 @@ class Pipelines:
             stop.ended(0)
             del os.environ[VARIABLE]
 
-    def replay(self, pipeline_id: str, *, stop: Stop | None = None, **request: Any) -> Ended:
+    def replay(
+        self,
+        pipeline_id: str,
+        *,
+        stop: Stop | None = None,
+        session: Callable[[], SparkSession] | None = None,
+        **request: Any,
+    ) -> Ended:
         """Replay dead letters of a pipeline in this process; ``letters`` of the request are the filter's values."""
         assert self.spark is not None
         spark, stop = self.spark, stop or Stop()
@@ -89,7 +96,7 @@ class Pipelines:
                 DatabaseConnection.from_airflow(CREDENTIAL, self.database.airflow_uri),
                 tracker_schema="etl",
                 stop=stop,
-                session=lambda: spark,
+                session=session or (lambda: spark),
             )
         finally:
             stop.ended(0)

@@ -234,8 +234,7 @@ class LedgerHook(BaseHook):
         :raises ConfigError: a pipeline that it does not know.
         """
         with self.session() as conn:
-            view = LedgerView(conn, self.schema, source_connection)
-            return [finding for name in names for finding in examine(view, name, thresholds)]
+            return examine(LedgerView(conn, self.schema, source_connection), names, thresholds)
 
     def audit(self, pipeline: str, open_files: OpenFiles, *, checkpoint: str | None = None) -> AuditReport:
         """Compare a pipeline's checkpoint with ledger and source; see :func:`~spark_jobs.contracts.audit.audit.audit`.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_etl_provider.hooks.ledger import LedgerHook
-from airflow_etl_provider.outcome import airflow_errors
+from airflow_etl_provider.outcome import airflow_errors, exception_for_many
 from airflow_etl_provider.template_values import is_true, names, number_or_none
 from spark_jobs.contracts.cleanup import CleanupReport, CleanupRequest
 
@@ -22,9 +22,11 @@ class BatchTrackerCleanupOperator(BaseOperator):
     A micro-batch goes when it is older than ``days`` and not among the newest ``keep_batches`` of its query: both must
     agree. Never any of a query with a decided micro-batch that waits for its end, and never a dead letter that waits.
     Rows go in small transactions that no pipeline waits for; a task that is killed goes on at its next try, and two at
-    once share the work. What went of each query stays written down in ``batch_retention``.
+    once share the work. What went of each query stays written down in ``batch_retention``. What cannot be removed of
+    one pipeline fails the task after all others were cleaned; the report is then in the XCom ``cleanup``.
 
-    The result (XCom): ``queries`` (what went of each, and why the rest stays), ``by_pipeline`` and ``totals``.
+    The result (XCom): ``queries`` (what went of each, and why the rest stays), ``by_pipeline``, ``totals`` and
+    ``problems`` (empty).
 
     :param ledger_conn_id: Airflow connection to the ledger's PostgreSQL. (templated)
     :param pipelines: only these, a list or a text with commas; all when empty. (templated)
@@ -38,7 +40,8 @@ class BatchTrackerCleanupOperator(BaseOperator):
     :param dry_run: count what would go, and remove nothing. (templated)
     :param tracker_schema: PostgreSQL schema of the ledger. (templated)
     :raises AirflowFailException: the ledger is missing or of another version, a parameter is not valid, or a pipeline
-        is unknown.
+        is unknown; or something of a pipeline cannot be removed, and trying again does not help.
+    :raises AirflowException: the same, where it may.
     """
 
     template_fields: Sequence[str] = (
@@ -99,11 +102,15 @@ class BatchTrackerCleanupOperator(BaseOperator):
             dry_run=is_true(self.dry_run_only),
         )
 
-    def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002 - Airflow's signature
+    def execute(self, context: Context) -> dict[str, Any]:
         """Remove, or count, and return the report."""
         with airflow_errors():
             report = LedgerHook(self.ledger_conn_id, schema=self.tracker_schema).clean(self.request())
         self._tell(report)
+        if report.problems:
+            # A failed task has no result of its own: what was done is kept beside it.
+            context["ti"].xcom_push(key="cleanup", value=report.to_json())
+            raise exception_for_many("Not everything could be cleaned", report.problems)
         return report.to_json()
 
     def _tell(self, report: CleanupReport) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spark_jobs.cli.problems import not_everything
 from spark_jobs.cli.tracker_session import CONNECTION, SCHEMA, tracker_session
 from spark_jobs.contracts.cleanup import CleanupReport, CleanupRequest
 from spark_jobs.contracts.tracker.cleanup import clean
@@ -56,6 +57,8 @@ def cleanup(
     else:
         Console().print(_table(report))
         _print_kept(report)
+    if report.problems:
+        raise not_everything("cleaned", report.problems)
 
 
 def _table(report: CleanupReport) -> Table:

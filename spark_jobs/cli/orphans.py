@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spark_jobs.cli.problems import not_everything
 from spark_jobs.cli.tracker_session import CONNECTION, SCHEMA, tracker_session
 from spark_jobs.contracts.cleanup import SweepReport, SweepRequest
-from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.tracker.migrate import require_version
 from spark_jobs.contracts.tracker.orphans import sweep_orphans
 
@@ -44,9 +44,7 @@ def orphans(
     else:
         Console().print(_table(report))
     if report.problems:
-        named = "; ".join(f"{pipeline_id}: {error['what']}" for pipeline_id, error in report.problems.items())
-        cures = dict.fromkeys(str(error["cure"]) for error in report.problems.values())
-        raise EtlError("Not everything could be cleared away", found=named, cure=" ".join(cures))
+        raise not_everything("cleared away", report.problems)
 
 
 def _table(report: SweepReport) -> Table:

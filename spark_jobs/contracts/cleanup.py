@@ -14,9 +14,9 @@ MINIMUM_BATCHES: Final = 200
 """The newest micro-batches of every query that no cleanup removes: twice what Spark keeps in a checkpoint
 (``spark.sql.streaming.minBatchesToRetain``, 100), any of which it may run again."""
 
-Why = Literal["age", "count", "unfinished", "busy"]
-"""Why a query's older batches stay: they are too young, among the newest, a decided one waits for its end, or another
-session is at them."""
+Why = Literal["age", "count", "unfinished", "busy", "failed"]
+"""Why a query's older batches stay: they are too young, among the newest, a decided one waits for its end, another
+session is at them, or their removal failed (see :attr:`CleanupReport.problems`)."""
 
 
 class _Model(BaseModel):
@@ -31,7 +31,8 @@ class CleanupRequest(_Model):
     :param letter_days: since a dead letter came home or was given up; since a replay ended. None: they stay.
     :param history_days: of runs, what they did again, progress, and changes of circuit breakers. None: they stay.
     :param batch_size: most rows of one transaction.
-    :param pause_seconds: between two transactions, so that the server has time for others.
+    :param pause_seconds: between two transactions, so that the server has time for others; twice as long as the
+        transaction took where that is longer. 0: no pause.
     :param dry_run: count, and remove nothing.
     """
 
@@ -73,6 +74,8 @@ class CleanupReport(_Model):
     :param queries: those of which something went, or could not go for a reason that passes.
     :param by_pipeline: what went, by pipeline and kind.
     :param totals: the same, of all pipelines, and what is nobody's.
+    :param problems: by pipeline, the first thing that could not be cleaned (:meth:`EtlError.to_json`); the other
+        pipelines were cleaned all the same. Circuit breakers are no pipeline's: ``circuit breaker <system>``.
     """
 
     dry_run: bool
@@ -80,6 +83,7 @@ class CleanupReport(_Model):
     queries: tuple[QueryCleanup, ...]
     by_pipeline: dict[str, dict[str, int]]
     totals: dict[str, int]
+    problems: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""

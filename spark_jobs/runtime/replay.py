@@ -82,13 +82,16 @@ class ReplayRun(PipelineRun):
             raise EtlError("The run's request holds no replay", cure="start it with `etl-pipeline dead-letters replay`")
         config = PipelineConfig.from_json(self.request.config)
         require_supported(config)
-        self._recover(ledger, config)
-        spark = session()
+        # A driver that is long in coming up is no silent one, whose letters another replay would free.
+        with beating(Heartbeat(ledger, None)):
+            self._recover(ledger, config)
+            spark = session()
         self.stop.on_jvm_shutdown(spark)
-        check_patch(spark, request.patch)
-        flow = Flow.build(spark, config, self.source_secrets)
-        ids.add(query=str(request.replay_id))
         with jvm_ids(spark, ids.current()) as jvm, beating(Heartbeat(ledger, Application.of(spark))):
+            check_patch(spark, request.patch)
+            flow = Flow.build(spark, config, self.source_secrets)
+            ids.add(query=str(request.replay_id))
+            jvm.set(ids.current())
             _Replay(spark, flow, ledger, request, self, jvm).run()
         reach("run.before_end")
 

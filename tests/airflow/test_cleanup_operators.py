@@ -85,6 +85,28 @@ def test_the_result_says_what_went_and_why_the_rest_stays(
     assert "orders: removed 10 batches" in capsys.readouterr().out
 
 
+def test_what_cannot_be_removed_fails_the_task_after_all_else_with_a_list(
+    ledger: Connection, context: Any, pushed: dict[str, Any]
+) -> None:
+    ledger.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF OLD.pipeline_id <> 'returns' THEN RAISE 'this one stays'; END IF; RETURN OLD; END $$"
+    )
+    copy = (
+        "INSERT INTO etl.batch_tracker SELECT (jsonb_populate_record(NULL::etl.batch_tracker, "
+        "to_jsonb(b) || jsonb_build_object('pipeline_id', %s::text))).* FROM etl.batch_tracker b "
+        "WHERE pipeline_id = 'orders'"
+    )
+    for other in ("refunds", "returns"):
+        LedgerHook("warehouse").register(RunRequest(run_id=other, pipeline_id=other, config={}, started_by="test"))
+        ledger.execute(copy, (other,))
+    ledger.execute("CREATE TRIGGER refuse BEFORE DELETE ON etl.batch_tracker FOR EACH ROW EXECUTE FUNCTION refuse()")
+    with pytest.raises(AirflowFailException, match=r"2 problems\n  orders: .*this one stays.*\n  refunds: .*stays"):
+        cleanup().execute(context)
+    assert pushed["cleanup"]["totals"] == {"batches": 10}
+    assert set(pushed["cleanup"]["problems"]) == {"orders", "refunds"}
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [

@@ -29,7 +29,7 @@ from spark_jobs.contracts.tracker.connect import Connection, connect, raw
 from spark_jobs.contracts.tracker.migrate import migrate
 from spark_jobs.contracts.tracker.records import BatchIdentity, BatchRecord, Books
 from spark_jobs.contracts.tracker.runs import application_name, claim_epoch, register_run
-from spark_jobs.contracts.tracker.short_deletes import server_time_before
+from spark_jobs.contracts.tracker.short_deletes import Problems, server_time_before
 
 _DATABASE = "cleanup"
 _COMMITS = 500
@@ -142,7 +142,8 @@ def _count(conn: Connection) -> int:
 
 
 def _milliseconds_to_look(conn: Connection) -> float:
-    cleanup = BatchCleanup(conn, "etl", CleanupRequest.of(keep_batches=MINIMUM_BATCHES), server_time_before(conn, 30))
+    request = CleanupRequest.of(keep_batches=MINIMUM_BATCHES)
+    cleanup = BatchCleanup(conn, "etl", request, server_time_before(conn, 30), Problems(conn))
     times = []
     for _ in range(5):
         began = monotonic()

@@ -39,7 +39,7 @@ def figures(conn: Connection, rows: int) -> Iterator[Figure]:
     began = monotonic()
     thresholds = Thresholds.of(**_HEALTH)
     names = pipelines(view)
-    found = [finding for name in names for finding in examine(view, name, thresholds)]
+    found = examine(view, names, thresholds)
     seconds = monotonic() - began
     assert len(names) == PIPELINES
     assert not found, found[:3]

@@ -9,53 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NOON
+from old_batches import OLD, add_query, age, clean, fill, ids
 
-from spark_jobs.contracts.cleanup import MINIMUM_BATCHES, CleanupReport, CleanupRequest
+from spark_jobs.contracts.cleanup import MINIMUM_BATCHES, CleanupRequest
 from spark_jobs.contracts.errors import CheckpointMismatchError, ConfigError
 from spark_jobs.contracts.tracker import cleanup, decisions, runs
 from spark_jobs.contracts.tracker import statements as st
 from spark_jobs.contracts.tracker.connect import raw
 from spark_jobs.contracts.tracker.decisions import Right
-from spark_jobs.contracts.tracker.known_queries import known_queries
-from spark_jobs.contracts.tracker.records import SourceFile, StoredBatch, settle
-
-OLD = MINIMUM_BATCHES + 30
-
-
-def fill(tracker: Any, batches: int, *, first: int = 0, days_ago: float = 100, **changes: Any) -> None:
-    """Commit batches, as a driver does, that were committed so long ago."""
-    with tracker.conn.transaction():
-        for batch_id in range(first, first + batches):
-            record = tracker.record(batch_id, **{"gaps": [], **changes})
-            raw(tracker.conn, st.insert_batch(tracker.ident), record.row_json())
-            raw(tracker.conn, st.insert_files(tracker.ident), record.files_json())
-    age(tracker, days_ago, "batch_id >= %s AND batch_id < %s", first, first + batches)
-
-
-def age(tracker: Any, days: float, where: str = "true", *values: Any) -> None:
-    tracker.conn.execute(
-        f"UPDATE etl.batch_tracker SET processed_at = clock_timestamp() - make_interval(secs => %s) WHERE {where}",
-        (days * 86_400, *values),
-    )
-
-
-def clean(tracker: Any, **request: Any) -> CleanupReport:
-    values = {"days": 30, "keep_batches": MINIMUM_BATCHES, "pause_seconds": 0, **request}
-    return cleanup.clean(tracker.conn, tracker.schema, CleanupRequest.of(**values))
-
-
-def ids(tracker: Any, query_id: str = "q") -> list[int]:
-    rows = tracker.conn.execute("SELECT batch_id FROM etl.batch_tracker WHERE query_id = %s ORDER BY 1", (query_id,))
-    return [row[0] for row in rows]
-
-
-def add_query(tracker: Any, query_id: str = "q", *, epoch: int = 1, origin: str = "fresh") -> None:
-    tracker.conn.execute(
-        "INSERT INTO etl.pipeline_query (pipeline_id, query_id, checkpoint_location, origin, run_id, epoch) "
-        "VALUES ('orders', %s, '/c', %s, 'r1', %s)",
-        (query_id, origin, epoch),
-    )
+from spark_jobs.contracts.tracker.records import StoredBatch, settle
 
 
 @pytest.fixture
@@ -157,44 +119,6 @@ def test_a_query_with_a_decided_batch_keeps_all(ledger: Any) -> None:
 def test_what_is_not_valid_is_named(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         CleanupRequest.of(**values)
-
-
-def test_files_stay_known_while_a_resume_needs_them(ledger: Any) -> None:
-    add_query(ledger)
-    fill(ledger, OLD)
-    assert clean(ledger, batch_size=7).totals == {"batches": 30}
-    known = "SELECT count(*) FROM (SELECT path FROM etl.batch_file UNION SELECT path FROM etl.batch_file_retained) f"
-    assert ledger.one(known) == OLD
-    add_query(ledger, "again", epoch=2, origin="resumed")
-    ledger.conn.execute("UPDATE etl.pipeline_query SET seeded_from = 'q' WHERE query_id = 'again'")
-    assert clean(ledger).totals == {}
-    # Started over: the target was emptied, and nobody resumes what was before.
-    add_query(ledger, "over", epoch=3, origin="accepted")
-    assert clean(ledger, dry_run=True).totals == {"files": 30}
-    assert clean(ledger, batch_size=7).totals == {"files": 30}
-    assert ledger.one(known) == MINIMUM_BATCHES
-    removed = {one.query_id: one.removed_files for one in known_queries(ledger.conn, "etl", "orders")}
-    assert removed == {"q": 30, "again": 0, "over": 0}
-
-
-def test_batches_of_many_files_go_in_smaller_numbers(ledger: Any) -> None:
-    """Three files a batch, and forty in two of them: never more rows in a transaction than asked for, if it can be."""
-    many = {5: 40, 8: 40}
-    for batch_id in range(5, 5 + OLD):
-        files = [SourceFile(f"/in/{batch_id}/{n}.csv", NOON, 1) for n in range(many.get(batch_id, 3))]
-        ledger.commit(ledger.record(batch_id, files=files, gaps=[]))
-    age(ledger, 100)
-    ledger.conn.execute("CREATE TABLE chunk (files bigint)")
-    ledger.conn.execute(
-        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-        "INSERT INTO chunk SELECT count(*) FROM moved; RETURN NULL; END $$"
-    )
-    ledger.conn.execute(
-        "CREATE TRIGGER note AFTER INSERT ON etl.batch_file_retained REFERENCING NEW TABLE AS moved "
-        "FOR EACH STATEMENT EXECUTE FUNCTION note()"
-    )
-    assert clean(ledger, batch_size=10).totals == {"batches": 30}
-    assert [row[0] for row in ledger.conn.execute("SELECT files FROM chunk")] == [40, 6, 40, *[9] * 8, 6]
 
 
 def test_two_at_once_share_the_work_and_commits_go_on(ledger: Any) -> None:

@@ -97,6 +97,17 @@ def test_a_problem_is_an_error_after_all_else(run: Any, tracker: Any) -> None:
     assert "--accept-missing" in str(failed)
 
 
+def test_what_cannot_be_removed_is_an_error_after_all_else(run: Any, tracker: Any) -> None:
+    tracker.conn.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'this one stays'; END $$"
+    )
+    tracker.conn.execute("CREATE TRIGGER refuse BEFORE DELETE ON etl.batch_tracker EXECUTE FUNCTION refuse()")
+    ended = run("cleanup", "--keep-batches", str(MINIMUM_BATCHES), "--json")
+    assert isinstance(ended.exception, EtlError)
+    assert "[red]orders: Removing old micro-batches failed" in str(ended.exception)
+    assert "this one stays" in json.loads(ended.output)["problems"]["[red]orders"]["found"]
+
+
 def test_a_killed_cleanup_goes_on_where_it_was(run: Any, tracker: Any) -> None:
     command = ["cleanup", "--keep-batches", str(MINIMUM_BATCHES), "--batch-size", "4", "--pause", "600"]
     process = subprocess.Popen([sys.executable, "-m", "spark_jobs.cli", *command], env=dict(os.environ))

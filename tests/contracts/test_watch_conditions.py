@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,8 @@ from spark_jobs.contracts.errors import (
     GapError,
 )
 from spark_jobs.contracts.run_request import RunRequest
-from spark_jobs.contracts.tracker import runs
+from spark_jobs.contracts.tracker import decisions, runs
+from spark_jobs.contracts.tracker.decisions import Right
 from spark_jobs.contracts.tracker.retire import retire_run
 from spark_jobs.contracts.watch import registry
 from spark_jobs.contracts.watch.balance import LedgerBalance
@@ -284,6 +286,49 @@ def test_the_end_of_a_run(ledger):
     ledger.tracker.start("r3", "returns")
     with pytest.raises(ConfigError, match="a run of 'returns'"):
         ledger.look(progress(run_finished=True, run_id="r3"))
+
+
+@pytest.mark.parametrize("end", ["finished", "failed", "stopped", "fenced"])
+@pytest.mark.parametrize(
+    ("goals", "words"),
+    [
+        ({"batch_id": 2}, "micro-batch 1 of 2 is committed"),
+        ({"rows": 15}, "14 of 15 rows written"),
+        ({"offsets": {"orders": {"0": 21}}}, "offsets not reached yet"),
+        ({"rows_per_second": 10_000}, "at least 10000 wanted"),
+    ],
+    ids=str,
+)
+def test_what_a_run_that_has_ended_did_not_reach_is_not_waited_for(ledger, end, goals, words):
+    ledger.query()
+    ledger.batches(0, 1)
+    assert not ledger.look(progress(run_id="r1", **goals)).done
+    runs.finish_run(ledger.tracker.conn, "etl", "r1", end, 0 if end == "finished" else 1)
+    # The next run may.
+    assert not ledger.look(progress(**goals)).done
+    with pytest.raises(EtlError, match=r"r1 of pipeline 'orders' has ended") as raised:
+        ledger.look(progress(run_id="r1", **goals))
+    assert words in raised.value.found
+    assert not raised.value.retryable
+    assert ledger.look(progress(run_id="r1", batch_id=1, rows=14)).done
+    if end == "finished":
+        with pytest.raises(EtlError, match="has ended"):
+            ledger.look(progress(run_id="r1", run_finished=True, **goals))
+        with pytest.raises(EtlError, match="has ended"):
+            ledger.look(progress(run_id="r1", run_finished=True, since="2100-01-01T00:00:00Z"))
+
+
+def test_a_micro_batch_that_a_run_has_decided_may_come_after_its_end(ledger):
+    ledger.query()
+    ledger.batches(0)
+    right, record = Right("etl", "orders", "r1", ledger.epoch), ledger.tracker.record(1, strategy="two_phase", gaps=[])
+    with closing(ledger.tracker.connect(runs.application_name("orders", ledger.epoch))) as driver:
+        decisions.decide(driver, right, record, "{}", [])
+    runs.finish_run(ledger.tracker.conn, "etl", "r1", "failed", 1)
+    assert not ledger.look(progress(run_id="r1", batch_id=1)).done
+    (waiting,) = decisions.decided(ledger.tracker.conn, "etl")
+    assert decisions.finish(ledger.tracker.conn, right, waiting)
+    assert ledger.look(progress(run_id="r1", batch_id=1)).done
 
 
 def test_a_driver_that_fell_silent_is_named(long_up):

@@ -42,7 +42,7 @@ def register(ledger: Watched, run_id: str, document: dict[str, Any]) -> None:
 
 
 def findings(ledger: Watched, thresholds: Thresholds = ALL) -> dict[str, str]:
-    found = examine(LedgerView(ledger.tracker.conn, "etl"), "orders", thresholds)
+    found = examine(LedgerView(ledger.tracker.conn, "etl"), ["orders"], thresholds)
     assert {one.pipeline for one in found} <= {"orders"}
     assert {one.state for one in found} <= {"ill"}
     return {one.check: one.message for one in found}
@@ -100,6 +100,8 @@ def test_the_pipelines_own_limits_win(ledger):
     assert findings(ledger) == {}
     register(ledger, "r6", config(healthConfig={"maxLostShare": 2}))
     assert "max_lost_share" in findings(ledger)["healthConfig"]
+    register(ledger, "r7", config(healthConfig={"maxAge": "0 seconds"}))
+    assert findings(ledger).keys() == {"configuration"}
 
 
 def test_thresholds_that_make_no_sense():
@@ -109,9 +111,20 @@ def test_thresholds_that_make_no_sense():
         Thresholds.of(max_lag_rows=0, max_lag="1 hour")
     with pytest.raises(ConfigError, match="max_lost_share"):
         Thresholds.of(max_lost_share=1.5)
+    for name in ("max_age", "gap_window", "min_retention"):
+        with pytest.raises(ConfigError, match=name):
+            Thresholds.of(**{name: "0 seconds"})
     assert Thresholds.of(max_age="", max_lag_rows="") == Thresholds.of()
+
+
+def test_a_configuration_that_nobody_can_read_is_a_finding_of_its_pipeline(ledger):
+    for request in ("{}", '{"config": null}', '{"config": {"mode": 1}}'):
+        ledger.sql("UPDATE etl.pipeline_run SET request = %s", request)
+        assert findings(ledger).keys() == {"configuration"}
+    ledger.sql("UPDATE etl.pipeline SET newest_run_id = 'gone'")
+    assert "started at least once" in findings(ledger)["configuration"]
 
 
 def test_a_pipeline_that_nobody_knows(ledger):
     with pytest.raises(ConfigError, match="'returns'"):
-        examine(LedgerView(ledger.tracker.conn, "etl"), "returns", ALL)
+        examine(LedgerView(ledger.tracker.conn, "etl"), ["returns"], ALL)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
 from pipeline_runs import BeforeBatch, Pipelines, file_pipeline
+from pyspark.sql import SparkSession
 from server_age import long_up
 
 from spark_jobs.contracts.errors import ConfigError, DeadLettersTakenError
@@ -98,6 +100,23 @@ def test_letters_of_a_silent_driver_are_freed_by_the_next_replay(orders: Pipelin
     orders.execute("UPDATE etl.pipeline_run SET heartbeat_at = clock_timestamp() - interval '3 minutes'")
     assert orders.replayed("orders", patch=CUT).replayed == 10
     assert orders.one("SELECT count(DISTINCT id) FROM result") == 10
+
+
+def test_a_driver_that_is_long_in_coming_up_is_not_silent(orders: Pipelines) -> None:
+    """Its session waits until it was heard of twice; whoever never hears of it gives up."""
+    beats = set()
+
+    def session() -> SparkSession:
+        give_up = monotonic() + 60
+        while len(beats) < 2 and monotonic() < give_up:
+            beats.add(orders.one("SELECT heartbeat_at FROM etl.pipeline_run WHERE strpos(pipeline_id, '/replay/') > 0"))
+            sleep(0.1)
+        assert orders.spark is not None
+        return orders.spark
+
+    assert orders.replay("orders", patch=CUT, session=session).error is None
+    assert len(beats) == 2
+    assert waiting(orders, "replayed") == 10
 
 
 def test_who_discards_is_named_and_what_is_discarded_is_never_replayed(orders: Pipelines) -> None:

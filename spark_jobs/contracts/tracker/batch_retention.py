@@ -16,9 +16,10 @@ from typing import Any, Final
 from psycopg.rows import class_row
 
 from spark_jobs.contracts.cleanup import CleanupRequest, QueryCleanup
+from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
-from spark_jobs.contracts.tracker.known_queries import known_queries, since_start
-from spark_jobs.contracts.tracker.short_deletes import BusyError, number, repeat, short_delete
+from spark_jobs.contracts.tracker.file_retention import move_files
+from spark_jobs.contracts.tracker.short_deletes import BusyError, Problems, repeat, short_delete
 from spark_jobs.logs.events import log_event
 
 log = logging.getLogger("etl.cleanup")
@@ -52,7 +53,7 @@ WHERE strpos(pipeline_id, '/replay/') = 0
 ORDER BY pipeline_id, query_id"""
 
 # By clock alone a batch could be older than its predecessor: the first one that is too young ends what goes. So does
-# one with which there would be more files than a transaction may have rows, unless it is the first.
+# one with which there would be more files than a transaction may have rows; of the first one, they have gone before.
 _OLD: Final = """
 chunk AS MATERIALIZED (
     SELECT batch_id, processed_at FROM {schema}.batch_tracker
@@ -123,24 +124,6 @@ _KEPT_FROM: Final = """
 SELECT batch_id, processed_at FROM {schema}.batch_tracker
 WHERE pipeline_id = %(pipeline_id)s AND query_id = %(query_id)s AND batch_id > %(after)s ORDER BY batch_id LIMIT 1"""
 
-_WITH_FILES: Final = """
-SELECT pipeline_id, query_id FROM {schema}.batch_retention r
-WHERE (%(pipelines)s::text[] IS NULL OR pipeline_id = ANY (%(pipelines)s::text[])) AND EXISTS (
-    SELECT FROM {schema}.batch_file_retained f WHERE f.pipeline_id = r.pipeline_id AND f.query_id = r.query_id
-)
-ORDER BY pipeline_id, query_id"""
-_OLD_FILES: Final = "FROM {schema}.batch_file_retained WHERE pipeline_id = %(pipeline_id)s AND query_id = %(query_id)s"
-_REMOVE_FILES: Final = f"""
-WITH gone AS (
-    DELETE FROM {{schema}}.batch_file_retained WHERE ctid = ANY (ARRAY(
-        SELECT ctid {_OLD_FILES} ORDER BY path LIMIT %(most)s FOR UPDATE SKIP LOCKED
-    )) RETURNING 1
-), told AS (SELECT count(*) AS files FROM gone), recorded AS (
-    UPDATE {{schema}}.batch_retention SET removed_files = removed_files + files, updated_at = clock_timestamp()
-    FROM told WHERE pipeline_id = %(pipeline_id)s AND query_id = %(query_id)s AND files > 0
-)
-SELECT files FROM told"""  # noqa: S608 - constants
-
 
 @dataclass(frozen=True, slots=True)
 class OldQuery:
@@ -166,31 +149,22 @@ class BatchCleanup:
     schema: str
     request: CleanupRequest
     before: datetime
+    problems: Problems
     _after: int = field(default=-1, init=False)
 
     def batches(self) -> Iterator[QueryCleanup]:
         """Remove, or count, what is old; one result for each query that has old batches, as soon as it is done."""
         for one in self.old_queries():
-            yield self._query(one)
+            done = QueryCleanup(pipeline_id=one.pipeline_id, query_id=one.query_id, why="failed")
+            with self.problems.aside(one.pipeline_id):
+                done = self._query(one)
+            yield done
 
     def old_queries(self) -> list[OldQuery]:
         """Return the queries that have batches which are old and not among the newest."""
         with classified("Looking for old micro-batches"):
             cursor = query(self.conn, self.schema, _QUERIES, self._values(), row_factory=class_row(OldQuery))
             return cursor.fetchall()
-
-    def files(self) -> Iterator[tuple[str, int]]:
-        """Remove the names of files whose batches are gone and that no resume will ask for; pipeline and number.
-
-        A resume from the ledger takes for read what all queries since the target's last start have read.
-        """
-        with classified("Looking for files of removed micro-batches"):
-            rows = query(self.conn, self.schema, _WITH_FILES, self._values()).fetchall()
-        for pipeline_id, query_id in rows:
-            known = known_queries(self.conn, self.schema, pipeline_id)
-            if not known or query_id in {needed.query_id for needed in since_start(known)}:
-                continue
-            yield pipeline_id, self._files({**self._values(), "pipeline_id": pipeline_id, "query_id": query_id})
 
     def _query(self, one: OldQuery) -> QueryCleanup:
         done = QueryCleanup(pipeline_id=one.pipeline_id, query_id=one.query_id, why="unfinished")
@@ -201,9 +175,9 @@ class BatchCleanup:
 
         def step() -> tuple[int, bool]:
             nonlocal done
-            batches, rows, through = self._chunk({**values, "after": self._after})
+            batches, rows, through, files = self._chunk({**values, "after": self._after})
             if not batches:
-                return 0, False
+                return files, files > 0
             self._after = through
             done = done.model_copy(
                 update={"batches": done.batches + batches, "rows": done.rows + rows, "through_batch": through}
@@ -211,15 +185,18 @@ class BatchCleanup:
             return batches, through < one.last
 
         stopped = repeat(step, 0 if self.request.dry_run else self.request.pause_seconds).stopped
+        if isinstance(stopped, EtlError):
+            self.problems.add(one.pipeline_id, stopped)
+            return self._told(done.model_copy(update={"why": "failed"}))
         if stopped is not None:
             return self._told(done.model_copy(update={"why": "unfinished" if stopped.args else "busy"}))
         return self._told(self._kept(done, {**values, "after": self._after}))
 
-    def _chunk(self, values: dict[str, Any]) -> tuple[int, int, int]:
+    def _chunk(self, values: dict[str, Any]) -> tuple[int, int, int, int]:
+        """Do one transaction; return batches, their target rows, the last of them; or files, where they come first."""
         if self.request.dry_run:
             with classified("Counting old micro-batches"):
-                row = query(self.conn, self.schema, _COUNT, values).fetchone()
-            return row or (0, 0, 0)
+                return *(query(self.conn, self.schema, _COUNT, values).fetchone() or (0, 0, 0)), 0
         with short_delete(self.conn, "Removing old micro-batches"):
             lock = f"{self.schema}/{values['pipeline_id']}/{values['query_id']}"
             mine, finished = query(self.conn, self.schema, _MAY_REMOVE, {**values, "lock": lock}).fetchone() or (0, 0)
@@ -227,8 +204,9 @@ class BatchCleanup:
                 raise BusyError
             if not finished:
                 raise BusyError("unfinished")
-            row = query(self.conn, self.schema, _REMOVE, values).fetchone()
-        return row or (0, 0, 0)
+            if files := move_files(self.conn, self.schema, values):
+                return 0, 0, 0, files
+            return *(query(self.conn, self.schema, _REMOVE, values).fetchone() or (0, 0, 0)), 0
 
     def _kept(self, done: QueryCleanup, values: dict[str, Any]) -> QueryCleanup:
         with classified("Looking at what stays"):
@@ -242,18 +220,6 @@ class BatchCleanup:
         event = "old_batches_counted" if self.request.dry_run else "old_batches_removed"
         log_event(log, logging.INFO, event, **{"pipeline": fields.pop("pipeline_id"), **fields})
         return done
-
-    def _files(self, values: dict[str, Any]) -> int:
-        if self.request.dry_run:
-            with classified("Counting files of removed micro-batches"):
-                return number(self.conn, self.schema, f"SELECT count(*) {_OLD_FILES}", values)
-
-        def step() -> tuple[int, bool]:
-            with short_delete(self.conn, "Removing files of removed micro-batches"):
-                gone = number(self.conn, self.schema, _REMOVE_FILES, values)
-            return gone, gone == self.request.batch_size
-
-        return repeat(step, self.request.pause_seconds).removed
 
     def _values(self) -> dict[str, Any]:
         return {

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from spark_jobs.contracts.cleanup import CleanupRequest
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
-from spark_jobs.contracts.tracker.short_deletes import number, repeat, short_delete
+from spark_jobs.contracts.tracker.short_deletes import Problems, number, repeat, short_delete
 
 KEPT_RUNS: Final = 100
 """The newest runs of every pipeline stay, however old."""
@@ -89,13 +89,15 @@ class HistoryCleanup:
     schema: str
     request: CleanupRequest
     before: datetime
+    problems: Problems
 
     def runs(self) -> Iterator[tuple[str, int]]:
         """Remove, or count, old runs whose batches are gone; pipeline and number."""
         with classified("Looking for old runs"):
             rows = query(self.conn, self.schema, _PIPELINES, self._values(KEPT_RUNS)).fetchall()
         for (pipeline_id,) in rows:
-            yield pipeline_id, self._runs({**self._values(KEPT_RUNS), "pipeline_id": pipeline_id})
+            with self.problems.aside(pipeline_id):
+                yield pipeline_id, self._runs({**self._values(KEPT_RUNS), "pipeline_id": pipeline_id})
 
     def events(self) -> int:
         """Remove, or count, old changes of circuit breakers; they are no pipeline's."""
@@ -103,8 +105,12 @@ class HistoryCleanup:
             return 0
         with classified("Looking for circuit breakers"):
             systems = query(self.conn, self.schema, "SELECT system FROM {schema}.circuit_breaker").fetchall()
-        values = [{**self._values(KEPT_EVENTS), "system": system} for (system,) in systems]
-        return sum(self._removed("old changes of circuit breakers", _OLD_EVENTS, _EVENTS, one) for one in values)
+        total = 0
+        for (system,) in systems:
+            values, whose = {**self._values(KEPT_EVENTS), "system": system}, f"circuit breaker {system}"
+            with self.problems.aside(whose):
+                total += self._removed(whose, "old changes of circuit breakers", _OLD_EVENTS, _EVENTS, values)
+        return total
 
     def progress(self) -> Iterator[tuple[str, int]]:
         """Remove, or count, old progress of micro-batches; pipeline and number."""
@@ -113,7 +119,8 @@ class HistoryCleanup:
             rows = query(self.conn, self.schema, _WITH_PROGRESS, values).fetchall()
         for (pipeline_id,) in rows:
             own = {**values, "pipeline_id": pipeline_id}
-            yield pipeline_id, self._removed("old progress", _OLD_PROGRESS, _PROGRESS, own)
+            with self.problems.aside(pipeline_id):
+                yield pipeline_id, self._removed(pipeline_id, "old progress", _OLD_PROGRESS, _PROGRESS, own)
 
     def _runs(self, values: dict[str, Any]) -> int:
         if self.request.dry_run:
@@ -127,9 +134,9 @@ class HistoryCleanup:
                     query(self.conn, self.schema, statement, {"runs": chosen})
             return len(chosen), len(chosen) == self.request.batch_size
 
-        return repeat(step, self.request.pause_seconds).removed
+        return self.problems.removed(values["pipeline_id"], repeat(step, self.request.pause_seconds))
 
-    def _removed(self, what: str, old: str, remove: str, values: dict[str, Any]) -> int:
+    def _removed(self, whose: str, what: str, old: str, remove: str, values: dict[str, Any]) -> int:
         if self.request.dry_run:
             with classified(f"Counting {what}"):
                 return number(self.conn, self.schema, f"SELECT count(*) {old}", values)
@@ -139,7 +146,7 @@ class HistoryCleanup:
                 removed = query(self.conn, self.schema, remove, values).rowcount
             return removed, removed == self.request.batch_size
 
-        return repeat(step, self.request.pause_seconds).removed
+        return self.problems.removed(whose, repeat(step, self.request.pause_seconds))
 
     def _values(self, kept: int) -> dict[str, Any]:
         return {

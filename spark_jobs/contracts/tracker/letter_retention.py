@@ -18,7 +18,7 @@ from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
 from spark_jobs.contracts.tracker.letters import compact_tally
 from spark_jobs.contracts.tracker.prepared import prepared_names
-from spark_jobs.contracts.tracker.short_deletes import BusyError, number, repeat, short_delete
+from spark_jobs.contracts.tracker.short_deletes import BusyError, Problems, number, repeat, short_delete
 from spark_jobs.contracts.tracker.staging_names import staging_prefix
 
 log = logging.getLogger("etl.cleanup")
@@ -115,6 +115,7 @@ class LetterCleanup:
     schema: str
     request: CleanupRequest
     before: datetime
+    problems: Problems
 
     def letters(self) -> Iterator[tuple[str, int]]:
         """Remove, or count, letters that came home or were given up; pipeline and number."""
@@ -122,10 +123,11 @@ class LetterCleanup:
         with classified("Looking for settled dead letters"):
             rows = query(self.conn, self.schema, _PIPELINES, values).fetchall()
         for (pipeline_id,) in rows:
-            gone = sum(self._letters(pipeline_id, status) for status in SETTLED)
-            if gone and not self.request.dry_run:
-                self._add_up(pipeline_id)
-            yield pipeline_id, gone
+            with self.problems.aside(pipeline_id):
+                gone = sum(self._letters(pipeline_id, status) for status in SETTLED)
+                if gone and not self.request.dry_run:
+                    self._add_up(pipeline_id)
+                yield pipeline_id, gone
 
     def replays(self) -> Iterator[tuple[str, int]]:
         """Remove, or count, replays with their runs, micro-batches and lists of letters; pipeline and number."""
@@ -134,8 +136,9 @@ class LetterCleanup:
             rows = query(self.conn, self.schema, _REPLAYS, values).fetchall()
         for replay_id, pipeline_id in rows:
             own = f"{pipeline_id}/replay/{replay_id}"
-            if not self._left_something(own):
-                yield pipeline_id, 1 if self.request.dry_run else self._replay(replay_id, pipeline_id, own)
+            with self.problems.aside(pipeline_id):
+                if not self._left_something(own):
+                    yield pipeline_id, 1 if self.request.dry_run else self._replay(replay_id, pipeline_id, own)
 
     def _add_up(self, pipeline_id: str) -> None:
         try:
@@ -163,7 +166,8 @@ class LetterCleanup:
                 values.update(after_id=looked[-1][0], after=looked[-1][1])
             return removed, len(looked) == self.request.batch_size
 
-        return repeat(step, 0 if self.request.dry_run else self.request.pause_seconds).removed
+        done = repeat(step, 0 if self.request.dry_run else self.request.pause_seconds)
+        return self.problems.removed(pipeline_id, done)
 
     def _remove(self, status: str, letters: list[UUID]) -> int:
         if not letters:
@@ -195,7 +199,9 @@ class LetterCleanup:
         def last() -> tuple[int, bool]:
             return remove(*_LAST), False
 
-        for statement in (_ITEMS, _BATCHES):
-            if repeat(partial(step, statement), self.request.pause_seconds).stopped:
+        for work in (partial(step, _ITEMS), partial(step, _BATCHES), last):
+            done = repeat(work, self.request.pause_seconds)
+            self.problems.removed(pipeline_id, done)
+            if done.stopped:
                 return 0
-        return 0 if repeat(last, self.request.pause_seconds).stopped else 1
+        return 1

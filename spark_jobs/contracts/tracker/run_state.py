@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -86,13 +88,24 @@ class RunLife(BaseModel):
         return _ADVICE.get(self.phase, "")
 
 
-_LIFE: Final = f"""
-SELECT run.run_id, run.pipeline_id, run.state, run.application_id, run.trigger, run.ui_url, run.registered_at,
+@dataclass(frozen=True, slots=True)
+class NewestRun:
+    """A pipeline's newest run. :param request: as it is stored, unchecked; None where there is no run."""
+
+    life: RunLife
+    request: dict[str, Any] | None
+
+
+_COLUMNS: Final = f"""run.run_id, run.state, run.application_id, run.trigger, run.ui_url, run.registered_at,
     run.started_at, run.heartbeat_at, run.ended_at, run.exit_code, run.error,
-    CASE WHEN run.ended_at IS NULL THEN {SILENCE} END AS silent_seconds
-FROM {{schema}}.pipeline_run run"""  # noqa: S608
+    CASE WHEN run.ended_at IS NULL THEN {SILENCE} END AS silent_seconds"""
+_LIFE: Final = f"SELECT run.pipeline_id, {_COLUMNS} FROM {{schema}}.pipeline_run run"  # noqa: S608
 _OF_RUN: Final = f"{_LIFE} WHERE run.run_id = %s"
 _NEWEST: Final = f"{_LIFE} WHERE run.run_id = (SELECT {NEWEST_RUN} FROM {{schema}}.pipeline WHERE pipeline_id = %s)"  # noqa: S608
+_NEWEST_OF: Final = f"""
+SELECT pipeline.pipeline_id, run.request, {_COLUMNS}
+FROM {{schema}}.pipeline LEFT JOIN {{schema}}.pipeline_run run ON run.run_id = {NEWEST_RUN}
+WHERE pipeline.pipeline_id = ANY (%s)"""  # noqa: S608
 _NEWEST_REQUEST: Final = f"""
 SELECT run.request FROM {{schema}}.pipeline_run run
 WHERE run.run_id = (SELECT {NEWEST_RUN} FROM {{schema}}.pipeline WHERE pipeline_id = %s)"""  # noqa: S608 - constants
@@ -131,6 +144,13 @@ def newest_run_life(conn: Connection, schema: str, pipeline_id: str) -> RunLife:
     return _read(conn, schema, _NEWEST, pipeline_id) or unknown
 
 
+def newest_runs(conn: Connection, schema: str, pipeline_ids: Sequence[str]) -> dict[str, NewestRun]:
+    """Return the newest runs of those pipelines that the ledger knows, by the pipelines' ids."""
+    with classified("Reading how runs are"):
+        rows = query(conn, schema, _NEWEST_OF, (list(pipeline_ids),), row_factory=dict_row).fetchall()
+    return {row["pipeline_id"]: NewestRun(request=row.pop("request"), life=_life(row)) for row in rows}
+
+
 def newest_request(conn: Connection, schema: str, pipeline_id: str) -> dict[str, Any] | None:
     """Return the stored request of a pipeline's newest run, unchecked; None where the ledger knows none."""
     with classified(f"Looking up the newest run of pipeline {pipeline_id!r}"):
@@ -141,6 +161,8 @@ def newest_request(conn: Connection, schema: str, pipeline_id: str) -> dict[str,
 def _read(conn: Connection, schema: str, statement: str, key: str) -> RunLife | None:
     with classified("Reading how a run is"):
         row: dict[str, Any] | None = query(conn, schema, statement, (key,), row_factory=dict_row).fetchone()
-    if row is None:
-        return None
+    return None if row is None else _life(row)
+
+
+def _life(row: dict[str, Any]) -> RunLife:
     return RunLife(phase=run_phase(row.pop("state"), row["silent_seconds"]), **row)

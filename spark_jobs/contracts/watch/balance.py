@@ -12,6 +12,9 @@ from spark_jobs.contracts.tracker.queries import UNBALANCED
 from spark_jobs.contracts.tracker.records import BOOK_NAMES
 from spark_jobs.contracts.watch.condition import Age, Condition, LedgerView, Seen
 
+LOST_BOOKS: Final = ("rejected", "dead_lettered", "late", "write_dead_lettered")
+"""The books of rows that did not reach the target, of which nobody can be glad."""
+
 _SUMS: Final = ", ".join(f"coalesce(sum({name}_rows), 0)::bigint" for name in BOOK_NAMES)
 _BOOKS: Final = f"""
 SELECT count(*), array_agg(batch_id || ' of query ' || query_id) FILTER (WHERE {UNBALANCED}), {_SUMS}
@@ -50,13 +53,22 @@ class LedgerBalance(Condition):
                 "sink rows = written + dead letters + deduplicated",
                 cure="such a micro-batch cannot be committed: its row was changed by hand afterwards. Restore it",
             )
-        lost = rows["rejected"] + rows["dead_lettered"] + rows["late"] + rows["write_dead_lettered"]
-        share = lost / rows["source"] if rows["source"] else 0.0
+        lost = sum(rows[name] for name in LOST_BOOKS)
+        share = _share(lost, rows["source"])
         text = f"{self.pipeline}: {batches} micro-batches balance: {rows['source']} rows read"
         text += f", {rows['written']} written, {lost} rejected, late or dead letters ({share:.2%})"
         if decided:
             text += f"; {decided} micro-batches are decided and not finished"
         if not batches and not view.rows(_ANY, values, about):
             return Seen(done=False, message=f"{self.pipeline}: no micro-batch was ever committed", value=value)
-        enough = self.at_most_lost is None or share <= self.at_most_lost
+        enough = keeps_share(lost, rows["source"], self.at_most_lost)
         return Seen(done=not decided and enough, message=text, value={**value, "lost_share": share})
+
+
+def keeps_share(lost: int, source: int, at_most: float | None) -> bool:
+    """Tell whether no more than this share of the source rows was lost; always when ``at_most`` is None."""
+    return at_most is None or _share(lost, source) <= at_most
+
+
+def _share(lost: int, source: int) -> float:
+    return lost / source if source else 0.0

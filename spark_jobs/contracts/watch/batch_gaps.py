@@ -20,6 +20,8 @@ from spark_jobs.contracts.source_gaps import GAP_REASONS, GapKind
 from spark_jobs.contracts.watch.condition import Age, Condition, LedgerView, Seen
 from spark_jobs.contracts.watch.offsets import seams
 
+EXCUSED: Final[tuple[GapKind, ...]] = ("compaction", "retention")
+"""Kinds of missing source rows that are not complained of unless somebody says otherwise."""
 _MOST_NAMED: Final = 20
 
 # The batch in front of the window is looked at, too: the first one inside must join up with it. Everything in one
@@ -101,7 +103,7 @@ class BatchGaps(Condition):
 
     since: AwareDatetime | None = None
     last: Age | None = None
-    excuse: tuple[GapKind, ...] = ("compaction", "retention")
+    excuse: tuple[GapKind, ...] = EXCUSED
 
     def check(self) -> None:
         """Raise :class:`ConfigError` where there are two windows."""

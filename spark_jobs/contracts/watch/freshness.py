@@ -11,8 +11,8 @@ from spark_jobs.contracts.errors import ClocksDisagreeError
 from spark_jobs.contracts.tracker.run_state import newest_run_life
 from spark_jobs.contracts.watch.condition import Age, Condition, LedgerView, Seen, in_words
 
-# A commit's time is taken when its row is written: a clock that is set by a few seconds is nobody's fault.
-_AHEAD_SECONDS: Final = 60
+AHEAD_SECONDS: Final = 60
+"""A commit's time is taken when its row is written: a clock that is set by a few seconds is nobody's fault."""
 
 _LAST: Final = """
 SELECT b.batch_id, b.processed_at::text AS at, extract(epoch FROM clock_timestamp() - b.processed_at)::float
@@ -39,7 +39,7 @@ class Freshness(Condition):
 
     def _look(self, view: LedgerView) -> Seen:
         about = f"Looking for the last commit of {self.pipeline!r}"
-        values = {"pipeline": self.pipeline, "ahead": _AHEAD_SECONDS, "of_the_future": False}
+        values = {"pipeline": self.pipeline, "ahead": AHEAD_SECONDS, "of_the_future": False}
         commits = [("micro-batch", *row) for row in view.rows(_LAST, values, about)]
         runs = [("run", *row) for row in view.rows(_IDLE, values, about)] if self.idle_runs_count else []
         found = min((*commits, *runs), key=lambda row: row[3], default=None)

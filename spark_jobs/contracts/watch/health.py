@@ -1,22 +1,28 @@
-"""How a pipeline is, all in all: what the health DAG finds wrong with it."""
+"""How pipelines are, all in all: what the health DAG finds wrong with them.
+
+Most of them have nothing wrong: many are screened at once, and only what did not pass is looked at closely.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from spark_jobs.contracts.config import PipelineConfig
 from spark_jobs.contracts.errors import ConfigError, EtlError
 from spark_jobs.contracts.from_values import from_values
-from spark_jobs.contracts.tracker.run_state import RunPhase, newest_run_life
+from spark_jobs.contracts.tracker.run_state import NewestRun, RunLife, RunPhase, newest_runs
 from spark_jobs.contracts.watch.balance import LedgerBalance
 from spark_jobs.contracts.watch.batch_gaps import BatchGaps
 from spark_jobs.contracts.watch.condition import Age, Condition, LedgerView, in_words
 from spark_jobs.contracts.watch.freshness import Freshness
 from spark_jobs.contracts.watch.retention_risk import RetentionRisk
+from spark_jobs.contracts.watch.screening import Limits, screen
 from spark_jobs.contracts.watch.source_lag import SourceLag
 
 # Replays are not pipelines of their own, and what has never run cannot be ill.
@@ -27,6 +33,11 @@ SELECT count(*) FROM (
     SELECT FROM {schema}.dead_letter WHERE pipeline_id = %(pipeline)s AND status IN ('pending', 'parked')
         AND first_failed_at > clock_timestamp() - interval '1 day' LIMIT %(most)s + 1
 ) AS newest"""
+
+
+# Bounds what is in memory: as many configurations, and nothing that grows with the ledger.
+_AT_ONCE: Final = 200
+_Positive = Annotated[Age, Field(gt=timedelta())]
 
 
 class Thresholds(BaseModel):
@@ -42,11 +53,11 @@ class Thresholds(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    max_age: Age | None = None
-    gap_window: Age | None = None
+    max_age: _Positive | None = None
+    gap_window: _Positive | None = None
     max_lag_rows: int | None = Field(None, ge=0)
     max_lag: Age | None = None
-    min_retention: Age | None = None
+    min_retention: _Positive | None = None
     max_lost_share: float | None = Field(None, ge=0, le=1)
     max_new_letters: int | None = Field(None, ge=0)
 
@@ -90,43 +101,92 @@ def pipelines(view: LedgerView) -> list[str]:
     return [row[0] for row in view.rows(_PIPELINES, (), "Listing the pipelines")]
 
 
-def examine(view: LedgerView, pipeline: str, thresholds: Thresholds) -> list[Finding]:
-    """Return what is wrong with a pipeline; empty when nothing is, or when its ``healthConfig`` is switched off.
+def examine(view: LedgerView, names: Sequence[str], thresholds: Thresholds) -> list[Finding]:
+    """Return what is wrong with these pipelines; nothing of one whose ``healthConfig`` is switched off.
 
-    What one check cannot find out does not keep the others from looking.
+    What one check cannot find out does not keep the others from looking, and no pipeline keeps the next from it.
 
-    :raises ConfigError: the ledger does not know the pipeline.
+    :raises ConfigError: the ledger does not know one of the pipelines.
+    :raises EtlError: the session with the ledger was lost.
     """
-    if not view.knows(pipeline):
-        raise view.unknown(pipeline)
+    chunks = (names[first : first + _AT_ONCE] for first in range(0, len(names), _AT_ONCE))
+    return [finding for chunk in chunks for finding in _examine(view, chunk, thresholds)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """A pipeline with a configuration that can be read. :param own: the limits that count for it."""
+
+    pipeline: str
+    run: RunLife
+    config: PipelineConfig
+    own: Thresholds
+
+
+def _examine(view: LedgerView, names: Sequence[str], thresholds: Thresholds) -> Iterator[Finding]:
+    runs = newest_runs(view.conn, view.schema, names)
+    for name in names:
+        if name not in runs:
+            raise view.unknown(name)
+    read = [_read(view, name, runs[name], thresholds) for name in names]
+    passed = screen(view, _limits(one for one in read if isinstance(one, _Watched)))
+    for one in read:
+        if isinstance(one, Finding):
+            yield one
+        elif one is not None:
+            yield from _findings(view, one, passed)
+
+
+def _read(view: LedgerView, pipeline: str, run: NewestRun, thresholds: Thresholds) -> _Watched | Finding | None:
+    """Return what is to be looked at, what is wrong with the configuration, or None where it is switched off."""
     try:
-        config = view.config(pipeline)
+        if run.request is None:
+            raise view.unknown(pipeline)
+        config = PipelineConfig.from_json(run.request.get("config", {}))
     except ConfigError as error:
         # Of a version that read it otherwise, or never run.
-        return [Finding(pipeline=pipeline, check="configuration", state="ill", message=str(error))]
+        return Finding(pipeline=pipeline, check="configuration", state="ill", message=str(error))
     if config.health is not None and not config.health.enabled:
-        return []
+        return None
     try:
-        own = thresholds.of_pipeline(config)
+        return _Watched(pipeline, run.life, config, thresholds.of_pipeline(config))
     except ConfigError as error:
-        return [Finding(pipeline=pipeline, check="healthConfig", state="ill", message=str(error))]
-    return list(_findings(view, pipeline, config, own))
+        return Finding(pipeline=pipeline, check="healthConfig", state="ill", message=str(error))
 
 
-def _findings(view: LedgerView, pipeline: str, config: PipelineConfig, own: Thresholds) -> Iterator[Finding]:
-    checks: list[tuple[str, Callable[[], str | None]]] = [("run", partial(_run, view, pipeline))]
-    checks += [(name, partial(_unmet, view, condition)) for name, condition in _conditions(pipeline, config, own)]
-    if own.max_new_letters is not None:
-        checks.append(("dead_letters", partial(_letters, view, pipeline, own.max_new_letters)))
-    for name, check in checks:
+def _limits(watched: Iterable[_Watched]) -> Limits:
+    limits: dict[Any, dict[str, Any]] = {"freshness": {}, "gaps": {}, "balance": {}, "dead_letters": {}}
+    for one in watched:
+        limits["balance"][one.pipeline] = one.own.max_lost_share
+        given = {"freshness": one.own.max_age, "gaps": one.own.gap_window, "dead_letters": one.own.max_new_letters}
+        for check, limit in given.items():
+            if limit is not None:
+                limits[check][one.pipeline] = limit
+    return limits
+
+
+def _findings(view: LedgerView, one: _Watched, passed: frozenset[tuple[str, str]]) -> Iterator[Finding]:
+    for name, check in _checks(view, one):
+        if (one.pipeline, name) in passed:
+            continue
         try:
             problem = check()
         except EtlError as error:
+            if view.conn.closed:
+                raise
             state: Literal["ill", "unknown"] = "unknown" if error.retryable else "ill"
-            yield Finding(pipeline=pipeline, check=name, state=state, message=str(error))
+            yield Finding(pipeline=one.pipeline, check=name, state=state, message=str(error))
         else:
             if problem is not None:
-                yield Finding(pipeline=pipeline, check=name, state="ill", message=problem)
+                yield Finding(pipeline=one.pipeline, check=name, state="ill", message=problem)
+
+
+def _checks(view: LedgerView, one: _Watched) -> Iterator[tuple[str, Callable[[], str | None]]]:
+    yield "run", partial(_run, one.pipeline, one.run)
+    for name, condition in _conditions(one.pipeline, one.config, one.own):
+        yield name, partial(_unmet, view, condition)
+    if one.own.max_new_letters is not None:
+        yield "dead_letters", partial(_letters, view, one.pipeline, one.own.max_new_letters)
 
 
 def _conditions(pipeline: str, config: PipelineConfig, own: Thresholds) -> Iterator[tuple[str, Condition]]:
@@ -149,8 +209,7 @@ def _unmet(view: LedgerView, condition: Condition) -> str | None:
     return None if seen.done else seen.message
 
 
-def _run(view: LedgerView, pipeline: str) -> str | None:
-    run = newest_run_life(view.conn, view.schema, pipeline)
+def _run(pipeline: str, run: RunLife) -> str | None:
     if run.phase is RunPhase.FAILED:
         return f"{pipeline}: run {run.run_id} has failed: {(run.error or {}).get('what', 'it did not say why')}"
     if run.phase is RunPhase.SILENT:

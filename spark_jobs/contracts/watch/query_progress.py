@@ -23,6 +23,9 @@ FROM {schema}.pipeline_query q LEFT JOIN LATERAL (
 WHERE q.pipeline_id = %(pipeline)s
 ORDER BY (%(run)s::text IS NOT NULL AND b.batch_id IS NULL), greatest(q.epoch, b.epoch) DESC, q.created_at DESC
 LIMIT 1"""
+# What comes after a run's end: a micro-batch that it had decided, which another one finishes for it.
+_DECIDED: Final = """
+SELECT 1 FROM {schema}.batch_decision WHERE pipeline_id = %(pipeline)s AND run_id = %(run)s LIMIT 1"""
 _ENDED_OTHERWISE: Final = (RunPhase.FAILED, RunPhase.STOPPED, RunPhase.FENCED)
 
 _ROWS: Final = """
@@ -34,7 +37,8 @@ WHERE pipeline_id = %(pipeline)s AND processed_at >= coalesce(%(since)s::timesta
 class QueryProgress(Condition):
     """Holds when all that was asked for is reached.
 
-    :param run_id: only this run, and nothing of others; the newest one without it.
+    :param run_id: only this run, and nothing of others; once it has ended without, nothing is waited for any more. The
+        newest one without it: what that has not reached, the next may.
     :param since: only a run that was registered, and rows that were committed, at this time or later.
     :param batch_id: a micro-batch of the newest query that must be committed.
     :param offsets: source offsets that must be reached, in the source's own form: ``{"topic": {"0": 1000}}``.
@@ -72,7 +76,8 @@ class QueryProgress(Condition):
         values = {"pipeline": self.pipeline, "run": self.run_id, "since": self.since}
         about = f"Looking at the progress of {self.pipeline!r}"
         newest = view.rows(_NEWEST, values, about)
-        done, said, value = self._run_seen(self._run(view))
+        run = self._run(view)
+        done, said, value = self._run_seen(run)
         for reached, words, found in (
             self._batch_seen(*newest[0]) if newest and newest[0][0] is not None else self._none_seen()
         ):
@@ -81,7 +86,18 @@ class QueryProgress(Condition):
             written = view.rows(_ROWS, values, about)[0][0]
             done = done and written >= self.rows
             said, value = [*said, f"{written} of {self.rows} rows written"], {**value, "rows": written}
+        over = self.run_id is not None and run.phase in (RunPhase.FINISHED, *_ENDED_OTHERWISE)
+        if over and not done and not view.rows(_DECIDED, values, about):
+            raise self._in_vain(said)
         return Seen(done=done, message=f"{self.pipeline}: {', '.join(said)}", value=value)
+
+    def _in_vain(self, said: list[str]) -> EtlError:
+        return EtlError(
+            f"What is waited for is not reached, and run {self.run_id} of pipeline {self.pipeline!r} has ended",
+            found=", ".join(said),
+            expected="a run that comes so far before it ends",
+            cure="correct what is waited for, or leave run_id out: then the next run may reach it",
+        )
 
     def _run(self, view: LedgerView) -> RunLife:
         if self.run_id is None:
