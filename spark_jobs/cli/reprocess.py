@@ -109,7 +109,13 @@ def _table(summary: ReprocessSummary) -> Table:
     how = "would be reprocessed (dry run)" if summary.dry_run else "reprocessed"
     title = f"{summary.batches:,} micro-batches of {summary.pipeline_id} {how}: {summary.reprocess_id}"
     table = Table(title=title, show_footer=summary.batches > 1)
-    sums = ("all", summary.rows_before, summary.rows_after, summary.letters_before, summary.letters_after)
+    sums: tuple[int | str, ...] = (
+        "all",
+        summary.rows_before,
+        summary.rows_after,
+        summary.letters_before,
+        summary.letters_after,
+    )
     for heading, number in zip(_COLUMNS, sums, strict=True):
         table.add_column(heading, footer=_shown(number), justify="right")
     for one in summary.shown:

@@ -19,7 +19,7 @@ from spark_jobs.sinks.staging import Staged
 
 _KEY: Final = "pipeline_id = {pipeline} AND query_id = {query} AND batch_id = {batch}"
 # NO KEY: foreign keys that point at the row must not wait.
-_LOCK: Final = f"SELECT 1 FROM {{schema}}.batch_tracker WHERE {_KEY} FOR NO KEY UPDATE"
+_LOCK: Final = f"SELECT 1 FROM {{schema}}.batch_tracker WHERE {_KEY} FOR NO KEY UPDATE"  # noqa: S608 - constants
 _STANDING: Final = f"""
 SELECT json_build_object('rows', coalesce(r.rows_after, b.written_rows),
     'letters', coalesce(r.letters_after, b.dead_lettered_rows + b.write_dead_lettered_rows))::text

@@ -47,8 +47,6 @@ def _rows(first: int, count: int, quantity: int = 1) -> list[dict[str, int]]:
     return [{"id": number, "quantity": quantity} for number in range(first, first + count)]
 
 
-
-
 def _refused(pipelines: Pipelines, *said: str, **choice: Any) -> None:
     """Insist that it is refused with these words, and that nothing has changed."""
     everything = "SELECT count(*), sum(hashtext(t::text)) FROM result t"
@@ -73,7 +71,10 @@ def test_rows_of_an_append_are_replaced(pipelines: Pipelines, inbox: Path, strat
     assert (summary.batches, summary.rows_before, summary.rows_after) == (2, 50, 49)
     assert [(one.batch_id, one.rows_before, one.rows_after) for one in summary.shown] == [(1, 20, 19), (2, 30, 30)]
     assert pipelines.rows(_TABLE) == [(n, 1 if n < 10 else 100) for n in range(60) if n != 15]
-    own = "SELECT batch_id, source_rows, written_rows, filtered_rows, strategy FROM etl.batch_tracker WHERE pipeline_id LIKE %s ORDER BY 1"
+    own = (
+        "SELECT batch_id, source_rows, written_rows, filtered_rows, strategy FROM etl.batch_tracker "
+        "WHERE pipeline_id LIKE %s ORDER BY 1"
+    )
     assert pipelines.rows(own, "orders/reprocess/%") == [(1, 20, 19, 1, strategy), (2, 30, 30, 0, strategy)]
     # The books of the pipeline itself are as they were.
     assert pipelines.one("SELECT sum(written_rows) FROM etl.batch_tracker WHERE pipeline_id = 'orders'") == 60
@@ -114,7 +115,10 @@ def test_letters_of_a_batch_are_made_anew(pipelines: Pipelines, inbox: Path) -> 
     assert (summary.rows_before, summary.rows_after) == (3, 4)
     assert (summary.letters_before, summary.letters_after) == (3, 2)
     assert pipelines.rows(_TABLE) == [(0, 1), (1, 1), (2, 1), (3, 9), (5, 1), (6, 1)]
-    letters = "SELECT status, stage, count(*), min(pipeline_id), min(batch_id) FROM etl.dead_letter GROUP BY 1, 2 ORDER BY 1, 2"
+    letters = (
+        "SELECT status, stage, count(*), min(pipeline_id), min(batch_id) FROM etl.dead_letter "
+        "GROUP BY 1, 2 ORDER BY 1, 2"
+    )
     assert pipelines.rows(letters) == [
         ("discarded", "parse", 1, "orders", 0),
         ("discarded", "write", 2, "orders", 0),
@@ -192,8 +196,9 @@ def test_batches_that_the_ledger_does_not_have_are_refused(pipelines: Pipelines,
     pipelines.finish(_appending(pipelines, inbox))
     _refused(pipelines, "without 3, 4", "micro-batches 0 to 2", batches="2-4")
     pipelines.execute(
-        "INSERT INTO etl.batch_retention (pipeline_id, query_id, removed_through_batch) "
-        "SELECT pipeline_id, query_id, 0 FROM etl.batch_tracker WHERE batch_id = 0",
+        "INSERT INTO etl.batch_retention (pipeline_id, query_id, removed_through_batch, through_time, "
+        "removed_batches, removed_rows) SELECT pipeline_id, query_id, 0, processed_at, 1, 3 "
+        "FROM etl.batch_tracker WHERE batch_id = 0",
         "DELETE FROM etl.batch_tracker WHERE batch_id = 0",
     )
     _refused(pipelines, "without 0", "micro-batches 1 to 2; those up to 0 were removed by a cleanup", batches="0-1")
@@ -315,7 +320,8 @@ def test_a_further_attempt_goes_on_where_the_first_stopped(pipelines: Pipelines,
     config = _appending(pipelines, inbox)
     pipelines.finish(config)
     wanted = {"reprocess_id": uuid4(), "batches": "0-2"}
-    ended = pipelines.reprocess("orders", stop=BeforeBatch(2, pipelines, "ALTER TABLE result RENAME TO hidden"), **wanted)
+    gone = BeforeBatch(2, pipelines, "ALTER TABLE result RENAME TO hidden")
+    ended = pipelines.reprocess("orders", stop=gone, **wanted)
     assert isinstance(ended.error, EtlError)
     pipelines.execute("ALTER TABLE hidden RENAME TO result")
     summary = pipelines.reprocessed("orders", **wanted)

@@ -272,7 +272,8 @@ def _choose(conn: Connection, schema: str, wanted: ReprocessRequest) -> tuple[st
     if wanted.batches and len(found) != last - first + 1:
         raise ReprocessRefusedError(
             "Not all of these micro-batches are in the ledger",
-            found=f"{len(found)} of the {last - first + 1} from {first} to {last}; without {_absent(found, first, last)}",
+            found=f"{len(found)} of the {last - first + 1} from {first} to {last}, "
+            f"without {_absent(found, first, last)}",
             expected=there,
             cure="Choose micro-batches that the ledger has: what others have read is not known any more",
         )
