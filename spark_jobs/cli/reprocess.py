@@ -119,8 +119,8 @@ def _table(summary: ReprocessSummary) -> Table:
     for heading, number in zip(_COLUMNS, sums, strict=True):
         table.add_column(heading, footer=_shown(number), justify="right")
     for one in summary.shown:
-        numbers = (one.batch_id, one.rows_before, one.rows_after, one.letters_before, one.letters_after)
-        table.add_row(*map(_shown, numbers))
+        cells = (one.batch_id, one.rows_before, one.rows_after, one.letters_before, one.letters_after)
+        table.add_row(*map(_shown, cells))
     if len(summary.shown) < summary.batches:
         table.add_row("…")
     return table
