@@ -7,17 +7,16 @@ it had. What is committed there is not done a second time, so a further attempt 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
-from spark_jobs.contracts.config import PipelineConfig, WriteMode, WriteStrategy, require_supported
-from spark_jobs.contracts.errors import BooksDoNotBalanceError, EtlError, ReprocessRefusedError
-from spark_jobs.contracts.events import BatchCommitted
+from spark_jobs.contracts.config import PipelineConfig, require_supported
+from spark_jobs.contracts.errors import EtlError, ReprocessRefusedError
 from spark_jobs.contracts.reprocess_batches import BatchAgain, ReprocessRequest
-from spark_jobs.contracts.tracker.records import BatchRecord, Books
+from spark_jobs.contracts.tracker.records import Books
 from spark_jobs.contracts.tracker.reprocess_batches import (
     Chosen,
     CommittedBatch,
@@ -30,25 +29,17 @@ from spark_jobs.contracts.tracker.reprocess_batches import (
 from spark_jobs.faults import reach
 from spark_jobs.logs import ids
 from spark_jobs.logs.events import log_event
-from spark_jobs.runtime.executors import require_ready_executors
+from spark_jobs.runtime.batch_again import BatchAgainWriter, source_range
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.heartbeat import Application, Heartbeat, beating
 from spark_jobs.runtime.mdc import JvmIds, jvm_ids
-from spark_jobs.runtime.reprocess_rules import needs_all_later, require_all_later, require_reprocessable
+from spark_jobs.runtime.reprocess_rules import (
+    needs_all_later,
+    require_all_later,
+    require_reprocessable,
+)
 from spark_jobs.runtime.run import PipelineRun, SessionFactory
-from spark_jobs.runtime.target_table import TargetTable
-from spark_jobs.sinks import parts
-from spark_jobs.sinks.batch_column import with_batch
-from spark_jobs.sinks.batch_result import Looked, Written
-from spark_jobs.sinks.committing import stateless_books
 from spark_jobs.sinks.ledger import Ledger
-from spark_jobs.sinks.merging import merge_rule
-from spark_jobs.sinks.plans import dead_letter_limit, writing_session
-from spark_jobs.sinks.postgres import PostgresSink
-from spark_jobs.sinks.reprocess_plans import ReprocessPlans
-from spark_jobs.sinks.sorting import Tally
-from spark_jobs.sinks.strategy import Choice, choose
-from spark_jobs.sources.base import OffsetRange
 
 log = logging.getLogger("etl.reprocess")
 
@@ -89,12 +80,12 @@ class _Reprocess:
     wanted: ReprocessRequest
     run_of: ReprocessRun
     jvm: JvmIds
-    _plans: ReprocessPlans = field(init=False)
+    _writer: BatchAgainWriter = field(init=False)
 
     def run(self) -> None:
         """Do again what was chosen, in its order."""
         ledger, wanted = self.ledger, self.wanted
-        self._plans = self._open()
+        self._writer = BatchAgainWriter.open(self.spark, self.flow, ledger, wanted)
         chosen = open_reprocess(ledger.connection(), ledger.schema, wanted, ledger.run_id, ledger.epoch)
         ids.add(query=chosen.query_id)
         in_order = needs_all_later(self.flow.config.load)
@@ -103,6 +94,8 @@ class _Reprocess:
         self._require_source(chosen)
         reach("reprocess.before_first")
         log_event(log, logging.INFO, "reprocess_started", batches=len(chosen.batch_ids), dry_run=wanted.dry_run)
+        if in_order and not wanted.dry_run and not ledger.has_any_batch():
+            self._rehearse(chosen)
         self._all(chosen, in_order=in_order)
         summary = finish_reprocess(
             ledger.connection(), ledger.schema, wanted, chosen.query_id, tuple(self.run_of.again)
@@ -117,30 +110,13 @@ class _Reprocess:
             rows_after=summary.rows_after,
         )
 
-    def _open(self) -> ReprocessPlans:
-        target = TargetTable(self.flow, self.ledger, replaces=True).open()
-        load, handling = self.flow.config.load, self.flow.config.error_handling
-        return ReprocessPlans(
-            self.ledger,
-            target,
-            merge_rule(load),
-            writing_session(self.ledger, load.role),
-            dead_letter_limit(load),
-            sorts=self.flow.sorts,
-            fail_fast=handling is not None and handling.fail_fast,
-            pipeline_id=self.wanted.pipeline_id,
-            reprocess_id=self.wanted.reprocess_id,
-            batch_column=load.batch_column,
-            dry_run=self.wanted.dry_run,
-        )
-
     def _require_source(self, chosen: Chosen) -> None:
         """Return if the source still has all that was chosen; asked before the first row is replaced."""
         missing: dict[int, str] = {}
         for first in range(0, len(chosen.batch_ids), _LOOKED_AT_ONCE):
             some = chosen.batch_ids[first : first + _LOOKED_AT_ONCE]
             batches = [batch for batch in (self._committed(chosen, number) for number in some) if not batch.done]
-            said = self.flow.source.gone([_range(batch) for batch in batches])
+            said = self.flow.source.gone([source_range(batch) for batch in batches])
             missing |= {b.identity.batch_id: text for b, text in zip(batches, said, strict=True) if text}
         if missing:
             named = "; ".join(f"micro-batch {number}: {text}" for number, text in list(missing.items())[:_NAMED])
@@ -151,6 +127,11 @@ class _Reprocess:
                 f"{len(chosen.batch_ids) - len(missing)} of them are there",
                 cure="Nothing was written. Choose micro-batches whose source is there, or restore it",
             )
+
+    def _rehearse(self, chosen: Chosen) -> None:
+        """Do all of it and roll it back: what is refused on the way would leave old values in the target for good."""
+        for number in chosen.batch_ids:
+            self._books(self._committed(chosen, number), self._writer.rehearsing)
 
     def _all(self, chosen: Chosen, *, in_order: bool) -> None:
         left: tuple[int, ...] = chosen.batch_ids
@@ -178,17 +159,8 @@ class _Reprocess:
             log_event(log, logging.INFO, "batch_skipped", batch=batch.identity.batch_id, reason="already_in_ledger")
             return
         number = batch.identity.batch_id
-        self.jvm.set({"batch": number})
-        stop, started = self.run_of.stop, monotonic()
-        stop.enter_batch()
-        try:
-            with ids.batch_scope(**{**ids.current(), "batch": number}):
-                self.ledger.check_fence()
-                reach("reprocess.before_batch")
-                books = self._written(batch).books
-                reach("reprocess.after_batch")
-        finally:
-            stop.leave_batch()
+        started = monotonic()
+        books = self._books(batch, self._writer)
         self.run_of.retries.succeeded()
         again = BatchAgain(
             batch_id=number,
@@ -201,86 +173,23 @@ class _Reprocess:
             self.run_of.again.append(again)
         log_event(log, logging.INFO, "batch_reprocessed", seconds=round(monotonic() - started, 2), **_told(again))
 
-    def _written(self, batch: CommittedBatch) -> Written:
-        offsets = _range(batch)
-        sink = PostgresSink(
-            self._plans.of_batch(batch.source_rows),
-            self.spark.sparkContext.defaultParallelism,
-            self.flow.config.load.write_parallelism,
-        )
-        choice = self._choose(offsets, sink)
-        record = self._record(batch, choice)
-
-        def rows(careful: bool) -> DataFrame:
-            flow = self.flow.carefully if careful else self.flow
-            return with_batch(flow.batch_again(offsets), self._plans.batch_column, batch.identity)
-
+    def _books(self, batch: CommittedBatch, writer: BatchAgainWriter) -> Books:
+        number, stop = batch.identity.batch_id, self.run_of.stop
+        self.jvm.set({"batch": number})
+        stop.enter_batch()
         try:
-            written = self._write(sink, choice, rows, record)
-        except EtlError:
-            raise
-        except Exception:
-            require_ready_executors(self.spark)
-            raise
-        if written.state == parts.ALREADY_THERE:
-            raise EtlError(
-                "The ledger holds a micro-batch of this reprocess that this driver did not write",
-                found=f"micro-batch {batch.identity.batch_id} of {self.ledger.pipeline_id}",
-                cure="Start it again with the same id: it goes on behind what is there",
-            )
-        return written
-
-    def _write(self, sink: PostgresSink, choice: Choice, rows: Any, record: BatchRecord) -> Written:
-        event = self._event(record)
-        if choice.strategy is WriteStrategy.SINGLE:
-            return sink.write_in_one_task(rows, record, event)
-
-        def books(counted: Tally | None) -> Looked:
-            if counted is None:
-                raise BooksDoNotBalanceError("The rows of a stateless batch were not counted")
-            return Looked(record, stateless_books)
-
-        return sink.write_staged(rows, record, event, books, again=True)
-
-    def _choose(self, offsets: OffsetRange, sink: PostgresSink) -> Choice:
-        forced = self.flow.config.load.write_strategy
-        if forced is WriteStrategy.TWO_PHASE:
-            forced = WriteStrategy.AUTO
-        # As rows that are merged: what goes and what comes is one transaction.
-        means = replace(sink.means(), write_mode=WriteMode.UPSERT)
-        return choose(forced, self.flow.source.size(offsets), means)
+            with ids.batch_scope(**{**ids.current(), "batch": number}):
+                self.ledger.check_fence()
+                reach("reprocess.before_batch")
+                books = writer.write(batch).books
+                reach("reprocess.after_batch")
+        finally:
+            stop.leave_batch()
+        return books
 
     def _committed(self, chosen: Chosen, number: int) -> CommittedBatch:
         ledger = self.ledger
         return committed_batch(ledger.connection(), ledger.schema, self.wanted, chosen.query_id, number)
-
-    def _record(self, batch: CommittedBatch, choice: Choice) -> BatchRecord:
-        return BatchRecord(
-            identity=batch.identity,
-            run_id=self.ledger.run_id,
-            epoch=self.ledger.epoch,
-            checkpoint_location=batch.checkpoint_location,
-            books=Books.empty(),
-            duration_ms=0,
-            strategy=choice.strategy.value,
-            strategy_reason=choice.reason,
-            files=batch.files,
-        )
-
-    def _event(self, record: BatchRecord) -> dict[str, Any]:
-        event = BatchCommitted(
-            pipeline_id=self.ledger.pipeline_id,
-            run_id=self.ledger.run_id,
-            query_id=record.identity.query_id,
-            batch_id=record.identity.batch_id,
-            epoch=self.ledger.epoch,
-            rows=0,
-        )
-        return event.model_dump(mode="json")
-
-
-def _range(batch: CommittedBatch) -> OffsetRange:
-    return OffsetRange(batch.identity.start_offsets, batch.identity.end_offsets, batch.files)
 
 
 def _told(again: BatchAgain) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from spark_jobs.contracts.config import OnConflict, WriteMode
 from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.errors import ReprocessRefusedError
 from spark_jobs.contracts.reprocess_batches import ReprocessRequest
+from spark_jobs.contracts.tracker.connect import classified
 from spark_jobs.contracts.tracker.reprocess_batches import Chosen, batches_after
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.sinks.ledger import Ledger
+from spark_jobs.sinks.target import Target
 
 
 def require_reprocessable(flow: Flow) -> None:
@@ -34,6 +38,29 @@ def require_reprocessable(flow: Flow) -> None:
             "writeMode append without load.batchColumn: no row says which micro-batch wrote it",
             expected="load.batchColumn, and micro-batches that were written with it",
             cure="Set load.batchColumn for what comes from now on; what is there cannot be told apart",
+        )
+
+
+_FOLLOWERS: Final = """
+SELECT conrelid::regclass::text || ' (' || conname || ')' FROM pg_constraint
+WHERE contype = 'f' AND confdeltype IN ('c', 'n', 'd') AND confrelid IN (
+    SELECT to_regclass(%(table)s) UNION ALL SELECT relid FROM pg_partition_tree(to_regclass(%(table)s)))
+ORDER BY 1"""
+
+
+def require_no_followers(ledger: Ledger, target: Target) -> None:
+    """Return if removing rows of the target changes no other table.
+
+    :raises ReprocessRefusedError: a foreign key would delete other tables' rows with them, or empty their columns.
+    """
+    conn = ledger.connection()
+    with classified(f"Looking for foreign keys to {target.table}"):
+        rows = conn.execute(_FOLLOWERS, {"table": target.identifier().as_string(conn)}).fetchall()
+    if rows:
+        raise _refused(
+            f"foreign keys of {', '.join(str(name) for (name,) in rows)}: what refers to a row would go with it",
+            expected="no foreign key to the table with ON DELETE CASCADE, SET NULL or SET DEFAULT",
+            cure="Make it DEFERRABLE INITIALLY DEFERRED with NO ACTION: the rows come back in the same transaction",
         )
 
 

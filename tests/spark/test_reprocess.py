@@ -216,6 +216,23 @@ def test_pipelines_whose_batches_are_not_by_themselves_are_refused(pipelines: Pi
     _refused(pipelines, "it keeps state", batches="0")
 
 
+def test_rows_that_others_refer_to_are_not_removed_with_them(pipelines: Pipelines, inbox: Path) -> None:
+    pipelines.execute("CREATE TABLE result (id bigint PRIMARY KEY, quantity int, etl_batch text)")
+    _files(inbox, _rows(0, 3))
+    pipelines.finish(_appending(pipelines, inbox))
+    pipelines.execute(
+        "CREATE TABLE note (id bigint REFERENCES result ON DELETE CASCADE)", "INSERT INTO note VALUES (1)"
+    )
+    _refused(pipelines, "note (note_id_fkey)", batches="0")
+    assert pipelines.one("SELECT count(*) FROM note") == 1
+    pipelines.execute(
+        "ALTER TABLE note DROP CONSTRAINT note_id_fkey, ADD FOREIGN KEY (id) REFERENCES result "
+        "DEFERRABLE INITIALLY DEFERRED"
+    )
+    assert pipelines.reprocessed("orders", batches="0").rows_after == 3
+    assert pipelines.rows("SELECT id FROM note JOIN result USING (id)") == [(1,)]
+
+
 def test_times_choose_batches(pipelines: Pipelines, inbox: Path) -> None:
     rows = [[{"id": day, "quantity": day, "at": f"2026-03-0{day}T12:00:00Z"}] for day in (1, 2, 3, 4)]
     _files(inbox, *rows)
@@ -258,6 +275,26 @@ def test_an_upsert_without_order_is_done_up_to_the_newest_or_not_at_all(pipeline
     assert pipelines.rows(_TABLE) == expected
 
 
+def test_an_upsert_without_order_is_rehearsed(pipelines: Pipelines, inbox: Path) -> None:
+    _files(inbox, _rows(0, 5, 1), _rows(3, 5, 2))
+    pipelines.finish(_upserting(pipelines, inbox))
+    # The second micro-batch is refused: were the first one done, its old values would stay.
+    pipelines.execute("UPDATE etl.batch_tracker SET source_rows = 6, filtered_rows = 1 WHERE batch_id = 1")
+    _refused(pipelines, "Micro-batch 1", "5 rows of its range now", batches="0-1")
+    assert pipelines.one("SELECT count(*) FROM etl.batch_reprocessed") == 0
+
+
+def test_letters_that_came_home_do_not_matter_where_rows_have_keys(pipelines: Pipelines, inbox: Path) -> None:
+    _files(inbox, [*_rows(0, 3), '{"id": 3, "quantity": "4"}', "no json"])
+    pipelines.finish(_upserting(pipelines, inbox, maxDeadLetterFraction=1))
+    assert pipelines.replayed("orders", patch={"_value": "replace(_value, '\"4\"', '4')"}).replayed == 1
+    summary = pipelines.reprocessed("orders", batches="0")
+    assert (summary.letters_before, summary.letters_after) == (2, 2)
+    assert pipelines.rows(_TABLE) == [(0, 1), (1, 1), (2, 1), (3, 4)]
+    letters = "SELECT status, count(*) FROM etl.dead_letter GROUP BY 1 ORDER BY 1"
+    assert pipelines.rows(letters) == [("discarded", 1), ("pending", 2), ("replayed", 1)]
+
+
 def test_batches_that_come_meanwhile_are_done_again_behind(pipelines: Pipelines, inbox: Path) -> None:
     _files(inbox, _rows(0, 5, 1), _rows(3, 5, 2))
     config = _upserting(pipelines, inbox)
@@ -266,7 +303,8 @@ def test_batches_that_come_meanwhile_are_done_again_behind(pipelines: Pipelines,
     class NewerBatch(BeforeBatch):
         def enter_batch(self) -> None:
             super().enter_batch()
-            if self._batches == 2:
+            # Behind the rehearsal of both, and the first one.
+            if self._batches == 4:
                 write_lines(inbox / "7.json", *_rows(4, 3, 9))
                 pipelines.finish(config)
 

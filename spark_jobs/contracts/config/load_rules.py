@@ -51,8 +51,8 @@ def _check_batch_column(load: Load, document: Document) -> None:
         found = f"batchColumn with writeMode {load.write_mode}"
         expected = "writeMode append: a row that is merged or replaced is no longer of one micro-batch"
         document.note(("load", "batchColumn"), found, expected)
-    if len(column.encode(errors="replace")) > LONGEST_IDENTIFIER or column.startswith("__"):
-        expected = "a column's name of at most 63 bytes that does not begin with two underscores"
+    if len(column.encode(errors="replace")) > LONGEST_IDENTIFIER or column.startswith("_"):
+        expected = "a column's name of at most 63 bytes that does not begin with an underscore"
         document.note(("load", "batchColumn"), quoted(column), expected)
 
 
