@@ -60,7 +60,7 @@ def require_no_followers(ledger: Ledger, target: Target) -> None:
         raise _refused(
             f"foreign keys of {', '.join(str(name) for (name,) in rows)}: what refers to a row would go with it",
             expected="no foreign key to the table with ON DELETE CASCADE, SET NULL or SET DEFAULT",
-            cure="Make it DEFERRABLE INITIALLY DEFERRED with NO ACTION: the rows come back in the same transaction",
+            cure="Drop it for the time: the rows come back in the same transaction",
         )
 
 
