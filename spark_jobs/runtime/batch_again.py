@@ -17,7 +17,6 @@ from spark_jobs.runtime.executors import require_ready_executors
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.reprocess_rules import require_no_followers
 from spark_jobs.runtime.target_table import TargetTable
-from spark_jobs.sinks import parts
 from spark_jobs.sinks.batch_column import with_batch
 from spark_jobs.sinks.batch_result import BatchRows, Looked, Written
 from spark_jobs.sinks.committing import stateless_books
@@ -79,6 +78,8 @@ class BatchAgainWriter:
     def write(self, batch: CommittedBatch) -> Written:
         """Write the micro-batch again, with its ledger row.
 
+        Its state is ``already_there`` where another attempt at the task has committed it, and nobody heard of it.
+
         :raises ReprocessRefusedError: nothing of it was written.
         """
         offsets = source_range(batch)
@@ -95,19 +96,12 @@ class BatchAgainWriter:
             return with_batch(flow.batch_again(offsets), self.plans.batch_column, batch.identity)
 
         try:
-            written = self._write(sink, choice, rows, record)
+            return self._write(sink, choice, rows, record)
         except EtlError:
             raise
         except Exception:
             require_ready_executors(self.spark)
             raise
-        if written.state == parts.ALREADY_THERE:
-            raise EtlError(
-                "The ledger holds a micro-batch of this reprocess that this driver did not write",
-                found=f"micro-batch {batch.identity.batch_id} of {self.ledger.pipeline_id}",
-                cure="Start it again with the same id: it goes on behind what is there",
-            )
-        return written
 
     def _write(self, sink: PostgresSink, choice: Choice, rows: BatchRows, record: BatchRecord) -> Written:
         event = self._event(record)

@@ -16,7 +16,6 @@ from pyspark.sql import SparkSession
 from spark_jobs.contracts.config import PipelineConfig, require_supported
 from spark_jobs.contracts.errors import EtlError, ReprocessRefusedError
 from spark_jobs.contracts.reprocess_batches import BatchAgain, ReprocessRequest
-from spark_jobs.contracts.tracker.records import Books
 from spark_jobs.contracts.tracker.reprocess_batches import (
     Chosen,
     CommittedBatch,
@@ -39,6 +38,8 @@ from spark_jobs.runtime.reprocess_rules import (
     require_reprocessable,
 )
 from spark_jobs.runtime.run import PipelineRun, SessionFactory
+from spark_jobs.sinks import parts
+from spark_jobs.sinks.batch_result import Written
 from spark_jobs.sinks.ledger import Ledger
 
 log = logging.getLogger("etl.reprocess")
@@ -131,7 +132,7 @@ class _Reprocess:
     def _rehearse(self, chosen: Chosen) -> None:
         """Do all of it and roll it back: what is refused on the way would leave old values in the target for good."""
         for number in chosen.batch_ids:
-            self._books(self._committed(chosen, number), self._writer.rehearsing)
+            self._written(self._committed(chosen, number), self._writer.rehearsing)
 
     def _all(self, chosen: Chosen, *, in_order: bool) -> None:
         left: tuple[int, ...] = chosen.batch_ids
@@ -156,12 +157,15 @@ class _Reprocess:
 
     def _one(self, batch: CommittedBatch) -> None:
         if batch.done:
-            log_event(log, logging.INFO, "batch_skipped", batch=batch.identity.batch_id, reason="already_in_ledger")
+            _tell_skipped(batch)
             return
-        number = batch.identity.batch_id
-        started = monotonic()
-        books = self._books(batch, self._writer)
+        number, started = batch.identity.batch_id, monotonic()
+        written = self._written(batch, self._writer)
         self.run_of.retries.succeeded()
+        if written.state == parts.ALREADY_THERE:
+            _tell_skipped(batch)
+            return
+        books = written.books
         again = BatchAgain(
             batch_id=number,
             rows_before=batch.rows,
@@ -173,7 +177,7 @@ class _Reprocess:
             self.run_of.again.append(again)
         log_event(log, logging.INFO, "batch_reprocessed", seconds=round(monotonic() - started, 2), **_told(again))
 
-    def _books(self, batch: CommittedBatch, writer: BatchAgainWriter) -> Books:
+    def _written(self, batch: CommittedBatch, writer: BatchAgainWriter) -> Written:
         number, stop = batch.identity.batch_id, self.run_of.stop
         self.jvm.set({"batch": number})
         stop.enter_batch()
@@ -181,15 +185,19 @@ class _Reprocess:
             with ids.batch_scope(**{**ids.current(), "batch": number}):
                 self.ledger.check_fence()
                 reach("reprocess.before_batch")
-                books = writer.write(batch).books
+                written = writer.write(batch)
                 reach("reprocess.after_batch")
         finally:
             stop.leave_batch()
-        return books
+        return written
 
     def _committed(self, chosen: Chosen, number: int) -> CommittedBatch:
         ledger = self.ledger
         return committed_batch(ledger.connection(), ledger.schema, self.wanted, chosen.query_id, number)
+
+
+def _tell_skipped(batch: CommittedBatch) -> None:
+    log_event(log, logging.INFO, "batch_skipped", batch=batch.identity.batch_id, reason="already_in_ledger")
 
 
 def _told(again: BatchAgain) -> dict[str, Any]:

@@ -343,7 +343,6 @@ SETTINGS: dict[str, tuple[list[Any], list[Any]]] = {
     "updateColumns": (["x", "x,v", ["x", "y"]], ["x,,y", [], 7, None]),
     "onConflict": (["update", "NOTHING"], ["replace", None, {}]),
     "deleteMarker": (["gone"], [" ", False, {}]),
-    "batchColumn": (["etl_batch", None], ["_batch", "b" * 64, 7]),
     "schemaEvolution": (["strict", "addColumns", "widen"], ["wide open", 1]),
     "writeParallelism": ([1, "8", None], [0, -3, "many", 2**31]),
     "maxDeadLetterFraction": ([0, "0.5", 1, None], [1.5, -1, "much", float("nan")]),

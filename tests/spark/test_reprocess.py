@@ -103,10 +103,11 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(pipelines: Pipelines, i
     assert pipelines.rows("SELECT status FROM etl.dead_letter") == [("pending",)]
 
 
-def test_letters_of_a_batch_are_made_anew(pipelines: Pipelines, inbox: Path) -> None:
+@pytest.mark.parametrize("strategy", ["single", "staged"])
+def test_letters_of_a_batch_are_made_anew(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
     pipelines.execute("CREATE TABLE result (id bigint, quantity int CHECK (quantity < 9), etl_batch text)")
     _files(inbox, [*_rows(0, 3), {"id": 3, "quantity": 9}, {"id": 4, "quantity": 10}, "no json"], _rows(5, 2))
-    pipelines.finish(_appending(pipelines, inbox))
+    pipelines.finish(_appending(pipelines, inbox, writeStrategy=strategy))
     assert pipelines.one("SELECT count(*) FROM etl.dead_letter WHERE status = 'pending'") == 3
     pipelines.execute("ALTER TABLE result DROP CONSTRAINT result_quantity_check, ADD CHECK (quantity < 10)")
 

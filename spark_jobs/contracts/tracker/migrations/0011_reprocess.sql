@@ -48,6 +48,11 @@ BEGIN
         FROM pg_class c, LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
         WHERE c.oid = 'batch_tracker'::regclass AND acl.privilege_type IN ('SELECT', 'INSERT')
             AND acl.grantee <> quote_ident(current_user)::regrole
+        UNION
+        SELECT acl.grantee, acl.privilege_type
+        FROM pg_attribute a, LATERAL aclexplode(a.attacl) AS acl
+        WHERE a.attrelid = 'batch_tracker'::regclass AND a.attnum > 0 AND acl.privilege_type IN ('SELECT', 'INSERT')
+            AND acl.grantee <> quote_ident(current_user)::regrole
     LOOP
         EXECUTE format(
             'GRANT %s ON reprocess, batch_reprocessed TO %s',
