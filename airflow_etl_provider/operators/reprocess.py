@@ -40,6 +40,7 @@ class ReprocessOperator(StreamingPipelineOperator):
         its zone. (templated)
     :param until: before this time. (templated)
     :param times: ``event_time`` of the rows, or ``commit_time`` of the micro-batches. (templated)
+    :param offsets: instead: those that have read these records of Kafka, ``topic/partition:first-last``. (templated)
     :param query_id: of which query; the one that was used last unless given. (templated)
     :param dry_run: do everything, and roll it back; the summary says what would happen. (templated)
     :param ledger_conn_id: Airflow connection to the ledger's PostgreSQL. (templated)
@@ -53,6 +54,7 @@ class ReprocessOperator(StreamingPipelineOperator):
         "since",
         "until",
         "times",
+        "offsets",
         "query_id",
         "dry_run_only",
         "ledger_conn_id",
@@ -69,6 +71,7 @@ class ReprocessOperator(StreamingPipelineOperator):
         since: str | None = None,
         until: str | None = None,
         times: str = "event_time",
+        offsets: str | None = None,
         query_id: str | None = None,
         dry_run: bool | str = False,
         ledger_conn_id: str = LedgerHook.default_conn_name,
@@ -80,6 +83,7 @@ class ReprocessOperator(StreamingPipelineOperator):
         self.since = since
         self.until = until
         self.times = times
+        self.offsets = offsets
         self.query_id = query_id
         # Not `dry_run`: that is a method of every operator.
         self.dry_run_only = dry_run
@@ -99,6 +103,7 @@ class ReprocessOperator(StreamingPipelineOperator):
             since=self.since or None,
             until=self.until or None,
             times=self.times,
+            offsets=self.offsets or None,
             query_id=self.query_id or None,
             dry_run=is_true(self.dry_run_only),
         )

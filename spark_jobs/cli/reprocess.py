@@ -38,6 +38,9 @@ def reprocess(
     times: Annotated[
         str, typer.Option(help="Whose time it is: `event_time` of rows, or `commit_time` of micro-batches.")
     ] = "event_time",
+    offsets: Annotated[
+        str | None, typer.Option(help="Those that have read these records: topic/partition:first-last.")
+    ] = None,
     query_id: Annotated[str | None, typer.Option(help="Of this query; the one that was used last if unset.")] = None,
     reprocess_id: Annotated[
         str | None, typer.Option("--id", help="Go on with one that did not end; its choice must be the same.")
@@ -58,6 +61,7 @@ def reprocess(
         since=since,
         until=until,
         times=times,
+        offsets=offsets,
         dry_run=dry_run,
     )
     summary = _carried_out(

@@ -16,6 +16,7 @@ OWN_IDS: Final = ("/replay/", "/reprocess/")
 """What the ids contain under which replays and reprocessed micro-batches stand in the ledger."""
 MOST_SHOWN: Final = 200
 """So many micro-batches are named one by one in a summary; the others are in its sums."""
+_OFFSETS = re.compile(r"\s*([\w.-]{1,249})/([0-9]{1,9}):([0-9]{1,18})-([0-9]{1,18})\s*", re.ASCII)
 _RANGE = re.compile(r"\s*([0-9]{1,18})(?:\s*-\s*([0-9]{1,18}))?\s*")
 
 
@@ -30,12 +31,22 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+class TopicOffsets(_Model):
+    """Records of one partition, first and last both included."""
+
+    topic: str
+    partition: int
+    first: int
+    last: int
+
+
 class ReprocessRequest(_Model):
-    """Micro-batches of one query, by their ids or by time.
+    """Micro-batches of one query, by their ids, by time or by the offsets that they have read.
 
     :param pipeline_id: whose they are.
     :param query_id: of which query; the one that was used last unless given.
     :param batches: first and last batch id, both included.
+    :param offsets: instead of ``batches``: those that have read any of these records.
     :param since: with ``until`` instead of ``batches``: those that touch the time from ``since`` (inclusive) until
         ``until`` (exclusive). :param times: by event times of their rows, or by the time of their commit.
     :param dry_run: do everything, and roll it back.
@@ -45,6 +56,7 @@ class ReprocessRequest(_Model):
     pipeline_id: str = Field(min_length=1)
     query_id: str | None = None
     batches: tuple[int, int] | None = None
+    offsets: TopicOffsets | None = None
     since: AwareDatetime | None = None
     until: AwareDatetime | None = None
     times: TimesOf = TimesOf.EVENT_TIME
@@ -53,23 +65,28 @@ class ReprocessRequest(_Model):
     @model_validator(mode="after")
     def _one_choice(self) -> ReprocessRequest:
         by_time = self.since is not None or self.until is not None
-        if (self.batches is None) == (not by_time):
-            raise ValueError("give either batches, or since and until")
+        if [self.batches is not None, self.offsets is not None, by_time].count(True) != 1:
+            raise ValueError("give either batches, or since and until, or offsets")
         if by_time and (self.since is None or self.until is None or self.since >= self.until):
             raise ValueError("since and until belong together, and since is the earlier one")
         if self.batches is not None and self.batches[0] > self.batches[1]:
             raise ValueError("the first of the batches is the lower one")
+        if self.offsets is not None and self.offsets.first > self.offsets.last:
+            raise ValueError("the first of the offsets is the lower one")
         return self
 
     @classmethod
-    def of(cls, *, batches: str | int | None = None, **values: Any) -> ReprocessRequest:
+    def of(cls, *, batches: str | int | None = None, offsets: str | None = None, **values: Any) -> ReprocessRequest:
         """Return the request.
 
-        :param batches: ``"12-40"``, or one id.
+        :param batches: ``"12-40"``, or one id. :param offsets: ``"topic/partition:first-last"``.
         :raises ConfigError: naming every value that is not valid, or settings that contradict each other.
         """
         chosen = None if batches in (None, "") else _range(str(batches))
-        request = from_values(cls, {**values, "batches": chosen}, "What is to be reprocessed is not valid")
+        read = _offsets(offsets) if offsets else None
+        request = from_values(
+            cls, {**values, "batches": chosen, "offsets": read}, "What is to be reprocessed is not valid"
+        )
         if any(mark in request.pipeline_id for mark in OWN_IDS):
             raise ConfigError(
                 "A replay, or what was reprocessed, is no pipeline of its own",
@@ -136,3 +153,15 @@ def _range(text: str) -> tuple[int, int]:
             cure="`etl-pipeline progress` and the table batch_tracker show a pipeline's batch ids",
         )
     return int(match[1]), int(match[2] or match[1])
+
+
+def _offsets(text: str) -> dict[str, Any]:
+    match = _OFFSETS.fullmatch(text)
+    if match is None:
+        raise ConfigError(
+            "These are no offsets",
+            found=repr(text[:100]),
+            expected='a partition and its first and last offset, such as "orders/0:1200-1499"',
+            cure="A dead letter's source, and the columns _topic, _partition and _offset, say where a record lies",
+        )
+    return dict(zip(("topic", "partition", "first", "last"), match.groups(), strict=True))

@@ -79,7 +79,7 @@ def test_the_summary_is_the_result_and_a_retry_goes_on(orders: dict[str, Any], d
 
 
 def test_what_cannot_be_is_refused_before_anything_is_submitted(rows: LedgerRows, context: Any) -> None:
-    with pytest.raises(AirflowFailException, match="either batches, or since and until"):
+    with pytest.raises(AirflowFailException, match="either batches, or since and until, or offsets"):
         reprocess(context)
     with pytest.raises(AirflowFailException, match="no micro-batches"):
         reprocess(context, batches="last")

@@ -70,6 +70,27 @@ def test_a_topics_batches_are_done_again(pipelines: Pipelines, kafka: KafkaBroke
     assert pipelines.one("SELECT count(*) FROM etl.dead_letter WHERE status = 'pending'") == 12
 
 
+def test_offsets_choose_the_batches_that_have_read_them(pipelines: Pipelines, kafka: KafkaBroker, topic: str) -> None:
+    pipelines.finish(_config(pipelines, kafka, topic))
+    ends = [
+        int(offsets["1"])
+        for (offsets,) in pipelines.rows("SELECT end_offsets -> %s FROM etl.batch_tracker ORDER BY batch_id", topic)
+    ]
+    for first, last, wanted in (
+        (0, 0, [0]),
+        (ends[0] - 1, ends[0] - 1, [0]),
+        (ends[0], ends[0], [1]),
+        (ends[0] - 1, ends[1], [0, 1, 2]),
+        (ends[2], 10**9, [3]),
+    ):
+        chosen = pipelines.reprocessed("numbers", offsets=f"{topic}/1:{first}-{last}", dry_run=True)
+        assert [one.batch_id for one in chosen.shown] == wanted
+    for nowhere in (f"{topic}/7:0-9", f"{topic}/1:{ends[3]}-{ends[3]}", "other/1:0-9"):
+        ended = pipelines.reprocess("numbers", offsets=nowhere)
+        assert isinstance(ended.error, ReprocessRefusedError)
+        assert "has read these offsets" in str(ended.error)
+
+
 @pytest.mark.parametrize("loss", ["true", "false"])
 def test_what_the_broker_has_deleted_is_refused_and_stays_in_the_target(
     pipelines: Pipelines, kafka: KafkaBroker, topic: str, loss: str

@@ -68,7 +68,7 @@ def test_it_is_shown_and_gone_on_with(orders: Pipelines) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("orders",), "either batches, or since and until"),
+        (("orders",), "either batches, or since and until, or offsets"),
         (("orders", "--batches", "first"), "These are no micro-batches"),
         (("orders", "--batches", "0", "--id", "7"), "--id is no id"),
         (("shop", "--batches", "0"), "'shop' is not in the ledger"),

@@ -23,6 +23,10 @@ _BY_TIME: Final = {
     TimesOf.EVENT_TIME: "event_time_max >= %(since)s AND event_time_min < %(until)s",
     TimesOf.COMMIT_TIME: "processed_at >= %(since)s AND processed_at < %(until)s",
 }
+# A partition that is new to a micro-batch begins at its earliest offset, which nobody has written down.
+_BY_OFFSETS: Final = """
+coalesce((start_offsets #>> ARRAY[%(topic)s, %(partition)s])::bigint, 0) <= %(last)s
+AND (end_offsets #>> ARRAY[%(topic)s, %(partition)s])::bigint > %(first)s"""
 _OF_QUERY: Final = """
 FROM {schema}.batch_tracker WHERE pipeline_id = %(pipeline)s AND query_id = %(query)s"""
 _CHOSEN: Final = f"SELECT batch_id {_OF_QUERY} AND CHOICE ORDER BY batch_id"
@@ -266,6 +270,9 @@ def _choose(conn: Connection, schema: str, wanted: ReprocessRequest) -> tuple[st
         "until": wanted.until,
     }
     condition = _BY_ID if wanted.batches else _BY_TIME[wanted.times]
+    if wanted.offsets is not None:
+        condition = _BY_OFFSETS
+        values |= {**wanted.offsets.model_dump(), "partition": str(wanted.offsets.partition)}
     found = tuple(row[0] for row in query(conn, schema, _CHOSEN.replace("CHOICE", condition), values))
     known = query(conn, schema, _KNOWN, values).fetchone() or (None, None, 0, None)
     there = _there(query_id, known)
@@ -277,7 +284,7 @@ def _choose(conn: Connection, schema: str, wanted: ReprocessRequest) -> tuple[st
             expected=there,
             cure="Choose micro-batches that the ledger has: what others have read is not known any more",
         )
-    if wanted.batches is None and wanted.times is TimesOf.EVENT_TIME and known[2]:
+    if wanted.since is not None and wanted.times is TimesOf.EVENT_TIME and known[2]:
         raise ReprocessRefusedError(
             "The event times of not all micro-batches are known",
             found=f"{known[2]} micro-batches of query {query_id} have rows and no event times",
@@ -286,9 +293,9 @@ def _choose(conn: Connection, schema: str, wanted: ReprocessRequest) -> tuple[st
         )
     if not found:
         raise ReprocessRefusedError(
-            "No micro-batch touches this time",
+            f"No micro-batch {'touches this time' if wanted.offsets is None else 'has read these offsets'}",
             expected=there,
-            cure="Correct since and until; both need their time zone",
+            cure="Correct since and until, or the offsets; and is it the right query?",
         )
     return query_id, found
 
