@@ -43,6 +43,9 @@ class BatchAgainWriter:
     flow: Flow
     ledger: Ledger
     plans: ReprocessPlans
+    sink: PostgresSink
+    """One for all: no two of its attempts have the same number."""
+    dry_run: bool
 
     @classmethod
     def open(cls, spark: SparkSession, flow: Flow, ledger: Ledger, wanted: ReprocessRequest) -> BatchAgainWriter:
@@ -66,29 +69,23 @@ class BatchAgainWriter:
             pipeline_id=wanted.pipeline_id,
             reprocess_id=wanted.reprocess_id,
             batch_column=load.batch_column,
-            dry_run=wanted.dry_run,
         )
-        return cls(spark, flow, ledger, plans)
+        sink = PostgresSink(plans, spark.sparkContext.defaultParallelism, load.write_parallelism)
+        return cls(spark, flow, ledger, plans, sink, wanted.dry_run)
 
-    @property
-    def rehearsing(self) -> BatchAgainWriter:
-        """The same, and each transaction is rolled back at its end."""
-        return replace(self, plans=replace(self.plans, dry_run=True))
-
-    def write(self, batch: CommittedBatch) -> Written:
+    def write(self, batch: CommittedBatch, *, rehearsal: bool = False) -> Written:
         """Write the micro-batch again, with its ledger row.
+
+        :param rehearsal: whether it is rolled back at its end, as in a dry run.
 
         Its state is ``already_there`` where another attempt at the task has committed it, and nobody heard of it.
 
         :raises ReprocessRefusedError: nothing of it was written.
         """
         offsets = source_range(batch)
-        sink = PostgresSink(
-            self.plans.of_batch(batch.source_rows),
-            self.spark.sparkContext.defaultParallelism,
-            self.flow.config.load.write_parallelism,
-        )
-        choice = self._choose(offsets, sink)
+        self.plans.under_way.source_rows = batch.source_rows
+        self.plans.under_way.dry_run = self.dry_run or rehearsal
+        choice = self._choose(offsets)
         record = self._record(batch, choice)
 
         def rows(careful: bool) -> DataFrame:
@@ -96,31 +93,31 @@ class BatchAgainWriter:
             return with_batch(flow.batch_again(offsets), self.plans.batch_column, batch.identity)
 
         try:
-            return self._write(sink, choice, rows, record)
+            return self._write(choice, rows, record)
         except EtlError:
             raise
         except Exception:
             require_ready_executors(self.spark)
             raise
 
-    def _write(self, sink: PostgresSink, choice: Choice, rows: BatchRows, record: BatchRecord) -> Written:
+    def _write(self, choice: Choice, rows: BatchRows, record: BatchRecord) -> Written:
         event = self._event(record)
         if choice.strategy is WriteStrategy.SINGLE:
-            return sink.write_in_one_task(rows, record, event)
+            return self.sink.write_in_one_task(rows, record, event)
 
         def books(counted: Tally | None) -> Looked:
             if counted is None:
                 raise BooksDoNotBalanceError("The rows of a stateless batch were not counted")
             return Looked(record, stateless_books)
 
-        return sink.write_staged(rows, record, event, books, again=True)
+        return self.sink.write_staged(rows, record, event, books, again=True)
 
-    def _choose(self, offsets: OffsetRange, sink: PostgresSink) -> Choice:
+    def _choose(self, offsets: OffsetRange) -> Choice:
         forced = self.flow.config.load.write_strategy
         if forced is WriteStrategy.TWO_PHASE:
             forced = WriteStrategy.AUTO
         # As rows that are merged: what goes and what comes is one transaction.
-        means = replace(sink.means(), write_mode=WriteMode.UPSERT)
+        means = replace(self.sink.means(), write_mode=WriteMode.UPSERT)
         return choose(forced, self.flow.source.size(offsets), means)
 
     def _record(self, batch: CommittedBatch, choice: Choice) -> BatchRecord:

@@ -132,7 +132,7 @@ class _Reprocess:
     def _rehearse(self, chosen: Chosen) -> None:
         """Do all of it and roll it back: what is refused on the way would leave old values in the target for good."""
         for number in chosen.batch_ids:
-            self._written(self._committed(chosen, number), self._writer.rehearsing)
+            self._written(self._committed(chosen, number), rehearsal=True)
 
     def _all(self, chosen: Chosen, *, in_order: bool) -> None:
         left: tuple[int, ...] = chosen.batch_ids
@@ -160,7 +160,7 @@ class _Reprocess:
             _tell_skipped(batch)
             return
         number, started = batch.identity.batch_id, monotonic()
-        written = self._written(batch, self._writer)
+        written = self._written(batch)
         self.run_of.retries.succeeded()
         if written.state == parts.ALREADY_THERE:
             _tell_skipped(batch)
@@ -177,7 +177,7 @@ class _Reprocess:
             self.run_of.again.append(again)
         log_event(log, logging.INFO, "batch_reprocessed", seconds=round(monotonic() - started, 2), **_told(again))
 
-    def _written(self, batch: CommittedBatch, writer: BatchAgainWriter) -> Written:
+    def _written(self, batch: CommittedBatch, *, rehearsal: bool = False) -> Written:
         number, stop = batch.identity.batch_id, self.run_of.stop
         self.jvm.set({"batch": number})
         stop.enter_batch()
@@ -185,7 +185,7 @@ class _Reprocess:
             with ids.batch_scope(**{**ids.current(), "batch": number}):
                 self.ledger.check_fence()
                 reach("reprocess.before_batch")
-                written = writer.write(batch)
+                written = self._writer.write(batch, rehearsal=rehearsal)
                 reach("reprocess.after_batch")
         finally:
             stop.leave_batch()

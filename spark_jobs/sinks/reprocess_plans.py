@@ -47,24 +47,30 @@ INSERT INTO {schema}.batch_reprocessed (pipeline_id, query_id, batch_id, reproce
 VALUES ({pipeline}, {query}, {batch}, {reprocess}, $1::bigint, $2::bigint, $3::bigint, $4::bigint)"""
 
 
+@dataclass(slots=True)
+class UnderWay:
+    """The micro-batch that is done again now.
+
+    :param source_rows: how many rows it had read. :param dry_run: whether everything is rolled back at the end.
+    """
+
+    source_rows: int = 0
+    dry_run: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class ReprocessPlans(Plans):
     """Makes the plans of micro-batches that are done again, which are in one transaction each.
 
-    :param pipeline_id: whose they are. :param source_rows: by batch id, how many rows they had read.
+    :param pipeline_id: whose they are.
     :param batch_column: the target's column that names a row's batch; None where rows are merged by their keys.
-    :param dry_run: whether everything is rolled back at the end.
+    :param under_way: what changes from one micro-batch to the next.
     """
 
     pipeline_id: str = ""
     reprocess_id: UUID = field(default_factory=uuid4)
     batch_column: str | None = None
-    source_rows: int = 0
-    dry_run: bool = False
-
-    def of_batch(self, source_rows: int) -> ReprocessPlans:
-        """Return the plans of one micro-batch, which had read so many rows."""
-        return replace(self, source_rows=source_rows)
+    under_way: UnderWay = field(default_factory=UnderWay)
 
     def commit(
         self, record: BatchRecord, event: dict[str, Any], where: str, *staged: Staged | None, hands_over: bool = False
@@ -91,14 +97,14 @@ class ReprocessPlans(Plans):
         )
         return Replacing(
             key=(self.pipeline_id, query_id, str(batch_id)),
-            source_rows=self.source_rows,
+            source_rows=self.under_way.source_rows,
             lock=lock,
             standing=standing,
             close=close,
             letters=letters,
             remove=self._text(_REMOVE, record) if self.batch_column else "",
             record=row,
-            dry_run=self.dry_run,
+            dry_run=self.under_way.dry_run,
         )
 
     def _text(self, statement: str, record: BatchRecord) -> str:
