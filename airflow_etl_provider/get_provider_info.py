@@ -29,6 +29,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_etl_provider.operators.complete_partitions",
                     "airflow_etl_provider.operators.orphan_cleanup",
                     "airflow_etl_provider.operators.checkpoint_audit",
+                    "airflow_etl_provider.operators.reprocess",
                 ],
             }
         ],

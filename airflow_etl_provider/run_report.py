@@ -20,7 +20,7 @@ from spark_jobs.contracts.tracker.figures import RunFigures, Waited
 
 log = logging.getLogger(__name__)
 
-Work = Literal["stream", "replay"]
+Work = Literal["stream", "replay", "reprocess"]
 
 # What a run's state says when its driver left no exit code.
 _WITHOUT_CODE: Final = {"registered": "never_started", "running": "lost", "": "unexpected"}

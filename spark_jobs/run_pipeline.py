@@ -33,10 +33,12 @@ from spark_jobs.contracts.exit_codes import ExitCode
 from spark_jobs.contracts.log_settings import LogFormat, LogLevel, log_format, log_level
 from spark_jobs.contracts.name_values import parse_name_values
 from spark_jobs.contracts.replay import ReplayRequest
+from spark_jobs.contracts.reprocess_batches import ReprocessRequest
 from spark_jobs.contracts.run_request import Resume, RunRequest, user_at_host
 from spark_jobs.contracts.tracker.connect import connect
 from spark_jobs.contracts.tracker.migrate import migrate, require_version
 from spark_jobs.contracts.tracker.replays import replay_request
+from spark_jobs.contracts.tracker.reprocess_batches import reprocess_request
 from spark_jobs.contracts.tracker.runs import read_request, register_run
 from spark_jobs.logs import ids
 from spark_jobs.logs.ending import tell_error
@@ -44,6 +46,7 @@ from spark_jobs.logs.events import log_event
 from spark_jobs.logs.formats import formatter
 from spark_jobs.runtime.breaker import RunBreaker
 from spark_jobs.runtime.replay import ReplayRun
+from spark_jobs.runtime.reprocess_batches import ReprocessRun
 from spark_jobs.runtime.retry import Retries
 from spark_jobs.runtime.run import Ended, PipelineRun, SessionFactory
 from spark_jobs.runtime.session import get_session, hadoop_credentials
@@ -131,6 +134,29 @@ def run_replay(
         return carry_out(request, database, stop, session, hadoop_lookup)
 
 
+def run_reprocess(
+    wanted: ReprocessRequest,
+    database: DatabaseConnection,
+    *,
+    tracker_schema: str,
+    stop: Stop,
+    session: SessionFactory,
+    hadoop_lookup: HadoopLookup | None = None,
+) -> Ended:
+    """Register and carry out a reprocess, by the configuration of the pipeline's newest run.
+
+    :raises EtlError: before it is registered: the pipeline is unknown, or the database does not answer.
+    """
+    with ids.run_scope():
+        ids.begin(pipeline=wanted.own_pipeline_id)
+        with connect(database, application_name="etl:control") as conn:
+            require_version(conn, tracker_schema)
+            request = reprocess_request(conn, tracker_schema, wanted, started_by=user_at_host())
+            ids.begin(pipeline=request.pipeline_id, run=request.run_id)
+            register_run(conn, tracker_schema, request)
+        return carry_out(request, database, stop, session, hadoop_lookup)
+
+
 def run_registered(
     run_id: str,
     database: DatabaseConnection,
@@ -168,7 +194,11 @@ def carry_out(
         found = resolve(config.extract.credential_id, hadoop_lookup=hadoop_lookup)
         secrets = reader_options(config.extract.source_type, found)
     retries = retries or _retries(config, request, database, stop)
-    kind = ReplayRun if request.replay else PipelineRun
+    kind: type[PipelineRun] = PipelineRun
+    if request.replay:
+        kind = ReplayRun
+    elif request.reprocess:
+        kind = ReprocessRun
     copy_secrets = _copy_secrets(config, hadoop_lookup)
     return kind(request, database, secrets, stop, retries, copy_secrets).execute(session)
 

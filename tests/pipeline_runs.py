@@ -16,8 +16,9 @@ from pyspark.sql import SparkSession
 
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.replay import LetterFilter, ReplayRequest, ReplaySummary
+from spark_jobs.contracts.reprocess_batches import ReprocessRequest, ReprocessSummary
 from spark_jobs.contracts.run_request import Resume, RunResult
-from spark_jobs.run_pipeline import run_file, run_replay
+from spark_jobs.run_pipeline import run_file, run_replay, run_reprocess
 from spark_jobs.runtime.run import Ended
 from spark_jobs.runtime.stopping import Stop
 
@@ -107,6 +108,31 @@ class Pipelines:
         assert ended.error is None, str(ended.error)
         found = self.one("SELECT summary FROM etl.dead_letter_replay WHERE replay_id = %s", replay_id)
         return ReplaySummary.model_validate(found)
+
+    def reprocess(self, pipeline_id: str, *, stop: Stop | None = None, **choice: Any) -> Ended:
+        """Do micro-batches of a pipeline again in this process."""
+        assert self.spark is not None
+        spark, stop = self.spark, stop or Stop()
+        wanted = ReprocessRequest.of(**{"reprocess_id": uuid4(), "pipeline_id": pipeline_id, **choice})
+        try:
+            return run_reprocess(
+                wanted,
+                DatabaseConnection.from_airflow(CREDENTIAL, self.database.airflow_uri),
+                tracker_schema="etl",
+                stop=stop,
+                session=lambda: spark,
+            )
+        finally:
+            stop.ended(0)
+
+    def reprocessed(self, pipeline_id: str, **choice: Any) -> ReprocessSummary:
+        """Do micro-batches again, insist that it finished, and return what came of it."""
+        ended = self.reprocess(pipeline_id, **{"reprocess_id": (reprocess_id := uuid4()), **choice})
+        assert ended.error is None, str(ended.error)
+        found = self.one(
+            "SELECT summary FROM etl.reprocess WHERE reprocess_id = %s", choice.get("reprocess_id", reprocess_id)
+        )
+        return ReprocessSummary.model_validate(found)
 
     def finish(self, config: Mapping[str, Any] | Path, **variables: str) -> Finished:
         """Run, and insist that it finished."""

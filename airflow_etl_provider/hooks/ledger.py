@@ -20,6 +20,7 @@ from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import LedgerMissingError
 from spark_jobs.contracts.replay import LetterCount, ReplayRequest, ReplaySummary
+from spark_jobs.contracts.reprocess_batches import ReprocessRequest, ReprocessSummary
 from spark_jobs.contracts.run_request import RunRequest, RunResult
 from spark_jobs.contracts.tracker.breakers import PostgresStorage
 from spark_jobs.contracts.tracker.cleanup import clean
@@ -30,6 +31,7 @@ from spark_jobs.contracts.tracker.migrate import migrate, require_version
 from spark_jobs.contracts.tracker.orphans import sweep_orphans
 from spark_jobs.contracts.tracker.queries import summarise_run
 from spark_jobs.contracts.tracker.replays import read_summary, release, replay_request
+from spark_jobs.contracts.tracker.reprocess_batches import read_reprocess_summary, reprocess_request
 from spark_jobs.contracts.tracker.retire import retire_run
 from spark_jobs.contracts.tracker.run_state import RunLife, newest_run_life
 from spark_jobs.contracts.tracker.runs import read_request, register_run
@@ -166,6 +168,16 @@ class LedgerHook(BaseHook):
         """
         with self._migrated() as conn:
             return replay_request(conn, self.schema, replay, started_by=started_by)
+
+    def reprocess_request(self, wanted: ReprocessRequest, *, started_by: str) -> RunRequest:
+        """Return the request of a run that reprocesses, as :meth:`replay_request` does."""
+        with self._migrated() as conn:
+            return reprocess_request(conn, self.schema, wanted, started_by=started_by)
+
+    def reprocess_summary(self, reprocess_id: UUID) -> ReprocessSummary | None:
+        """Return what came of a reprocess; None while it has not ended."""
+        with closing(self.get_conn()) as conn:
+            return read_reprocess_summary(conn, self.schema, reprocess_id)
 
     def give_up_replay(self, run_id: str, replay_id: str) -> int:
         """Take the right to commit from a replay whose driver was lost, and give its letters back; return how many."""

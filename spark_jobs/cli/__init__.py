@@ -22,6 +22,7 @@ COMMANDS = {
     "status": "Show each pipeline's last micro-batch, its run and whether its books balance.",
     "progress": "Show how a pipeline's newest micro-batches went, failed ones among them.",
     "dead-letters": "List, read, replay or discard rows that could not be read or written.",
+    "reprocess": "Read committed micro-batches again, in place of what they wrote.",
     "migrate": "Create or upgrade the ledger's tables.",
     "prepared": "Show or resolve what two-phase commits of drivers that died have left behind.",
     "orphans": "Clear away what drivers that are gone have left, of all pipelines.",

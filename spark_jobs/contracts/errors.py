@@ -161,6 +161,12 @@ class DeadLettersTakenError(EtlError):
     retryable = True
 
 
+class ReprocessRefusedError(EtlError):
+    """A micro-batch cannot be done again so that no row is lost and none comes twice. Nothing of it was written."""
+
+    exit_code = ExitCode.REPROCESS_REFUSED
+
+
 class DeadLetterRefusedError(DataError):
     """``failFast``: a row became a dead letter. Nothing of its micro-batch was committed."""
 

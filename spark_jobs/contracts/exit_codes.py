@@ -27,6 +27,8 @@ class ExitCode(IntEnum):
     BREAKER_OPEN = 16
     """A system that kept failing is left alone until the time that the error names."""
     LETTERS_NOT_PUBLISHED = 17
+    REPROCESS_REFUSED = 18
+    """Micro-batches cannot be done again without losing rows or having some twice; nothing of them was written."""
     STOPPED_COMMITTED = 30
     """Stopped on request; the micro-batch under way was committed (or none was under way)."""
     STOPPED_ROLLED_BACK = 31

@@ -206,9 +206,3 @@ class LetterCount(_Model):
     stage: str
     error_class: str
     letters: int
-
-
-def replayed_pipeline(pipeline_id: str) -> str | None:
-    """Return whose letters the runs of ``pipeline_id`` replay; None when it is no replay's."""
-    head, separator, _ = pipeline_id.partition(_SEPARATOR)
-    return head if separator else None

@@ -13,6 +13,7 @@ from spark_jobs.contracts.config.durations import parse_duration
 from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.errors import ContractVersionError
 from spark_jobs.contracts.replay import ReplayRequest
+from spark_jobs.contracts.reprocess_batches import ReprocessRequest
 
 CONTRACT_VERSION: Final = 2
 """Raised whenever a driver of the version before could misread a request."""
@@ -35,6 +36,8 @@ class RunRequest(BaseModel):
     resume: Resume = "none"
     replay: ReplayRequest | None = None
     """Of a run that replays dead letters of another pipeline, whose configuration is ``config``."""
+    reprocess: ReprocessRequest | None = None
+    """Of a run that does micro-batches of another pipeline again, whose configuration is ``config``."""
     tracker_schema: str = "etl"
     contract_version: int = CONTRACT_VERSION
 

@@ -42,6 +42,7 @@ from spark_jobs.runtime.spark_errors import telling_line
 from spark_jobs.runtime.stopping import Stop, StopRequestedError
 from spark_jobs.runtime.target_table import TargetTable
 from spark_jobs.sinks import parts
+from spark_jobs.sinks.batch_column import with_batch
 from spark_jobs.sinks.batch_result import BatchRows, SecondLook, Written
 from spark_jobs.sinks.committing import LettersFoundError
 from spark_jobs.sinks.ledger import Ledger
@@ -268,6 +269,7 @@ class BatchCommit:
 
     def _write(self, df: DataFrame, batch: MicroBatch, record: BatchRecord, choice: Choice) -> Written:
         event = self._event(batch)
+        df = self._named(df, batch)
         single, stateful = choice.strategy is WriteStrategy.SINGLE, self.flow.stateful
         rows = self._rows(df, batch)
         if single and not stateful:
@@ -293,9 +295,12 @@ class BatchCommit:
                 return df
             # What the query gave has neither the records as they came nor a way around a failing expression.
             self._read_again = True
-            return self.flow.carefully.batch_again(batch.offsets)
+            return self._named(self.flow.carefully.batch_again(batch.offsets), batch)
 
         return rows
+
+    def _named(self, rows: DataFrame, batch: MicroBatch) -> DataFrame:
+        return with_batch(rows, self.flow.config.load.batch_column, batch.identity)
 
     def _running_query(self) -> StreamingQuery:
         # Spark's thread may call for the first batch before `start()` has returned the query to ours.

@@ -166,7 +166,9 @@ class ReplayFrame:
         return self._through_transforms(_from_json(letters, rows, "transform", given))
 
     def _target_rows(self, letters: DataFrame) -> DataFrame:
-        return self._patched(self._carried(_from_json(letters, self._target, "write")))
+        # The row was to be another micro-batch's; now it is one of the micro-batch that brings it home.
+        batch = self.flow.config.load.batch_column
+        return self._patched(self._carried(_from_json(letters, self._target, "write", ignored=batch)))
 
     def _through_transforms(self, rows: DataFrame) -> DataFrame:
         return self.flow.without_own_columns(self.flow.sort_out(self._patched(self._carried(rows))))
@@ -223,11 +225,15 @@ def stored_letters(
 
 
 def _from_json(
-    letters: DataFrame, schema: StructType, stage: str, more: Mapping[str, Column] | None = None
+    letters: DataFrame,
+    schema: StructType,
+    stage: str,
+    more: Mapping[str, Column] | None = None,
+    ignored: str | None = None,
 ) -> DataFrame:
     """Return the rows that letters hold as JSON. One that is not of the schema's columns and types fails again.
 
-    :param more: columns beside them.
+    :param more: columns beside them. :param ignored: a column that the row may have had, and that is not asked for.
     """
     # Bytes stand in base64 where Spark wrote the row, and in hexadecimal where PostgreSQL did.
     read = StructType([*(_as_text(field) for field in schema.fields), StructField(_CORRUPT, StringType())])
@@ -235,7 +241,9 @@ def _from_json(
     # Where jsonb could not hold the row, its exact text stands beside what could be shown.
     text = F.coalesce(F.col("raw_value").cast("string"), F.col("parsed_row"))
     rows = letters.withColumn("parsed_row", text).withColumn("__row", F.from_json("parsed_row", read, options))
-    keys, names = F.json_object_keys("parsed_row"), F.array(*(F.lit(name) for name in schema.names))
+    keys = F.json_object_keys("parsed_row")
+    keys = keys if ignored is None else F.array_remove(keys, ignored)
+    names = F.array(*(F.lit(name) for name in schema.names))
     other = F.concat_ws(", ", F.array_except(keys, names), F.array_except(names, keys))
     problem = (
         F.when(keys.isNull() | F.col("__row").isNull(), F.lit("NO_ROW: the letter holds no row"))

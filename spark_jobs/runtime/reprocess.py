@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.replay import ReplayRequest
@@ -16,6 +16,7 @@ from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.replay_frame import Kind, ReplayFrame
 from spark_jobs.runtime.target_table import TargetTable
 from spark_jobs.sinks import parts
+from spark_jobs.sinks.batch_column import with_batch
 from spark_jobs.sinks.batch_result import Written
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.merging import merge_rule
@@ -82,7 +83,7 @@ class Reprocess:
         }
         try:
             written = self.sink.write_in_one_task(
-                lambda careful: (self.frame.carefully if careful else self.frame).of(questions), record, event
+                lambda careful: self._rows(questions, record, careful=careful), record, event
             )
         except EtlError:
             raise
@@ -96,6 +97,10 @@ class Reprocess:
                 cure="Start a new replay: it takes what is still pending",
             )
         return written if written.outcome else replace(written, outcome=self._outcome(record))
+
+    def _rows(self, questions: dict[Kind, str], record: BatchRecord, *, careful: bool) -> DataFrame:
+        frame = self.frame.carefully if careful else self.frame
+        return with_batch(frame.of(questions), frame.flow.config.load.batch_column, record.identity)
 
     def _outcome(self, record: BatchRecord) -> str:
         # The batch was committed, and the answer was lost on the way.

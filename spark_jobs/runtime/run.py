@@ -15,6 +15,7 @@ from spark_jobs.contracts.config.secret_values import is_secret_key
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import BreakerOpenError, EtlError, FencedError
 from spark_jobs.contracts.exit_codes import ExitCode
+from spark_jobs.contracts.reprocess_batches import owning_pipeline
 from spark_jobs.contracts.run_request import EndState, RunRequest, RunResult
 from spark_jobs.contracts.tracker import recovery
 from spark_jobs.contracts.tracker.connect import Connection, classify, connect
@@ -273,7 +274,7 @@ class PipelineRun:
                 error=error.to_json() if error and state != "stopped" else None,
                 result=result.model_dump(mode="json"),
             )
-            if result.dead_letters or request.replay:
+            if result.dead_letters or request.replay or request.reprocess:
                 _add_up_letters(conn, request)
         log_event(
             log,
@@ -292,7 +293,7 @@ class PipelineRun:
 
 
 def _add_up_letters(conn: Connection, request: RunRequest) -> None:
-    whose = request.replay.letters.pipeline_id if request.replay else request.pipeline_id
+    whose = owning_pipeline(request.pipeline_id)
     try:
         compact_tally(conn, request.tracker_schema, whose)
     except EtlError:

@@ -11,6 +11,7 @@ from spark_jobs.contracts.config import OutputMode, TableName
 from spark_jobs.contracts.tracker.connect import classified, set_local_role
 from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.flow import Flow
+from spark_jobs.sinks.batch_column import require_batch_column, with_batch_field
 from spark_jobs.sinks.evolution import evolve
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.merging import merge_rule
@@ -27,6 +28,8 @@ class TargetTable:
 
     flow: Flow
     ledger: Ledger
+    replaces: bool = False
+    """Whether rows of a micro-batch that is done again are removed."""
     _opened: Target | None = field(default=None, init=False)
 
     def open(self) -> Target:
@@ -45,6 +48,7 @@ class TargetTable:
                 log_event(log, logging.INFO, "table_created", table=str(table))
             evolve(conn, table, schema, load.schema_evolution)
             opened = self._inspect(table)
+            require_batch_column(opened, load.batch_column)
         self._opened = opened
         return opened
 
@@ -68,7 +72,8 @@ class TargetTable:
         return inspect(self.ledger.connection(), table, self._schema(), self._keys, deletes=self._deletes)
 
     def _schema(self) -> StructType:
-        return written_columns(self.flow.result_schema(), merge_rule(self.flow.config.load))
+        load = self.flow.config.load
+        return with_batch_field(written_columns(self.flow.result_schema(), merge_rule(load)), load.batch_column)
 
     @property
     def _keys(self) -> tuple[str, ...]:
@@ -78,7 +83,8 @@ class TargetTable:
     @property
     def _deletes(self) -> bool:
         replaced = self.flow.streaming.output_mode is OutputMode.COMPLETE and not self._keys
-        return replaced or self.flow.config.load.delete_marker is not None
+        removed = self.replaces and not self._keys
+        return replaced or removed or self.flow.config.load.delete_marker is not None
 
 
 def _differences(before: Target, now: Target) -> list[str]:

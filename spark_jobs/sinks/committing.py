@@ -19,6 +19,7 @@ from spark_jobs.sinks import parts
 from spark_jobs.sinks.cursor import Cursor
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.refused import Limit
+from spark_jobs.sinks.replacing import Replacing, make_room, record_replaced
 from spark_jobs.sinks.settling import Settling, settle_letters, take_letters
 from spark_jobs.sinks.sorting import LetterSpool, moment
 from spark_jobs.sinks.unaltered import TableState, require_unaltered
@@ -39,6 +40,7 @@ class CommitPlan:
     :param settling: of a replay: the letters whose rows the batch's are.
     :param fail_fast: whether the first dead letter ends the batch.
     :param hands_over: whether a batch with dead letters is the driver's to commit, which has them published first.
+    :param replacing: of a micro-batch that is done again: what stands of it, which goes.
     """
 
     tracker: str
@@ -52,6 +54,17 @@ class CommitPlan:
     settling: Settling | None = None
     fail_fast: bool = False
     hands_over: bool = False
+    replacing: Replacing | None = None
+
+    @property
+    def letters_key(self) -> tuple[str, str, str]:
+        """The batch that the dead letters are of."""
+        return self.replacing.key if self.replacing else self.record.identity.key
+
+    @property
+    def is_dry(self) -> bool:
+        """Whether everything is rolled back at the end."""
+        return bool((self.settling and self.settling.dry_run) or (self.replacing and self.replacing.dry_run))
 
 
 BooksOf = Callable[[PartReport], Books]
@@ -113,6 +126,8 @@ def begin_batch(cursor: Cursor, plan: CommitPlan) -> bool:
         return False
     if plan.settling:
         take_letters(cursor, plan.settling)
+    if plan.replacing:
+        make_room(cursor, plan.replacing)
     return True
 
 
@@ -149,8 +164,10 @@ def conclude(cursor: Cursor, plan: CommitPlan, report: PartReport, books: Books,
         report.message = settle_letters(cursor, plan.settling, failed=books.dead_lettered + books.write_dead_lettered)
     reach(f"{plan.where}.before_ledger")
     _write_ledger(cursor, plan, books, report, started)
+    if plan.replacing:
+        record_replaced(cursor, plan.replacing, books)
     reach(f"{plan.where}.before_commit")
-    if plan.settling and plan.settling.dry_run:
+    if plan.is_dry:
         cursor.run("ROLLBACK")
         report.state = parts.COMMITTED
         return
@@ -174,7 +191,7 @@ def write_letters(cursor: Cursor, plan: CommitPlan, letters: LetterSpool) -> Non
     if plan.hands_over and letters.count:
         raise LettersFoundError("The micro-batch has dead letters, which are published before it commits")
     for chunk in letters.batches():
-        cursor.execute(plan.letters, (*plan.record.identity.key, json.dumps(chunk)))
+        cursor.execute(plan.letters, (*plan.letters_key, json.dumps(chunk)))
     for statement, expected in plan.letters_from:
         require_letters(int(cursor.scalar(statement)), expected)
 

@@ -143,6 +143,17 @@ class Ledger:
                 raw(self.connection(), statements.find_batch(self.ident), self.pipeline_id, query_id, str(batch_id))
             )
 
+    def has_any_batch(self) -> bool:
+        """Tell whether anything was committed under this pipeline id."""
+        with classified("Looking for committed micro-batches"):
+            row = query(
+                self.connection(),
+                self.schema,
+                "SELECT EXISTS (SELECT FROM {schema}.batch_tracker WHERE pipeline_id = %s)",
+                (self.pipeline_id,),
+            ).fetchone()
+        return bool(row and row[0])
+
     def state_rows(self, query_id: str, batch_id: int) -> int | None:
         """Return how many rows Spark's state held after a batch; None when the ledger does not know."""
         with classified("Reading the state's size"):

@@ -13,7 +13,7 @@ from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.applying import Merger
 from spark_jobs.sinks.batch_result import Looked
-from spark_jobs.sinks.committing import Publish, commit, is_committed
+from spark_jobs.sinks.committing import Publish, begin_batch, commit
 from spark_jobs.sinks.copying import copy_rows, sqlstate, transaction
 from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
@@ -85,7 +85,7 @@ def merge_staged(
     try:
         with transaction(plans.session) as cursor:
             plan = plans.commit(looked.record, event, "staged", staged, looked.letters)
-            if is_committed(cursor, plan):
+            if not begin_batch(cursor, plan):
                 cursor.run("ROLLBACK")
                 total.state = parts.ALREADY_THERE
                 return total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,6 +103,13 @@ class Source(ABC):
     @abstractmethod
     def size(self, offsets: OffsetRange) -> BatchSize:
         """Return how much there is in ``offsets``, judged without reading it."""
+
+    def gone(self, ranges: Sequence[OffsetRange]) -> list[str]:
+        """Return for each past range what of it cannot be read any more, in words; empty where nobody misses anything.
+
+        A source that cannot tell says nothing: whoever reads the range compares the numbers of rows.
+        """
+        return [""] * len(ranges)
 
     def after_commit(self, offsets: OffsetRange, committer: Committer) -> None:  # noqa: ARG002 - for those that follow
         """Make known outside how far the database is; called only for what it has committed, and again for the same.

@@ -7,7 +7,8 @@ A file is read once, when it first appears. Its rows name it as ``_file``, and w
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from py4j.protocol import Py4JJavaError
@@ -17,6 +18,7 @@ from pyspark.sql.types import StringType, StructField, StructType
 from typing_extensions import override
 
 from spark_jobs.contracts.errors import ConfigError, SourceUnreachableError
+from spark_jobs.contracts.tracker.records import SourceFile
 from spark_jobs.rows import LETTER, LETTER_ID, OUTCOME, RAW, Outcome, letter, outcome, raw_record
 from spark_jobs.sources.base import BatchSize, OffsetRange, Source
 from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
@@ -83,6 +85,26 @@ class FileSource(Source):
         paths = [self._decoded(file.path) for file in offsets.files]
         reader = self._spark.read.format(self.reader_format).options(**options)
         return self.sort(reader.schema(self.reader_schema).load(paths))
+
+    @override
+    def gone(self, ranges: Sequence[OffsetRange]) -> list[str]:
+        return [self._gone(offsets.files) for offsets in ranges]
+
+    def _gone(self, files: Sequence[SourceFile]) -> str:
+        jvm: Any = self._spark._jvm
+        for file in files:
+            path = jvm.org.apache.hadoop.fs.Path(jvm.java.net.URI(file.path))
+            try:
+                found = path.getFileSystem(self._spark._jsc.hadoopConfiguration()).getFileStatus(path)
+            except Py4JJavaError as error:
+                return f"{file.path}: {error.java_exception.getClass().getSimpleName()}"
+            modified_at = datetime.fromtimestamp(int(found.getModificationTime()) / 1000, UTC)
+            if (int(found.getLen()), modified_at) != (file.size_bytes, file.modified_at):
+                return (
+                    f"{file.path} is another file: {found.getLen()} bytes of {modified_at.isoformat()}, "
+                    f"and was {file.size_bytes} bytes of {file.modified_at.astimezone(UTC).isoformat()}"
+                )
+        return ""
 
     def _decoded(self, path: str) -> str:
         # The source log keeps URL-encoded paths; the reader wants them as the file system has them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, Self
 
@@ -17,7 +17,14 @@ from spark_jobs.rows import LETTER, LETTER_ID, OUTCOME, RAW, Outcome, letter, ou
 from spark_jobs.sources.base import BatchSize, Committer, OffsetRange, Source
 from spark_jobs.sources.commit_group import CommitGroup
 from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
-from spark_jobs.sources.kafka_admin import list_topics, require_connector
+from spark_jobs.sources.kafka_admin import (
+    Partition,
+    earliest_offsets,
+    latest_offsets,
+    list_partitions,
+    list_topics,
+    require_connector,
+)
 from spark_jobs.sources.subscription import SUBSCRIPTIONS, Offsets, resumed_offsets, subscribed_partitions
 
 # Options that only a stream has, or that a batch read of a past range sets itself.
@@ -149,6 +156,27 @@ class KafkaSource(Source):
         cut = self._option("minPartitions") or self._option("maxRecordsPerPartition")
         partitions = None if cut else max(sum(count > 0 for count in counts), 1)
         return BatchSize(rows=sum(counts), partitions=partitions)
+
+    @override
+    def gone(self, ranges: Sequence[OffsetRange]) -> list[str]:
+        asked = {topic for offsets in ranges for topic in offsets.end or {}}
+        topics = asked & list_topics(self._spark, self.client_options)
+        there = sorted(list_partitions(self._spark, self.client_options, topics)) if topics else []
+        first = earliest_offsets(self._spark, self.client_options, there)
+        last = latest_offsets(self._spark, self.client_options, there)
+        kept = {partition: (first[partition], last[partition]) for partition in there}
+        return [self._gone(offsets, kept) for offsets in ranges]
+
+    def _gone(self, offsets: OffsetRange, kept: Mapping[Partition, tuple[int, int]]) -> str:
+        start, end = self.bounds(offsets)
+        for topic, parts in end.items():
+            for part, last in parts.items():
+                first = start[topic][part]
+                low, high = kept.get((topic, int(part)), (0, 0))
+                if first < last and not low <= first < last <= high:
+                    has = f"the broker has {low} to {high - 1}" if low < high else "the broker has none"
+                    return f"offsets {first} to {last - 1} of partition {part} of topic {topic}; {has}"
+        return ""
 
     @override
     def after_commit(self, offsets: OffsetRange, committer: Committer) -> None:

@@ -37,8 +37,8 @@ def test_everything_that_is_wrong_in_one_error() -> None:
             "  load.port",
             '    found:    the unknown key "port"',
             "    expected: sinkType, table, schemaName, writeMode, keys, orderColumn, updateColumns, onConflict, "
-            "deleteMarker, autoCreateTable, connectionParams, credentialId, writeStrategy, writeParallelism, "
-            "schemaEvolution, maxDeadLetterFraction, role or takeoverTimeout",
+            "deleteMarker, batchColumn, autoCreateTable, connectionParams, credentialId, writeStrategy, "
+            "writeParallelism, schemaEvolution, maxDeadLetterFraction, role or takeoverTimeout",
             "    hint:     options go into connectionParams",
             "  transforms[0].parameters.aggregations",
             '    found:    the function "median" in "price:median"',

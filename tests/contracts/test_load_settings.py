@@ -51,6 +51,7 @@ READ: list[tuple[str, str, Any, Any]] = [
     ("onConflict", "on_conflict", " NOTHING ", OnConflict.NOTHING),
     ("deleteMarker", "delete_marker", "gone", "gone"),
     ("deleteMarker", "delete_marker", None, None),
+    ("batchColumn", "batch_column", None, None),
     ("schemaEvolution", "schema_evolution", "strict", SchemaEvolution.STRICT),
     *[("schemaEvolution", "schema_evolution", text, SchemaEvolution.ADD_COLUMNS)
       for text in ("add_columns", "addColumns", "ADD-COLUMNS", "add columns")],
@@ -113,7 +114,7 @@ NAMES = "column names: one text with commas between them, or a list of texts"
 A_DURATION = 'a duration such as "10 minutes"'
 REFUSED: list[tuple[str, Any, str, str]] = [
     *[(setting, value, "a text", hint)
-      for setting in ("orderColumn", "deleteMarker", "role")
+      for setting in ("orderColumn", "deleteMarker", "batchColumn", "role")
       for value, hint in (("", ""), ("  ", ""), (True, ""), (["a"], ""), ({}, ""), (7, "in double quotes"))],
     *[("updateColumns", value, NAMES, "") for value in (None, 7, {"a": 1}, ["a", 7])],
     *[("updateColumns", value, NAMES, "a comma too many") for value in ("", "a,", ",", ["a", " "])],
@@ -238,6 +239,20 @@ def test_what_only_an_upsert_has(setting: str, value: str, document: Document) -
     assert wrong.expected == f"no {setting}: only upsert uses it"
     assert wrong.hint == 'did you mean "writeMode": "upsert"?'
     assert parse(upsert(**{setting: value}))
+
+
+def test_only_an_append_names_batches() -> None:
+    assert parse(stateless(load__batchColumn="etl_batch")).load.batch_column == "etl_batch"
+    for document in (upsert(batchColumn="b"), OTHERS[-1] | {"load": OTHERS[-1]["load"] | {"batchColumn": "b"}}):
+        [wrong] = problems(document)
+        assert wrong.path == "load.batchColumn"
+        assert wrong.found.startswith("batchColumn with writeMode")
+
+
+@pytest.mark.parametrize("name", ["_batch", "__outcome", "b" * 64])
+def test_names_that_the_pipeline_or_postgresql_does_not_allow(name: str) -> None:
+    wrong = problem(stateless(load__batchColumn=name))
+    assert (wrong.path, wrong.found) == ("load.batchColumn", f'"{name}"')
 
 
 def test_everything_that_only_an_upsert_has_is_told_at_once() -> None:

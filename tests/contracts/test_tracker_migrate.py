@@ -69,6 +69,7 @@ def test_from_nothing_and_again(conn):
         "batch_retention", "batch_file_retained",
         "query_progress",
         "complete_partition",
+        "reprocess", "batch_reprocessed",
     }  # fmt: skip
 
 
@@ -165,6 +166,20 @@ def test_who_registers_runs_of_an_older_version_may_announce_partitions(conn, ro
         ("DELETE", (False, False)),
     ):
         assert tuple(conn.execute(asked, (name, right)).fetchone()[0] for name in ("etl_airflow", "etl_reader")) == has
+
+
+def test_who_writes_batches_of_an_older_version_may_do_them_again(conn, role):
+    migrate(conn, migrations=packaged()[:10])
+    role("etl_writer")
+    role("etl_reader")
+    conn.execute("GRANT SELECT, INSERT ON etl.batch_tracker TO etl_writer")
+    conn.execute("GRANT SELECT (batch_id) ON etl.batch_tracker TO etl_reader")
+    migrate(conn)
+    asked = "SELECT has_table_privilege(%s, %s, %s)"
+    for table in ("etl.reprocess", "etl.batch_reprocessed"):
+        for right, has in (("SELECT", (True, True)), ("INSERT", (True, False)), ("DELETE", (False, False))):
+            found = [conn.execute(asked, (name, table, right)).fetchone()[0] for name in ("etl_writer", "etl_reader")]
+            assert tuple(found) == has
 
 
 def test_nothing_there_names_the_command(conn):

@@ -21,10 +21,13 @@ from pipeline_runs import VARIABLE, Pipelines
 from sandbox.spark_cluster import spark_environ
 from spark_jobs import faults
 from spark_jobs.contracts.replay import ReplayRequest
+from spark_jobs.contracts.reprocess_batches import ReprocessRequest
 
 _STANDBY = Path(__file__).with_name("standby.py")
 _ROOT = _STANDBY.parent.parent.parent
 _SECONDS = 120
+
+Order = Mapping[str, Any] | ReplayRequest | ReprocessRequest
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,13 @@ class Driver:
         line = self.process.stdout.readline()
         assert line.strip() == "READY", line + self.log()
 
-    def order(self, config: Mapping[str, Any] | ReplayRequest, fault: str = "", **more: Any) -> None:
+    def order(self, config: Order, fault: str = "", **more: Any) -> None:
         """Let it run the pipeline, or the replay, with a fault on the way."""
         assert self.process.stdin is not None
         if isinstance(config, ReplayRequest):
             order = {"replay": config.model_dump(mode="json"), "faults": fault}
+        elif isinstance(config, ReprocessRequest):
+            order = {"reprocess": config.model_dump(mode="json"), "faults": fault}
         else:
             order = {"pipeline": str(self.pipelines.path(config)), "faults": fault, **more}
         self.process.stdin.write(json.dumps(order) + "\n")
@@ -67,12 +72,12 @@ class Driver:
         assert lines, f"ended with {self.process.returncode} and no answer\n{self.log()}"
         return Answer(**json.loads(lines[-1]))
 
-    def run(self, config: Mapping[str, Any] | ReplayRequest, **more: Any) -> Answer:
+    def run(self, config: Order, **more: Any) -> Answer:
         self.ready()
         self.order(config, **more)
         return self.answer()
 
-    def killed_at(self, config: Mapping[str, Any] | ReplayRequest, point: str) -> None:
+    def killed_at(self, config: Order, point: str) -> None:
         """Run until the fault point is reached, where everything of the driver gets SIGKILL."""
         self.ready()
         self.order(config, f"{point} kill-driver")

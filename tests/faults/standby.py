@@ -1,8 +1,8 @@
 """A driver that has started its JVM ahead and waits on stdin for its order. Started as a session of its own.
 
-The order is one line of JSON, ``{"pipeline": path, "faults": text}``, or with a ``replay`` instead of the path; the
-answer is one line as well: the run's exit code and error. Starting a JVM takes most of a short run's time: this one
-does it while the driver before it still runs.
+The order is one line of JSON, ``{"pipeline": path, "faults": text}``, or with a ``replay`` or a ``reprocess`` instead
+of the path; the answer is one line as well: the run's exit code and error. Starting a JVM takes most of a short run's
+time: this one does it while the driver before it still runs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def main() -> int:
     spark = _session()
     from spark_jobs.contracts.credentials import resolve_database
     from spark_jobs.contracts.replay import ReplayRequest
-    from spark_jobs.run_pipeline import run_file, run_replay
+    from spark_jobs.contracts.reprocess_batches import ReprocessRequest
+    from spark_jobs.run_pipeline import run_file, run_replay, run_reprocess
     from spark_jobs.runtime.stopping import Stop
 
     # As the sinks do it: an RDD's workers are others.
@@ -71,6 +72,10 @@ def main() -> int:
         replay = ReplayRequest.model_validate(order["replay"])
         database = resolve_database("warehouse")
         ended = run_replay(replay, database, tracker_schema="etl", stop=Stop(), session=lambda: spark)
+    elif "reprocess" in order:
+        wanted = ReprocessRequest.model_validate(order["reprocess"])
+        database = resolve_database("warehouse")
+        ended = run_reprocess(wanted, database, tracker_schema="etl", stop=Stop(), session=lambda: spark)
     else:
         path = Path(order["pipeline"])
         ended = run_file(path, {}, resume="none", tracker_schema="etl", stop=Stop(), session=lambda: spark)

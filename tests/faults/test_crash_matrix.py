@@ -18,6 +18,7 @@ from drivers import Garage
 from pipeline_runs import Pipelines, aggregation, file_pipeline, write_lines
 from test_redrive_crashes import POINTS as REDRIVE_POINTS
 from test_replay_crashes import POINTS as REPLAY_POINTS
+from test_reprocess_crashes import POINTS as REPROCESS_POINTS
 
 from spark_jobs.faults import POINTS
 
@@ -100,6 +101,7 @@ MATRIX: dict[str, Sequence[str]] = {
     **{f"{combination.strategy} {combination.mode}": combination.points for combination in COMBINATIONS},
     "two_phase windows": _WINDOWS,
     "replay": REPLAY_POINTS,
+    "reprocess": REPROCESS_POINTS,
     "redrive": REDRIVE_POINTS,
     "single, letters copied": _COPIED,
 }

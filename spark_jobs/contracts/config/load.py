@@ -37,7 +37,7 @@ CONNECTION_PARAMS = (
     *("target_session_attrs", "load_balance_hosts", "batchsize"),
 )
 _IDENTIFIER = re.compile(r'"(?:[^"]|"")+"|[^".\s]+')
-_LONGEST_IDENTIFIER = 63
+LONGEST_IDENTIFIER = 63
 
 
 class TableName(NamedTuple):
@@ -65,7 +65,7 @@ def parse_table(text: str) -> TableName:
         position = match.end() + 1
     if len(parts) > 2:
         raise ValueError("the database is the connection's; write schema.table")
-    if too_long := [part for part in parts if len(part.encode(errors="replace")) > _LONGEST_IDENTIFIER]:
+    if too_long := [part for part in parts if len(part.encode(errors="replace")) > LONGEST_IDENTIFIER]:
         raise ValueError(f"PostgreSQL's names have at most 63 bytes; this one has {len(too_long[0].encode())}")
     return TableName(parts[0] if len(parts) == 2 else None, parts[-1])
 
@@ -119,6 +119,11 @@ class Load(Section):
         None,
         description="`upsert`: a BOOLEAN column of the result that is not written; where it is true, the row of the "
         "key is deleted.",
+    )
+    batch_column: Text | None = Field(
+        None,
+        description="`append`: a text column beside those of the result, in which each row names the micro-batch that "
+        "wrote it: `<query id>/<batch id>`. With it micro-batches can be reprocessed: their rows are replaced.",
     )
     auto_create_table: Flag = Field(False, description="Create the table from the query's schema where it is missing.")
     connection_params: StringMap = Field(

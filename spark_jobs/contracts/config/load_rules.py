@@ -7,7 +7,7 @@ from datetime import timedelta
 from spark_jobs.contracts.config.durations import parse_duration
 from spark_jobs.contracts.config.enumerations import WriteMode, WriteStrategy
 from spark_jobs.contracts.config.keys import Document
-from spark_jobs.contracts.config.load import CONNECTION_PARAMS, PLANNED_SINKS, SINKS, Load
+from spark_jobs.contracts.config.load import CONNECTION_PARAMS, LONGEST_IDENTIFIER, PLANNED_SINKS, SINKS, Load
 from spark_jobs.contracts.config.parts import Parts
 from spark_jobs.contracts.config.problems import Location, any_of, nearest, quoted
 
@@ -38,8 +38,22 @@ def check(parts: Parts, document: Document) -> None:
         found = f"two_phase with writeMode {load.write_mode}"
         hint = "parts that become visible one after the other cannot merge or replace rows; use auto, single or staged"
         document.note(("load", "writeStrategy"), found, "writeMode append", hint)
+    _check_batch_column(load, document)
     if load.sink_type in SINKS:
         _check_connection(load, document)
+
+
+def _check_batch_column(load: Load, document: Document) -> None:
+    column = load.batch_column
+    if column is None:
+        return
+    if load.write_mode is not WriteMode.APPEND:
+        found = f"batchColumn with writeMode {load.write_mode}"
+        expected = "writeMode append: a row that is merged or replaced is no longer of one micro-batch"
+        document.note(("load", "batchColumn"), found, expected)
+    if len(column.encode(errors="replace")) > LONGEST_IDENTIFIER or column.startswith("_"):
+        expected = "a column's name of at most 63 bytes that does not begin with an underscore"
+        document.note(("load", "batchColumn"), quoted(column), expected)
 
 
 def _check_connection(load: Load, document: Document) -> None:

@@ -20,7 +20,7 @@ from psycopg.rows import class_row
 
 from spark_jobs.contracts.cleanup import Orphan, SweepReport, SweepRequest
 from spark_jobs.contracts.errors import EtlError
-from spark_jobs.contracts.replay import replayed_pipeline
+from spark_jobs.contracts.reprocess_batches import owning_pipeline
 from spark_jobs.contracts.tracker.cleanup import require_pipelines
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, set_local_role
 from spark_jobs.contracts.tracker.left_behind import (
@@ -214,7 +214,7 @@ class _Sweep:
 
     def _wanted(self, pipeline_id: str) -> bool:
         chosen = self.request.pipelines
-        return not chosen or pipeline_id in chosen or replayed_pipeline(pipeline_id) in chosen
+        return not chosen or pipeline_id in chosen or owning_pipeline(pipeline_id) in chosen
 
     def _due(self, item: LeftBehind, decided: set[tuple[str, int]]) -> bool:
         if item.state == "running":

@@ -63,7 +63,7 @@ CROSS JOIN LATERAL (
     FROM {{schema}}.batch_tracker WHERE pipeline_id = pipeline.pipeline_id
 ) AS books
 WHERE pipeline.pipeline_id = %(pipeline_id)s
-   OR %(pipeline_id)s::text IS NULL AND strpos(pipeline.pipeline_id, '/replay/') = 0
+   OR %(pipeline_id)s::text IS NULL AND pipeline.pipeline_id !~ '/(replay|reprocess)/'
 ORDER BY pipeline.pipeline_id"""  # noqa: S608 - constants
 
 

@@ -56,7 +56,7 @@ _PARK: Final = """
 UPDATE {schema}.dead_letter SET status = 'parked'
 WHERE CONDITIONS AND status = 'pending' AND attempt >= %(most)s"""
 # Sent to their topic by a redrive that did not live to say so: only another redrive can tell.
-_PERHAPS_SENT: Final = """
+PERHAPS_SENT: Final = """
 dead_letter_id IN (
     SELECT theirs.dead_letter_id FROM {schema}.dead_letter_redrive m JOIN {schema}.dead_letter_replay_item theirs
         ON theirs.replay_id = m.replay_id AND theirs.position > m.first_position AND theirs.position <= m.last_position
@@ -141,7 +141,7 @@ def open_replay(conn: Connection, schema: str, request: ReplayRequest, run_id: s
     released = release(conn, schema, [row[0] for row in abandoned])
     where, values = conditions(request.letters)
     if request.mode is ReplayMode.REPROCESS:
-        where += f" AND NOT {_PERHAPS_SENT}"
+        where += f" AND NOT {PERHAPS_SENT}"
     values |= {
         "replay_id": request.replay_id,
         "mode": request.mode.value,

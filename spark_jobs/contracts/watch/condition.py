@@ -23,7 +23,7 @@ from spark_jobs.contracts.tracker.run_state import newest_request
 _KNOWN = """
 SELECT 1 FROM {schema}.pipeline WHERE pipeline_id = %s"""
 _NEAR = """
-SELECT pipeline_id FROM {schema}.pipeline WHERE strpos(pipeline_id, '/replay/') = 0
+SELECT pipeline_id FROM {schema}.pipeline WHERE pipeline_id !~ '/(replay|reprocess)/'
 ORDER BY (lower(pipeline_id) = lower(%s)) DESC, (left(pipeline_id, 4) = left(%s, 4)) DESC, pipeline_id LIMIT 5"""
 
 

@@ -27,7 +27,7 @@ from spark_jobs.contracts.watch.source_lag import SourceLag
 
 # Replays are not pipelines of their own, and what has never run cannot be ill.
 _PIPELINES: Final = """
-SELECT p.pipeline_id FROM {schema}.pipeline p WHERE strpos(p.pipeline_id, '/replay/') = 0 ORDER BY p.pipeline_id"""
+SELECT p.pipeline_id FROM {schema}.pipeline p WHERE p.pipeline_id !~ '/(replay|reprocess)/' ORDER BY p.pipeline_id"""
 _NEW_LETTERS: Final = """
 SELECT count(*) FROM (
     SELECT FROM {schema}.dead_letter WHERE pipeline_id = %(pipeline)s AND status IN ('pending', 'parked')
