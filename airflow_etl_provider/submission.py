@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.hooks.spark_driver import PipelineSubmitHook
 from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
 from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.log_settings import log_format, log_level
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
 
 _WAITS: Final = ("spark.yarn.submit.waitAppCompletion", "spark.kubernetes.submission.waitAppCompletion")
 
@@ -122,3 +125,9 @@ def require_deferrable(hook: PipelineSubmitHook, conf: Mapping[str, Any], *, tra
             found="deferrable=True without a namespace",
             cure="set namespace in the Spark connection's extra, or spark.kubernetes.namespace in conf",
         )
+
+
+def started_by(context: Context) -> str:
+    """Return who starts a run, as the ledger names it: the task's try."""
+    ti = context["ti"]
+    return f"airflow {ti.dag_id}/{ti.task_id}/{ti.run_id}/{ti.map_index}/{ti.try_number}"

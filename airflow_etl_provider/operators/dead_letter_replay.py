@@ -11,6 +11,7 @@ from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.operators.deferrable_submit import RUN_KEY
 from airflow_etl_provider.operators.streaming_pipeline import StreamingPipelineOperator
 from airflow_etl_provider.run_report import RunReport
+from airflow_etl_provider.submission import started_by
 from airflow_etl_provider.template_values import is_true, names, number_or_none
 from spark_jobs.contracts.config import PipelineConfig, require_supported
 from spark_jobs.contracts.errors import EtlError
@@ -150,9 +151,7 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
     def _register(self, context: Context, config: PipelineConfig, ledger: LedgerHook, run_id: str) -> str:  # noqa: ARG002
         if self._request is None or self._request.replay is None:
             raise EtlError("A replay is registered after it was loaded")
-        ti = context["ti"]
-        started_by = f"airflow {ti.dag_id}/{ti.task_id}/{ti.run_id}/{ti.map_index}/{ti.try_number}"
-        request = self._request.model_copy(update={"run_id": run_id, "started_by": started_by})
+        request = self._request.model_copy(update={"run_id": run_id, "started_by": started_by(context)})
         replay_id = str(self._request.replay.replay_id)
         store = context.get("task_state_store")
         if store is not None:

@@ -11,6 +11,7 @@ from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.operators.deferrable_submit import RUN_KEY
 from airflow_etl_provider.operators.streaming_pipeline import StreamingPipelineOperator
 from airflow_etl_provider.run_report import RunReport
+from airflow_etl_provider.submission import started_by
 from airflow_etl_provider.template_values import is_true
 from spark_jobs.contracts.config import PipelineConfig, require_supported
 from spark_jobs.contracts.errors import EtlError
@@ -121,7 +122,7 @@ class ReprocessOperator(StreamingPipelineOperator):
     def _register(self, context: Context, config: PipelineConfig, ledger: LedgerHook, run_id: str) -> str:  # noqa: ARG002
         if self._request is None or self._request.reprocess is None:
             raise EtlError("A reprocess is registered after it was loaded")
-        ti, store = context["ti"], context.get("task_state_store")
+        store = context.get("task_state_store")
         wanted = self._request.reprocess
         if store is not None:
             wanted = self._going_on(store.get(_REPROCESS_KEY), wanted, ledger)
@@ -130,7 +131,7 @@ class ReprocessOperator(StreamingPipelineOperator):
                 "run_id": run_id,
                 "pipeline_id": wanted.own_pipeline_id,
                 "reprocess": wanted,
-                "started_by": f"airflow {ti.dag_id}/{ti.task_id}/{ti.run_id}/{ti.map_index}/{ti.try_number}",
+                "started_by": started_by(context),
             }
         )
         ledger.register(request)

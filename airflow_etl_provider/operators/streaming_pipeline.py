@@ -34,6 +34,7 @@ from airflow_etl_provider.submission import (
     read_pipeline,
     require_deferrable,
     require_durable,
+    started_by,
 )
 from spark_jobs.contracts.config import PipelineConfig
 from spark_jobs.contracts.errors import ConfigError, EtlError
@@ -223,12 +224,11 @@ class StreamingPipelineOperator(DeferrableSubmitOperator):
         )
 
     def _register(self, context: Context, config: PipelineConfig, ledger: LedgerHook, run_id: str) -> str:
-        ti = context["ti"]
         request = RunRequest(
             run_id=run_id,
             pipeline_id=config.pipeline_id,
             config=config.to_mapping(),
-            started_by=f"airflow {ti.dag_id}/{ti.task_id}/{ti.run_id}/{ti.map_index}/{ti.try_number}",
+            started_by=started_by(context),
             resume=self.resume,
             tracker_schema=self.tracker_schema,
         )

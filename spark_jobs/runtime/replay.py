@@ -25,8 +25,7 @@ from spark_jobs.faults import reach
 from spark_jobs.logs import ids
 from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.flow import Flow
-from spark_jobs.runtime.heartbeat import Application, Heartbeat, beating
-from spark_jobs.runtime.mdc import JvmIds, jvm_ids
+from spark_jobs.runtime.mdc import JvmIds
 from spark_jobs.runtime.patch_checks import check_patch
 from spark_jobs.runtime.redrive import Redrive
 from spark_jobs.runtime.reprocess import Reprocess
@@ -82,12 +81,7 @@ class ReplayRun(PipelineRun):
             raise EtlError("The run's request holds no replay", cure="start it with `etl-pipeline dead-letters replay`")
         config = PipelineConfig.from_json(self.request.config)
         require_supported(config)
-        # A driver that is long in coming up is no silent one, whose letters another replay would free.
-        with beating(Heartbeat(ledger, None)):
-            self._recover(ledger, config)
-            spark = session()
-        self.stop.on_jvm_shutdown(spark)
-        with jvm_ids(spark, ids.current()) as jvm, beating(Heartbeat(ledger, Application.of(spark))):
+        with self._beside(session, ledger, config) as (spark, jvm):
             check_patch(spark, request.patch)
             flow = Flow.build(spark, config, self.source_secrets)
             ids.add(query=str(request.replay_id))

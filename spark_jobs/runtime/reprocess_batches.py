@@ -30,8 +30,7 @@ from spark_jobs.logs import ids
 from spark_jobs.logs.events import log_event
 from spark_jobs.runtime.batch_again import BatchAgainWriter, source_range
 from spark_jobs.runtime.flow import Flow
-from spark_jobs.runtime.heartbeat import Application, Heartbeat, beating
-from spark_jobs.runtime.mdc import JvmIds, jvm_ids
+from spark_jobs.runtime.mdc import JvmIds
 from spark_jobs.runtime.reprocess_rules import (
     needs_all_later,
     require_all_later,
@@ -61,13 +60,10 @@ class ReprocessRun(PipelineRun):
             raise EtlError("The run's request names no micro-batches", cure="start it with `etl-pipeline reprocess`")
         config = PipelineConfig.from_json(self.request.config)
         require_supported(config)
-        self._recover(ledger, config)
         self.again.clear()
-        spark = session()
-        self.stop.on_jvm_shutdown(spark)
-        flow = Flow.build(spark, config, self.source_secrets)
-        require_reprocessable(flow)
-        with jvm_ids(spark, ids.current()) as jvm, beating(Heartbeat(ledger, Application.of(spark))):
+        with self._beside(session, ledger, config) as (spark, jvm):
+            flow = Flow.build(spark, config, self.source_secrets)
+            require_reprocessable(flow)
             flow.source.check()
             _Reprocess(spark, flow, ledger, wanted, self, jvm).run()
         reach("run.before_end")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -203,6 +203,21 @@ class PipelineRun:
                 raise
             finally:
                 spark.streams.resetTerminated()
+
+    @contextmanager
+    def _beside(
+        self, session: SessionFactory, ledger: Ledger, config: PipelineConfig
+    ) -> Iterator[tuple[SparkSession, JvmIds]]:
+        """Give the session to what runs beside the pipeline's own query, with a sign of life from the start.
+
+        A driver that is long in coming up is no silent one, whose letters another replay would free.
+        """
+        with beating(Heartbeat(ledger, None)):
+            self._recover(ledger, config)
+            spark = session()
+        self.stop.on_jvm_shutdown(spark)
+        with jvm_ids(spark, ids.current()) as jvm, beating(Heartbeat(ledger, Application.of(spark))):
+            yield spark, jvm
 
     def _recover(self, ledger: Ledger, config: PipelineConfig) -> None:
         recovered = recovery.recover(ledger.connection(), ledger.right, role=config.load.role)
