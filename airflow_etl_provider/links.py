@@ -68,12 +68,11 @@ def page_address(page: str, ti: Any) -> str:
     return f"{root}{PREFIX}/{page}?{urlencode(task)}"
 
 
-def show_run(context: Context, ledger: LedgerHook, run_id: str, pipeline_id: str) -> None:
+def show_run(context: Context, ledger: LedgerHook, run_id: str) -> None:
     """Make the links work from now on: Airflow itself asks for them when the execution has ended."""
     ti = context["ti"]
     run = {
         "run_id": run_id,
-        "pipeline_id": pipeline_id,
         "conn_id": ledger.conn_id,
         "tracker_schema": ledger.schema,
         "connection_params": ledger.connection_params,

@@ -148,7 +148,7 @@ class StreamingPipelineOperator(DeferrableSubmitOperator):
                 if run_id is None:
                     breaker.ask()
                     run_id = self._register(context, config, ledger, new_id)
-            show_run(context, ledger, run_id, config.pipeline_id)
+            show_run(context, ledger, run_id)
             self._ledger, self._run_id = report.ledger, report.run_id = ledger, run_id
             self.application_args = [*driver_arguments(run_id, ledger), *logged]
             submit_error = self._submit(context)

@@ -38,8 +38,7 @@ _pages = Environment(loader=DictLoader(TEMPLATES), autoescape=True)
 @app.get("/spark")
 def spark(shown: SeenRun) -> Response:
     """Lead to Spark's UI while the driver lives, then to the history server; else say why there is nothing."""
-    with shown.ledger.session() as conn:
-        life = run_life(conn, shown.tracker_schema, shown.run_id)
+    life = run_life(shown.conn, shown.schema, shown.run_id)
     address = _live_ui(life) or _history(life)
     if address:
         return RedirectResponse(address, 302, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
@@ -49,18 +48,16 @@ def spark(shown: SeenRun) -> Response:
 @app.get("/pipeline")
 def pipeline(shown: SeenRun) -> Response:
     """Show how the pipeline is, the task's run, and the newest micro-batches."""
-    with shown.ledger.session() as conn:
-        [status] = pipeline_status(conn, shown.tracker_schema, shown.pipeline_id)
-        life = run_life(conn, shown.tracker_schema, shown.run_id)
-        batches = recent_progress(conn, shown.tracker_schema, shown.pipeline_id, _BATCHES)
+    [status] = pipeline_status(shown.conn, shown.schema, shown.pipeline_id)
+    life = run_life(shown.conn, shown.schema, shown.run_id)
+    batches = recent_progress(shown.conn, shown.schema, shown.pipeline_id, _BATCHES)
     return _page("pipeline", shown, status=status, life=life, batches=batches)
 
 
 @app.get("/dead-letters")
 def dead_letters(shown: SeenRun) -> Response:
     """Show how many dead letters of the pipeline there are, by status, stage and error class."""
-    with shown.ledger.session() as conn:
-        counts = count_letters(conn, shown.tracker_schema, shown.pipeline_id)
+    counts = count_letters(shown.conn, shown.schema, shown.pipeline_id)
     return _page("dead-letters", shown, counts=counts)
 
 
@@ -89,5 +86,8 @@ def _history(life: RunLife) -> str | None:
 def _is_web(address: str | None) -> bool:
     if not address:
         return False
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
     return parts.scheme in ("http", "https") and bool(parts.hostname)

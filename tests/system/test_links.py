@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 from test_kill_and_secrets import running, wait_for  # noqa: F401 - a fixture
@@ -66,6 +67,34 @@ def test_they_are_there_when_a_task_has_ended(site: Site) -> None:
     assert status == 200
     assert "1 micro-batches, 2 rows" in " ".join(text.split())
     assert "balanced" in text
+
+
+def test_nobody_sees_the_run_of_another_task_nor_runs_what_it_wrote(site: Site) -> None:
+    names = [site.add_pipeline(prefix) for prefix in ("mine", "theirs")]
+    runs = []
+    for name in names:
+        site.add_lines(name, 1)
+        runs.append(site.run(name)[0])
+    mine, theirs = (site.airflow.xcom(name, run_id, TASK, "etl_run") for name, run_id in zip(names, runs, strict=True))
+    with site.server.connect("warehouse", autocommit=True) as conn:
+        conn.execute(
+            "INSERT INTO etl.dead_letter_tally (pipeline_id, status, stage, error_class, letters) "
+            "VALUES (%s, 'pending', 'parse', '<script>', 1)",
+            (names[0],),
+        )
+    page = shown(site, names[0], runs[0])["Dead letters"]
+    status, _, text = site.airflow.page(page)
+    assert status == 200
+    assert "&lt;script&gt;" in text
+    assert "<script>" not in text
+
+    place = f"/dags/{names[0]}/dagRuns/{quote(runs[0], safe='')}/taskInstances/{TASK}/xcomEntries/etl_run"
+    site.airflow.api("PATCH", place, {"value": {**mine, "run_id": theirs["run_id"]}, "map_index": -1})
+    status, _, text = site.airflow.page(page)
+    assert status == 403
+    assert names[1] not in text
+    site.airflow.api("PATCH", place, {"value": {"run_id": "x"}, "map_index": -1})
+    assert site.airflow.page(page)[0] == 404
 
 
 def test_a_ledger_that_is_away_is_said(site: Site) -> None:
