@@ -53,7 +53,6 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": "Streaming ETL",
                 "python-modules": [
                     "airflow_etl_provider.triggers.batch_committed",
-                    "airflow_etl_provider.triggers.dead_letter_depth",
                     "airflow_etl_provider.triggers.ledger",
                     "airflow_etl_provider.triggers.pipeline_run",
                 ],

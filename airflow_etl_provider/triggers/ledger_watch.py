@@ -32,6 +32,7 @@ from spark_jobs.contracts.errors import (
     LoginRefusedError,
     TransientError,
 )
+from spark_jobs.contracts.reprocess_batches import owning_pipeline
 from spark_jobs.contracts.tracker.connect import Connection, classified, classify, connect, session_conninfo
 from spark_jobs.contracts.tracker.migrate import require_version
 from spark_jobs.contracts.tracker.statements import CHANNEL
@@ -69,7 +70,7 @@ class LedgerWatch:
 
     @asynccontextmanager
     async def subscribed(self, pipeline: str) -> AsyncIterator[asyncio.Event]:
-        """Yield an event that is set with each commit of the pipeline, and whenever one may have been missed."""
+        """Yield an event that is set with each commit of a pipeline or its replays, and when one may have been missed."""
         changed = asyncio.Event()
         self._waiting[pipeline].add(changed)
         try:
@@ -222,8 +223,10 @@ class LedgerWatch:
             # Of another version, or of somebody else: look, rather than miss it.
             self._wake_all()
             return
-        for changed in self._waiting.get(pipeline, ()):
-            changed.set()
+        # A replay's commit changes what its pipeline's letters are.
+        for about in {pipeline, owning_pipeline(pipeline)}:
+            for changed in self._waiting.get(about, ()):
+                changed.set()
 
     def _wake_all(self) -> None:
         for waiting in self._waiting.values():

@@ -9,6 +9,7 @@ from spark_jobs.contracts.errors import ContractVersionError
 from spark_jobs.contracts.watch.balance import LedgerBalance
 from spark_jobs.contracts.watch.batch_gaps import BatchGaps
 from spark_jobs.contracts.watch.condition import Condition
+from spark_jobs.contracts.watch.dead_letter_depth import DeadLetterDepth
 from spark_jobs.contracts.watch.freshness import Freshness
 from spark_jobs.contracts.watch.query_progress import QueryProgress
 from spark_jobs.contracts.watch.retention_risk import RetentionRisk
@@ -20,6 +21,7 @@ _CONDITIONS: Final[Mapping[str, type[Condition]]] = {
     kind.__name__: kind
     for kind in (
         BatchGaps,
+        DeadLetterDepth,
         Freshness,
         LedgerBalance,
         QueryProgress,
