@@ -70,7 +70,7 @@ class LedgerWatch:
 
     @asynccontextmanager
     async def subscribed(self, pipeline: str) -> AsyncIterator[asyncio.Event]:
-        """Yield an event that is set with each commit of a pipeline or its replays, and when one may have been missed."""
+        """Yield an event that is set with each commit of a pipeline or its replays, and when one may be missed."""
         changed = asyncio.Event()
         self._waiting[pipeline].add(changed)
         try:
