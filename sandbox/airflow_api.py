@@ -15,6 +15,7 @@ from sandbox.errors import SandboxError
 _ENDED = ("success", "failed")
 # On a machine that is busy with Spark the one API worker may be slow.
 _ANSWER_SECONDS = 120
+_REREAD_SECONDS = 5
 # A proxy of the machine's is not for loopback.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -94,21 +95,30 @@ class AirflowApi:
             with error:
                 return error.code, error.headers.get("Location", ""), error.read().decode()
 
+    def reread(self) -> None:
+        """Have Airflow look at its DAG files, where somebody can."""
+
     def wait_dag(self, dag_id: str, *, seconds: float = 120) -> dict[str, Any]:
         """Wait until the DAG processor has found a DAG, and return it.
 
         :raises SandboxError: it is not there within ``seconds``; with the import errors.
         """
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
+        asked = began - _REREAD_SECONDS
         while True:
             try:
                 found: dict[str, Any] = self.api("GET", f"/dags/{_quote(dag_id)}")
             except ApiError as error:
                 if error.status != 404:
                     raise
-                if time.monotonic() > deadline:
+                now = time.monotonic()
+                if now > began + seconds:
                     told = "; ".join(item["stack_trace"] for item in self.import_errors())
                     raise SandboxError(f"Airflow does not know the DAG {dag_id}", found=told) from error
+                # Again: a parsing that had begun before does not see what has come meanwhile.
+                if now > asked + _REREAD_SECONDS:
+                    self.reread()
+                    asked = now
                 time.sleep(0.5)
             else:
                 return found
