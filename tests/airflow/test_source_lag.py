@@ -410,16 +410,18 @@ def test_a_connection_that_was_found_once_is_remembered(
     ("seconds", "told"), [(SLOW_SECONDS, ["1", "1", "1", "2"]), (0.0, ["1", "2", "3", "4"])], ids=["slow", "quick"]
 )
 def test_who_waits_for_a_broker_that_did_not_answer_another_hears_the_same(seconds: float, told: list[str]) -> None:
-    asked, go_on = [], threading.Event()
+    asked, begun, go_on = [], threading.Event(), threading.Event()
 
     def question() -> Seen:
         asked.append(1)
+        begun.set()
         go_on.wait(60)
         raise SourceUnreachableError(str(len(asked)))
 
     async def ask() -> list[BaseException | Any]:
         sources = SourceThreads()
         asking = [asyncio.create_task(sources.ask(AtSource("broker", question))) for _ in range(3)]
+        await asyncio.to_thread(begun.wait, 60)
         # The time that an answer takes is what tells a cluster that is away from a topic that is.
         await asyncio.sleep(seconds)
         go_on.set()
