@@ -22,6 +22,7 @@ import ledger_cleanup
 import letters_table
 import memory
 import replay
+import sensor_tasks
 import sensors
 import small_batches
 import upsert
@@ -51,7 +52,7 @@ _IN_SESSION: dict[str, Callable[[Bench, int], Iterator[Figure]]] = {
     "bad": error_handling.bad_rows,
     "healthy": error_handling.healthy,
 }
-PARTS = (*_IN_SESSION, "memory", "letters", "cleanup", "sensors")
+PARTS = (*_IN_SESSION, "memory", "letters", "cleanup", "sensors", "tasks")
 
 
 def main() -> None:
@@ -92,6 +93,8 @@ def _figures(parts: list[str], chosen: argparse.Namespace, server: PostgresServe
         yield from ledger_cleanup.figures(server, chosen.ledger_rows, chosen.rounds)
     if "sensors" in parts:
         yield from sensors.figures(server)
+    if "tasks" in parts:
+        yield from sensor_tasks.figures(server, chosen.rounds)
 
 
 @contextmanager

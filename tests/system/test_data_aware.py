@@ -5,9 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import pytest
 
 if TYPE_CHECKING:
@@ -31,8 +34,11 @@ with DAG({dag!r}, schedule=[commits], catchup=False, is_paused_upon_creation=Fal
 """
 
 
-# One DAG announces, the other one has a run for each hour.
+# One DAG announces; the other one has a run for each hour, and counts what the target has of it.
 HOURS = """
+from datetime import datetime, timedelta
+
+from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 from airflow_etl_provider.operators.complete_partitions import CompletePartitionsOperator
 
@@ -45,10 +51,18 @@ with DAG("{pipeline}_hourly", schedule=PartitionedAssetTimetable(assets=hours), 
 
     @task
     def hour(dag_run=None):
-        return dag_run.partition_key
+        begins = datetime.fromisoformat(dag_run.partition_key)
+        count = 'SELECT count(*) FROM shop.{pipeline} WHERE "InvoiceDate" >= %s AND "InvoiceDate" < %s'
+        [lines] = PostgresHook("warehouse").get_first(count, parameters=(begins, begins + timedelta(hours=1)))
+        return [dag_run.partition_key, lines]
 
     hour()
 """
+LINE = (
+    "InvoiceNo STRING, StockCode STRING, Description STRING, Quantity INT, InvoiceDate TIMESTAMP, "
+    "UnitPrice DECIMAL(12,4), CustomerID DOUBLE, Country STRING"
+)
+LATE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -128,55 +142,93 @@ def test_commits_start_a_dag_over_a_crash_and_a_pause(consumer: Consumer) -> Non
     assert max(event["rows"] for event in told.values() if event["last_batch_id"] == max(batches)) == 2
 
 
+@dataclass(frozen=True)
+class Shop:
+    """A day of the real shop, whose lines arrive in two parts; what its hours hold is what DuckDB counts."""
+
+    site: Site
+    pipeline: str
+    day: Path
+
+    def arrive(self, since: str, until: str) -> None:
+        """Load the lines of these hours."""
+        file = self.site.root / f"{uuid.uuid4().hex}.csv"
+        self._ask(f"COPY ({self._lines(since, until)}) TO '{file}' (HEADER)")
+        file.replace(self.site.root / self.pipeline / file.name)
+        assert self.site.run(self.pipeline)[1] == "success"
+
+    def complete_hours(self, until: str) -> list[list[Any]]:
+        """Return the hours that no later line may change, the empty ones too, each with its number of lines."""
+        lines = self._lines("00:00", until)
+        [(first, newest)] = self._ask(f"SELECT min(InvoiceDate::TIMESTAMP), max(InvoiceDate::TIMESTAMP) FROM ({lines})")
+        counts = dict(
+            self._ask(f"SELECT date_trunc('hour', InvoiceDate::TIMESTAMP), count(*) FROM ({lines}) GROUP BY 1")
+        )
+        hour, hours = first.replace(minute=0, second=0), []
+        while hour + timedelta(hours=1) <= newest - LATE:
+            hours.append([f"{hour:%Y-%m-%dT%H:00:00}+0000", counts.get(hour, 0)])
+            hour += timedelta(hours=1)
+        return hours
+
+    def _lines(self, since: str, until: str) -> str:
+        clock = "strftime(InvoiceDate::TIMESTAMP, '%H:%M')"
+        return (
+            f"SELECT * FROM read_csv('{self.day}', all_varchar=true) WHERE {clock} >= '{since}' AND {clock} < '{until}'"
+        )
+
+    def _ask(self, question: str) -> list[tuple[Any, ...]]:
+        with duckdb.connect() as db:
+            return db.execute(question).fetchall()
+
+
 @pytest.fixture
-def hourly(site: Site) -> Iterator[str]:
-    """A pipeline with a watermark, and the DAGs of its hours; its id."""
+def shop(site: Site, retail_dir: Path) -> Iterator[Shop]:
+    """A pipeline with a watermark over invoices, and the DAGs of its hours."""
     name = f"hours_{uuid.uuid4().hex[:6]}"
     (site.root / name).mkdir()
-    watermark = {"eventTimeColumn": "at", "delayThreshold": "10 minutes"}
+    watermark = {"eventTimeColumn": "InvoiceDate", "delayThreshold": f"{LATE.seconds} seconds"}
     document = site.document(name, watermark=watermark)
-    document["schemas"]["line"] = "id BIGINT, at TIMESTAMP"
+    document["schemas"]["line"] = LINE
+    document["extract"]["connectionParams"] |= {"format": "csv", "header": "true"}
     site.write(name, document)
     file = site.airflow.dags / f"{name}_hours.py"
     file.write_text(HOURS.format(pipeline=name))
     for dag in (name, f"{name}_announce", f"{name}_hourly"):
         site.airflow.wait_dag(dag)
     site.airflow.unpause(name)
-    yield name
+    yield Shop(site, name, retail_dir / "2010-12-01.csv")
     file.unlink()
 
 
 @pytest.mark.timeout(1200)
-def test_each_complete_hour_starts_one_run(site: Site, hourly: str) -> None:
+def test_each_complete_hour_of_the_shop_starts_one_run(shop: Shop) -> None:
+    site, name = shop.site, shop.pipeline
     airflow = site.airflow
 
-    def load(*times: str) -> None:
-        unfinished = site.root / f"{uuid.uuid4().hex}.json"
-        unfinished.write_text("".join(f'{{"id": 1, "at": "2026-03-01T{time}:00Z"}}\n' for time in times))
-        unfinished.replace(site.root / hourly / unfinished.name)
-        assert site.run(hourly)[1] == "success"
-
     def announce() -> str:
-        run_id = airflow.trigger(f"{hourly}_announce")
-        assert airflow.wait_run(f"{hourly}_announce", run_id, seconds=240) == "success"
-        return str(airflow.task_instance(f"{hourly}_announce", run_id, "announce")["state"])
+        run_id = airflow.trigger(f"{name}_announce")
+        assert airflow.wait_run(f"{name}_announce", run_id, seconds=240) == "success"
+        return str(airflow.task_instance(f"{name}_announce", run_id, "announce")["state"])
 
-    def runs() -> list[str]:
-        found = airflow.api("GET", f"/dags/{hourly}_hourly/dagRuns")["dag_runs"]
+    def runs() -> list[list[Any]]:
+        found = airflow.api("GET", f"/dags/{name}_hourly/dagRuns")["dag_runs"]
         done = [run["dag_run_id"] for run in found if run["state"] == "success"]
         assert {run["state"] for run in found} <= {"success", "running", "queued"}
-        return sorted(airflow.xcom(f"{hourly}_hourly", run_id, "hour") for run_id in done)
+        return sorted(airflow.xcom(f"{name}_hourly", run_id, "hour") for run_id in done)
 
-    load("05:20", "06:40", "07:05")
+    shop.arrive("00:00", "11:30")
+    morning = shop.complete_hours("11:30")
     assert announce() == "success"
-    until(lambda: len(runs()) == 1)
-    # The seventh hour still waits for late rows: 07:05 less ten minutes is before its end.
-    assert runs() == ["2026-03-01T05:00:00+0000"]
+    until(lambda: len(runs()) >= len(morning))
+    # The hour of 11 still waits for what comes.
+    assert runs() == morning
     assert announce() == "skipped"
-    load("07:30", "09:15")
+    shop.arrive("11:30", "24:00")
+    day = shop.complete_hours("24:00")
+    assert len(day) > len(morning) > 1
     assert announce() == "success"
-    until(lambda: len(runs()) >= 4)
+    until(lambda: len(runs()) >= len(day), 360)
     assert announce() == "skipped"
-    assert runs() == [f"2026-03-01T0{hour}:00:00+0000" for hour in (5, 6, 7, 8)]
+    assert runs() == day
     question = "SELECT DISTINCT state FROM etl.complete_partition WHERE pipeline_id = %s"
-    assert site.rows(question, hourly) == [("announced",)]
+    assert site.rows(question, name) == [("announced",)]
