@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from test_kill_and_secrets import wait_for
 
 from spark_jobs.contracts.cleanup import MINIMUM_BATCHES
 from spark_jobs.contracts.tracker.staging_names import staging_prefix
@@ -31,6 +32,7 @@ def name(site: Site) -> str:
     assert state == "success", site.log(name, run_id)
     _execute(site, _BEFORE, MINIMUM_BATCHES + 10, name)
     site.airflow.unpause(DAG)
+    _wait_scheduled(site)
     return name
 
 
@@ -41,6 +43,17 @@ def staging(site: Site, name: str) -> Iterator[str]:
     _execute(site, f'CREATE TABLE etl."{table}" ()')
     yield table
     _execute(site, f'DROP TABLE IF EXISTS etl."{table}"')
+
+
+def _wait_scheduled(site: Site) -> None:
+    """Wait for the end of the day's own run, which unpausing the DAG starts: it cleans as well."""
+
+    def ended() -> bool:
+        runs = site.airflow.api("GET", f"/dags/{DAG}/dagRuns")["dag_runs"]
+        scheduled = [run for run in runs if run["run_type"] == "scheduled"]
+        return bool(scheduled) and all(run["state"] in ("success", "failed") for run in scheduled)
+
+    wait_for(ended, "the day's own run")
 
 
 def _execute(site: Site, statement: str, *values: Any) -> None:
