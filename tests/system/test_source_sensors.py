@@ -51,3 +51,14 @@ def test_a_deferred_sensor_logs_in_to_the_broker_and_sees_the_lag_go(site: Site,
     log = site.airflow.task_log("watch_source", run_id, "caught_up")
     assert "nothing is unread" in str(log)
     assert PASSWORD not in str(log)
+
+    # A hole in the topic: what the pipeline had not read is deleted, as retention would.
+    kafka.produce(topic, [Record("2"), Record("3")])
+    kafka.delete_records(topic, {0: 3})
+    run_id = site.airflow.trigger("watch_source")
+    assert site.airflow.wait_run("watch_source", run_id, seconds=420) == "failed"
+    assert site.airflow.task_instance("watch_source", run_id, "caught_up")["state"] == "success"
+    assert "deleted" in str(site.airflow.task_log("watch_source", run_id, "caught_up"))
+    told = str(site.airflow.task_log("watch_source", run_id, "kept"))
+    assert f"The broker has deleted what pipeline '{name}' had not read" in told
+    assert f"{topic}[0] offsets 1 to 3, at most 2 rows" in told
