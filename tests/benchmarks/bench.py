@@ -1,7 +1,7 @@
 r"""``make bench``: this sink beside Spark's JDBC writer, psql's ``\copy`` and Spark's no-op sink, on the same rows.
 
-Rounds are interleaved, figures are medians, and what counts are the ratios. Writes ``build/bench/results.json``, and
-for a whole run ``docs/reference/benchmarks.md`` with its plots.
+Rounds are interleaved, figures are medians, and what counts are the ratios. Each part is written when it has ended: to
+``build/bench/results.json``, and with ``--page``, or when all parts run, to ``docs/reference/benchmarks.md``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Any
 
 import append
 import error_handling
+import imports
 import kafka
 import ledger_cleanup
+import letters_published
 import letters_table
 import memory
 import replay
@@ -27,7 +29,7 @@ import sensors
 import small_batches
 import upsert
 from peers import Bench
-from report import Figure, write_report
+from report import Figure, PartResult, keep
 
 from sandbox.jars import jars
 from sandbox.postgres import PostgresServer
@@ -43,6 +45,8 @@ _SETTINGS = {
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.shuffle.partitions": "2",
 }
+# Micro-batches: of fewer, a 99th percentile is one single value.
+_PUBLISHED = 200
 _IN_SESSION: dict[str, Callable[[Bench, int], Iterator[Figure]]] = {
     "append": append.figures,
     "upsert": upsert.figures,
@@ -51,8 +55,26 @@ _IN_SESSION: dict[str, Callable[[Bench, int], Iterator[Figure]]] = {
     "replay": replay.figures,
     "bad": error_handling.bad_rows,
     "healthy": error_handling.healthy,
+    "publish": lambda bench, _: letters_published.figures(bench, _PUBLISHED),
 }
-PARTS = (*_IN_SESSION, "memory", "letters", "cleanup", "sensors", "tasks")
+_TITLES = {
+    "append": "Appends: {rows:,} rows of 6 columns",
+    "upsert": "Upserts: {rows:,} rows of 6 columns",
+    "kafka": "From Kafka: {rows:,} rows of 10 columns",
+    "small": "Small micro-batches",
+    "memory": "Memory",
+    "healthy": "Retry, breaker and dead-letter queue in a healthy run",
+    "bad": "Bad rows",
+    "publish": "Dead letters to Kafka",
+    "replay": "Replaying dead letters",
+    "letters": "Looking through {letters:,} dead letters",
+    "sensors": "A thousand waiting sensors",
+    "tasks": "From a commit to the end of a task",
+    "imports": "Imports",
+    "cleanup": "A ledger of {ledger_rows:,} micro-batches",
+}
+PARTS = tuple(_TITLES)
+_WITHOUT_ROUNDS = {"publish", "memory", "sensors", "cleanup"}
 
 
 def main() -> None:
@@ -61,6 +83,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2_000_000, help="rows of append, upsert and Kafka")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=PARTS, action="append", help="this part only; may be given several times")
+    parser.add_argument("--page", action="store_true", help="write the parts of --only to the page of the docs, too")
     parser.add_argument("--letters", type=int, default=10_000_000, help="dead letters to look through")
     parser.add_argument("--ledger-rows", type=int, default=10_000_000, help="ledger rows, half of which are cleaned up")
     parser.add_argument("--memory-rows", type=int, nargs="+", default=(1_000_000, 5_000_000, 20_000_000))
@@ -72,29 +95,37 @@ def main() -> None:
         folder = Path(name)
         folder.chmod(0o755)
         server.create_database("bench")
-        figures = list(_figures(parts, chosen, server, folder))
-    write_report(figures, chosen.rows, chosen.rounds, page=not chosen.only)
-    if any(figure.met is False for figure in figures):
-        print("A goal was missed: see the table.", file=sys.stderr)
+        missed = False
+        for part, figures in _figures(parts, chosen, server, folder):
+            title = _TITLES[part].format_map(vars(chosen))
+            rounds = 0 if part in _WITHOUT_ROUNDS else chosen.rounds
+            result = PartResult.of(title, f'make bench ARGS="--only {part}"', rounds, figures)
+            keep(part, result, PARTS, page=chosen.page or not chosen.only)
+            missed = missed or any(figure.met is False for figure in figures)
+    if missed:
+        print("A goal was missed: see the tables.", file=sys.stderr)
 
 
-def _figures(parts: list[str], chosen: argparse.Namespace, server: PostgresServer, folder: Path) -> Iterator[Figure]:
+def _figures(
+    parts: list[str], chosen: argparse.Namespace, server: PostgresServer, folder: Path
+) -> Iterator[tuple[str, list[Figure]]]:
     if any(part in _IN_SESSION for part in parts):
         with _session("local[2]") as spark:
             bench = Bench(spark, server, folder, chosen.rows)
             for part, measure in _IN_SESSION.items():
                 if part in parts:
-                    yield from measure(bench, chosen.rounds)
-    if "memory" in parts:
-        yield from memory.figures(server, folder, chosen.memory_rows)
-    if "letters" in parts:
-        yield from letters_table.figures(server, chosen.letters, chosen.rounds)
-    if "cleanup" in parts:
-        yield from ledger_cleanup.figures(server, chosen.ledger_rows, chosen.rounds)
-    if "sensors" in parts:
-        yield from sensors.figures(server)
-    if "tasks" in parts:
-        yield from sensor_tasks.figures(server, chosen.rounds)
+                    yield part, list(measure(bench, chosen.rounds))
+    alone: dict[str, Callable[[], Iterator[Figure]]] = {
+        "memory": lambda: memory.figures(server, folder, chosen.memory_rows),
+        "letters": lambda: letters_table.figures(server, chosen.letters, chosen.rounds),
+        "cleanup": lambda: ledger_cleanup.figures(server, chosen.ledger_rows),
+        "sensors": lambda: sensors.figures(server),
+        "tasks": lambda: sensor_tasks.figures(server, chosen.rounds),
+        "imports": lambda: imports.figures(chosen.rounds),
+    }
+    for part, measure_alone in alone.items():
+        if part in parts:
+            yield part, list(measure_alone())
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def _lines(bench: Bench, kind: str) -> Path:
 def _fresh(bench: Bench) -> None:
     bench.sql("DROP TABLE IF EXISTS peer", f"CREATE TABLE peer ({TABLE}, CHECK (price >= 0))")
     if bench.sql("SELECT to_regclass('etl.dead_letter') IS NOT NULL") == (True,):
-        bench.sql("TRUNCATE etl.dead_letter")
+        bench.sql("TRUNCATE etl.dead_letter_bundle, etl.dead_letter_bundled")
     bench.sql("CHECKPOINT")
 
 

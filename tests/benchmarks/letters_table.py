@@ -25,28 +25,25 @@ _FIRST_DAY = datetime(2026, 10, 1, tzinfo=UTC)
 _DAYS = 30
 # Every second letter is of pipeline-0, and one in a hundred thousand of a class of its own. A hundred letters, as of a
 # micro-batch, failed at the same moment. Home, name and reason are there where the table asks for them.
-_FILL = """
-INSERT INTO etl.dead_letter (
-    dead_letter_id, pipeline_id, query_id, batch_id, stage, error_class, sqlstate, message, raw_value, parsed_row,
-    source, first_failed_at, last_failed_at, status, replay_id, home_query_id, home_batch_id, closed_by, reason
-)
+_LETTERS = """
 SELECT
-    ('00000000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid,
-    'pipeline-' || CASE WHEN n %% 2 = 0 THEN 0 ELSE 1 + n / 2 %% 49 END,
-    'query', n / 100,
-    CASE WHEN n %% 3 = 0 THEN 'write' ELSE 'parse' END,
-    CASE WHEN n %% 100000 = 0 THEN 'CLASS_RARE' ELSE 'CLASS_' || n / 7 %% 11 END,
-    CASE WHEN n %% 3 = 0 THEN '23514' END,
-    'the value of column quantity is not one of an integer: line ' || n,
-    convert_to('{"id": ' || n || ', "sku": "sku-0000001", "quantity": "many", "note": "of some length"}', 'UTF8'),
-    CASE WHEN n %% 3 = 0 THEN jsonb_build_object('id', n, 'quantity', -1) END,
-    jsonb_build_object('topic', 'orders', 'partition', n %% 4, 'offset', n),
-    moment, moment, status,
-    CASE WHEN status = 'replayed' THEN '00000000-0000-4000-8000-000000000001'::uuid END,
-    CASE WHEN status = 'replayed' THEN 'query' END,
-    CASE WHEN status = 'replayed' THEN n / 100 END,
-    CASE WHEN status = 'discarded' THEN 'somebody' END,
-    CASE WHEN status = 'discarded' THEN 'not needed' END
+    ('00000000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid AS dead_letter_id,
+    'pipeline-' || CASE WHEN n %% 2 = 0 THEN 0 ELSE 1 + n / 2 %% 49 END AS pipeline_id,
+    'query' AS query_id, n / 100 AS batch_id,
+    CASE WHEN n %% 3 = 0 THEN 'write' ELSE 'parse' END AS stage,
+    CASE WHEN n %% 100000 = 0 THEN 'CLASS_RARE' ELSE 'CLASS_' || n / 7 %% 11 END AS error_class,
+    CASE WHEN n %% 3 = 0 THEN '23514' END AS sqlstate,
+    'the value of column quantity is not one of an integer: line ' || n AS message,
+    convert_to('{"id": ' || n || ', "sku": "sku-0000001", "quantity": "many", "note": "of some length"}', 'UTF8')
+        AS raw_value,
+    CASE WHEN n %% 3 = 0 THEN jsonb_build_object('id', n, 'quantity', -1) END AS parsed_row,
+    jsonb_build_object('topic', 'orders', 'partition', n %% 4, 'offset', n) AS source,
+    moment, status,
+    CASE WHEN status = 'replayed' THEN '00000000-0000-4000-8000-000000000001'::uuid END AS replay_id,
+    CASE WHEN status = 'replayed' THEN 'query' END AS home_query_id,
+    CASE WHEN status = 'replayed' THEN n / 100 END AS home_batch_id,
+    CASE WHEN status = 'discarded' THEN 'somebody' END AS closed_by,
+    CASE WHEN status = 'discarded' THEN 'not needed' END AS reason
 FROM (
     SELECT n, %(start)s::timestamptz + n / 100 * %(step)s::interval AS moment,
         CASE
@@ -57,6 +54,27 @@ FROM (
         END AS status
     FROM generate_series(0::bigint, %(rows)s::bigint - 1) AS n
 ) AS numbered"""
+# Every second micro-batch has its letters in bundles, small ones; those of the others were taken apart.
+_SHARED = "pipeline_id, query_id, batch_id, stage, error_class, status, replay_id, home_query_id, home_batch_id"
+_SINGLE = f"""
+INSERT INTO etl.dead_letter_single (
+    dead_letter_id, {_SHARED}, closed_by, reason, sqlstate, message, raw_value, parsed_row, source, first_failed_at,
+    last_failed_at
+)
+SELECT dead_letter_id, {_SHARED}, closed_by, reason, sqlstate, message, raw_value, parsed_row, source, moment, moment
+FROM ({_LETTERS}) AS letter WHERE batch_id %% 2 = 0"""
+_BUNDLE_ID = f"md5(concat_ws(' ', {_SHARED}))::uuid"
+_BUNDLE = f"""
+INSERT INTO etl.dead_letter_bundle (
+    bundle_id, {_SHARED}, closed_by, reason, has_raw_value, attempt, letters, first_failed_at, last_failed_at
+)
+SELECT {_BUNDLE_ID}, {_SHARED}, closed_by, reason, true, 1, count(*), min(moment), min(moment)
+FROM ({_LETTERS}) AS letter WHERE batch_id %% 2 = 1 GROUP BY {_SHARED}, closed_by, reason"""
+_BUNDLED = f"""
+INSERT INTO etl.dead_letter_bundled (dead_letter_id, bundle_id, sqlstate, message, raw_value, parsed_row, source)
+SELECT dead_letter_id, {_BUNDLE_ID}, sqlstate, message, raw_value, parsed_row, source
+FROM ({_LETTERS}) AS letter WHERE batch_id %% 2 = 1"""
+_TABLES = ("dead_letter_single", "dead_letter_bundle", "dead_letter_bundled")
 # Differences, as the triggers would have kept them of micro-batches with a thousand dead letters each.
 _TALLY = """
 INSERT INTO etl.dead_letter_tally (pipeline_id, status, stage, error_class, letters)
@@ -125,27 +143,31 @@ def _milliseconds(ask: Callable[[], Any], number: int) -> float:
 
 
 def _fill(conn: Connection, rows: int) -> None:
-    """Fill the table without its triggers and indexes, which are there again afterwards."""
+    """Fill the tables without their triggers and indexes, which are there again afterwards."""
     indexes = conn.execute(
-        "SELECT i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid) FROM pg_inherits h JOIN pg_index i "
-        "ON i.indrelid = h.inhrelid WHERE h.inhparent = 'etl.dead_letter'::regclass AND NOT i.indisprimary"
+        "SELECT i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid) FROM pg_index i "
+        "JOIN pg_class c ON c.oid = i.indrelid WHERE c.relnamespace = 'etl'::regnamespace AND c.relkind = 'r' "
+        "AND c.relname ~ '^dead_letter_(pending|replaying|parked|replayed|discarded|bundle|bundled)$' "
+        "AND NOT i.indisprimary"
     ).fetchall()
     step = timedelta(days=_DAYS) / max(rows / 100, 1)
     conn.execute("SET statement_timeout = 0")
     conn.execute("SET maintenance_work_mem = '512MB'")
-    conn.execute("ALTER TABLE etl.dead_letter DISABLE TRIGGER USER")
+    for table in _TABLES:
+        conn.execute(f"ALTER TABLE etl.{table} DISABLE TRIGGER USER".encode())
     for name, _ in indexes:
         conn.execute(f"DROP INDEX {name}".encode())
-    conn.execute(_FILL.encode(), {"rows": rows, "start": _FIRST_DAY, "step": step})
+    for statement in (_SINGLE, _BUNDLE, _BUNDLED):
+        conn.execute(statement.encode(), {"rows": rows, "start": _FIRST_DAY, "step": step})
     for _, definition in indexes:
         conn.execute(definition.encode())
-    conn.execute("ALTER TABLE etl.dead_letter ENABLE TRIGGER USER")
+    for table in _TABLES:
+        conn.execute(f"ALTER TABLE etl.{table} ENABLE TRIGGER USER".encode())
     conn.execute(_TALLY.encode())
-    print(
-        "differences in the tally:", conn.execute("SELECT count(*) FROM etl.dead_letter_tally").fetchone(), flush=True
-    )
-    conn.execute("VACUUM ANALYZE etl.dead_letter")
-    conn.execute("VACUUM ANALYZE etl.dead_letter_tally")
+    for table in ("dead_letter_bundle", "dead_letter_tally"):
+        print(f"{table}:", conn.execute(f"SELECT count(*) FROM etl.{table}".encode()).fetchone(), flush=True)
+    for table in (*_TABLES, "dead_letter_tally"):
+        conn.execute(f"VACUUM ANALYZE etl.{table}".encode())
 
 
 def _explain(conn: Connection, name: str, ask: Callable[[], Any]) -> None:

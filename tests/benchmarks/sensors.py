@@ -54,15 +54,20 @@ async def _measure(rows: Any) -> tuple[float, float, float]:
     listening = (await asyncio.to_thread(rows.sql, question))[0][0]
     seconds = []
     for number in range(_COMMITS):
-        await asyncio.to_thread(rows.commit, 0, f"pipeline-{number}", f"run-{number}")
-        committed = monotonic()
-        await waiting.pop(number)
-        seconds.append(monotonic() - committed)
+        commit = asyncio.to_thread(rows.commit, 0, f"pipeline-{number}", f"run-{number}")
+        # The event may be there before the thread has closed its connection.
+        committed, seen = await asyncio.gather(commit, _when(waiting.pop(number)))
+        seconds.append(seen - committed)
         await asyncio.sleep(0.05)
     for task in waiting.values():
         task.cancel()
     await asyncio.gather(*waiting.values(), return_exceptions=True)
     return share, float(listening), median(seconds) * 1000
+
+
+async def _when(task: asyncio.Task[Any]) -> float:
+    await task
+    return monotonic()
 
 
 async def _event(number: int) -> Any:
