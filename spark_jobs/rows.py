@@ -108,6 +108,14 @@ def letter(
     return F.to_json(fields)
 
 
+def letter_again(*, stage: str, error_class: Column, message: Column) -> Column:
+    """Return the envelope of a dead letter that fails again: it has its record and coordinates already.
+
+    To take them along would have them decoded for each letter, also of those that come home.
+    """
+    return letter(stage=stage, error_class=error_class, message=message, source=F.struct(F.col(LETTER_ID)))
+
+
 def raw_record(value: Column, key: Column | None = None, headers: Column | None = None) -> Column:
     """Return the column ``__raw`` of a source whose rows are records.
 

@@ -74,7 +74,7 @@ class ReplayRequest(_Model):
     limit: int | None = Field(None, ge=1)
     rate: float | None = Field(None, gt=0)
     max_attempts: int = Field(5, ge=1)
-    batch_size: int = Field(50_000, ge=1)
+    batch_size: int = Field(100_000, ge=1)
     dry_run: bool = False
 
     @classmethod

@@ -103,7 +103,7 @@ class BatchAgainWriter:
     def _write(self, choice: Choice, rows: BatchRows, record: BatchRecord) -> Written:
         event = self._event(record)
         if choice.strategy is WriteStrategy.SINGLE:
-            return self.sink.write_in_one_task(rows, record, event)
+            return self.sink.write_in_one_task(rows, record, event, several_read=choice.several_read)
 
         def books(counted: Tally | None) -> Looked:
             if counted is None:

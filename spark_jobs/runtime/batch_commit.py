@@ -273,7 +273,7 @@ class BatchCommit:
         single, stateful = choice.strategy is WriteStrategy.SINGLE, self.flow.stateful
         rows = self._rows(df, batch)
         if single and not stateful:
-            return self.sink.write_in_one_task(rows, record, event)
+            return self.sink.write_in_one_task(rows, record, event, several_read=choice.several_read)
         books: SecondLook = StatelessBooks(self.spark, self.flow, batch, record)
         if stateful:
             query = self._running_query()

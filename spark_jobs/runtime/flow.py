@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType, TimestampNTZType, TimestampType
 
-from spark_jobs.contracts.config import AggregationTransform, PipelineConfig, SelectTransform, Streaming
+from spark_jobs.contracts.config import (
+    AggregationTransform,
+    FilterTransform,
+    PipelineConfig,
+    SelectTransform,
+    Streaming,
+)
 from spark_jobs.contracts.config.transforms import Transform
 from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.rows import CARRIED, EVENT_TIME, LETTER_ID, OUTCOME, RAW, ROW, SOURCE, Outcome, data_columns, passed
@@ -130,6 +137,20 @@ class Flow:
         """Return the sorted-out rows of a stateless pipeline as they reach the sink."""
         selected = any(isinstance(transform, SelectTransform) for transform in self.stateless)
         return sorted_out.drop(*(() if selected else self.source.own_columns))
+
+    def may_ask_for_own_columns(self, more: Mapping[str, str]) -> bool:
+        """Tell whether an expression of the pipeline, or one of ``more``, may name a column that the source adds.
+
+        Only a filter or a select whose text has neither such a name nor an asterisk surely does not.
+        """
+        known = all(isinstance(transform, (FilterTransform, SelectTransform)) for transform in self.stateless)
+        if not known or not self.source.own_columns_on_demand:
+            return True
+        said = [transform.model_dump_json() for transform in self.stateless]
+        if self.streaming.watermark is not None:
+            said.append(self.streaming.watermark.event_time_column)
+        text = " ".join((*said, *more, *more.values())).lower()
+        return "*" in text or any(name.lower() in text for name in self.source.own_columns)
 
     def _watermarked(self, df: DataFrame) -> DataFrame:
         watermark = self.streaming.watermark

@@ -117,10 +117,11 @@ class _Replay:
         try:
             last = taken.first + taken.letters
             write.check(taken.first, last)
-            for number, first in enumerate(range(taken.first, last, request.letters_per_batch), taken.batches):
+            firsts = (taken.first, *taken.ends[:-1])
+            for number, (first, end) in enumerate(zip(firsts, taken.ends, strict=False), taken.batches):
                 self.jvm.set({"batch": number})
                 with ids.batch_scope(**{**ids.current(), "batch": number}):
-                    self._batch(write, number, first, min(first + request.letters_per_batch, last))
+                    self._batch(write, number, first, end)
         except Exception:
             with suppress(EtlError):
                 ledger.forget_connection()

@@ -31,7 +31,7 @@ from spark_jobs.rows import (
     SOURCE,
     Outcome,
     data_columns,
-    letter,
+    letter_again,
     outcome,
     passed,
 )
@@ -64,15 +64,18 @@ class Kind(StrEnum):
         names = ", ".join(f"'{stage}'" for stage in stages)
         return self.value.format(raw=f"(i.stage = 'parse' OR (i.stage IN ({names}) AND i.has_raw_value))")
 
-    def columns(self, request: ReplayRequest) -> tuple[str, ...]:
-        """Return what is read of each letter: all that a letter has would take a fifth of the replay's time."""
+    def columns(self, flow: Flow, request: ReplayRequest) -> tuple[str, ...]:
+        """Return what is read of each letter: all that a letter has would take a quarter of the replay's time."""
         needed = {"raw_value", "parsed_row", "source"}
         repair = ""
         if self is Kind.RECORD:
-            needed = {"raw_key", "raw_value", "raw_headers", "source"}
-            repair = request.patch.get(RAW_VALUE, "")
+            repair = request.patch.get(RAW_VALUE, "").lower()
+            # The source makes its own columns of these, or does without all of them.
+            place = {"raw_key", "raw_headers", "source"}
+            asked = flow.may_ask_for_own_columns(request.patch) or any(name in repair for name in place)
+            needed = {"raw_value"} | (place if asked else set())
         # A record's repair is an expression over all that is stored of it.
-        return tuple(name for name in LETTER_VALUES if name in needed or name in repair.lower())
+        return tuple(name for name in LETTER_VALUES if name in needed or name in repair)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class ReplayFrame:
         if self.flow.stateful:
             self._check_stateful(kinds)
         known = {RAW_VALUE} if kinds.get(Kind.RECORD) else set()
+        if not self.request.patch.keys() - known:
+            return
         for kind, count in kinds.items():
             if count:
                 known |= set(self._target.names if kind is Kind.TARGET_ROW else data_columns(self._source_frame))
@@ -131,7 +136,7 @@ class ReplayFrame:
         return reduce(DataFrame.unionByName, [frame.select(*self._columns(frame)) for frame in frames])
 
     def _letters(self, kind: Kind, question: str) -> DataFrame:
-        return stored_letters(self.spark, self.session, question, kind.columns(self.request))
+        return stored_letters(self.spark, self.session, question, kind.columns(self.flow, self.request))
 
     @property
     def _ways(self) -> dict[Kind, Callable[[DataFrame], DataFrame]]:
@@ -195,7 +200,8 @@ class ReplayFrame:
     def _columns(self, frame: DataFrame) -> list[Column]:
         # The letter of a row that fails again names the one it was, in front of whatever else it says.
         known = F.concat(F.lit('{"dead_letter_id":"'), F.col(SOURCE)["dead_letter_id"], F.lit('",'))
-        named = F.concat(known, F.substring(F.col(LETTER), 2, 2**31 - 1)).alias(LETTER)
+        text = F.concat(known, F.substring(F.col(LETTER), 2, 2**31 - 1))
+        named = F.when(F.col(LETTER).isNotNull(), text).alias(LETTER)
         # A letter keeps the record that it has; the row it stood for is not asked for again.
         carried = [
             named if name == LETTER else F.col(name)
@@ -250,12 +256,8 @@ def _from_json(
         .when(other != "", F.concat(F.lit("OTHER_COLUMNS: the row was made for other columns: "), other))
         .when(F.col("__row")[_CORRUPT].isNotNull(), F.lit("OTHER_TYPES: the row does not fit the columns' types"))
     )
-    again = letter(
-        stage=stage,
-        error_class=F.substring_index(F.col("__problem"), ":", 1),
-        message=F.col("__problem"),
-        source=F.struct(F.col(LETTER_ID)),
-    )
+    problem_class = F.substring_index(F.col("__problem"), ":", 1)
+    again = letter_again(stage=stage, error_class=problem_class, message=F.col("__problem"))
     bad = F.col("__problem").isNotNull()
     return rows.withColumn("__problem", problem).select(
         LETTER_ID,
@@ -269,12 +271,8 @@ def _from_json(
 def _unless_failed(rows: DataFrame, patch: str) -> DataFrame:
     """Make the rows letters again whose repair has failed, whatever was read instead of their record."""
     failed = F.startswith(F.col(LETTER_ID), F.lit(_FAILED))
-    again = letter(
-        stage="parse",
-        error_class=F.lit("PATCH_FAILED"),
-        message=F.lit(f"{RAW_VALUE}: {patch} fails on the record"),
-        source=F.struct(F.col(LETTER_ID)),
-    )
+    why = F.lit(f"{RAW_VALUE}: {patch} fails on the record")
+    again = letter_again(stage="parse", error_class=F.lit("PATCH_FAILED"), message=why)
     return rows.withColumns(
         {
             LETTER: F.when(failed, again).otherwise(F.col(LETTER)),

@@ -76,7 +76,7 @@ class Reprocess:
                 request,
                 first,
                 last,
-                columns=kind.columns(request),
+                columns=kind.columns(self.frame.flow, request),
                 condition=self._condition(kind),
             )
             for kind in self._kinds

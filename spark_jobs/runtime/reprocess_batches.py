@@ -19,12 +19,11 @@ from spark_jobs.contracts.reprocess_batches import BatchAgain, ReprocessRequest
 from spark_jobs.contracts.tracker.reprocess_batches import (
     Chosen,
     CommittedBatch,
-    batches_after,
     committed_batch,
     finish_reprocess,
-    is_newest_query,
     open_reprocess,
 )
+from spark_jobs.contracts.tracker.reprocess_choice import batches_after, is_newest_query
 from spark_jobs.faults import reach
 from spark_jobs.logs import ids
 from spark_jobs.logs.events import log_event

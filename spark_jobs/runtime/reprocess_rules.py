@@ -9,7 +9,8 @@ from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.errors import ReprocessRefusedError
 from spark_jobs.contracts.reprocess_batches import ReprocessRequest
 from spark_jobs.contracts.tracker.connect import classified
-from spark_jobs.contracts.tracker.reprocess_batches import Chosen, batches_after
+from spark_jobs.contracts.tracker.reprocess_batches import Chosen
+from spark_jobs.contracts.tracker.reprocess_choice import batches_after
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.target import Target

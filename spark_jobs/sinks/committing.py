@@ -34,6 +34,7 @@ class CommitPlan:
     :param record: the ledger row but for its books and event times; its duration is what the batch took so far.
     :param event: the progress event as a JSON object, but for its ``rows``.
     :param letters: statement that stores a JSON array of dead letters.
+    :param before_letters: of a replay: what is done before with the same array.
     :param letters_from: statements that take dead letters from where tasks staged them, and whose answer is their
         number, each with the number that must come out.
     :param where: first part of the names of its fault points.
@@ -49,6 +50,7 @@ class CommitPlan:
     event: dict[str, Any]
     letters: str
     limit: Limit
+    before_letters: str = ""
     letters_from: tuple[tuple[str, int], ...] = ()
     where: str = "single"
     settling: Settling | None = None
@@ -191,7 +193,8 @@ def write_letters(cursor: Cursor, plan: CommitPlan, letters: LetterSpool) -> Non
     if plan.hands_over and letters.count:
         raise LettersFoundError("The micro-batch has dead letters, which are published before it commits")
     for chunk in letters.batches():
-        cursor.execute(plan.letters, (*plan.letters_key, json.dumps(chunk)))
+        for statement in filter(None, (plan.before_letters, plan.letters)):
+            cursor.execute(statement, (*plan.letters_key, json.dumps(chunk)))
     for statement, expected in plan.letters_from:
         require_letters(int(cursor.scalar(statement)), expected)
 

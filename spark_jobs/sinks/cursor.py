@@ -27,6 +27,8 @@ __all__ = ["Cursor", "Error"]
 
 # A query's result would come by COPY, and its error with the first row instead of now, without its SQLSTATE.
 _AT_ONCE = {PostgresOptions.USE_COPY.value: "false"}
+# Of 16 MiB otherwise: whoever reads them would wait for the first ones while the server works, and the other way round.
+_SMALL_BATCHES = {PostgresOptions.BATCH_SIZE_HINT_BYTES.value: str(1 << 20)}
 
 
 class Cursor:
@@ -68,6 +70,7 @@ class Cursor:
     def stream(self, statement: str) -> Iterator[pa.RecordBatch]:
         """Run a question without parameters; yield its rows as they come, however many there are."""
         with self._statement() as handle:
+            handle.set_options(**_SMALL_BATCHES)
             handle.set_sql_query(statement)
             stream, _ = handle.execute_query()
             with pa.RecordBatchReader.from_stream(stream) as reader:

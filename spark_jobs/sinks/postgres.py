@@ -126,17 +126,25 @@ class PostgresSink:
 
     # -- single ----------------------------------------------------------------------------------------------------
 
-    def write_in_one_task(self, rows: BatchRows, record: BatchRecord, event: dict[str, Any]) -> Written:
-        """Write a stateless batch in one task and one transaction."""
-        report = self._quick_then_careful(
-            lambda careful: self._one_task(rows, record, event, careful=careful), record, in_tasks=True
-        )
+    def write_in_one_task(
+        self, rows: BatchRows, record: BatchRecord, event: dict[str, Any], *, several_read: bool = False
+    ) -> Written:
+        """Write a stateless batch in one task and one transaction.
+
+        :param several_read: whether other tasks read it, and hand their rows over by a shuffle.
+        """
+
+        def write(careful: bool) -> PartReport:
+            prepared = self._plans.prepare(rows(careful), careful=careful)
+            narrow = prepared.repartition(1) if several_read else prepared.coalesce(1)
+            return self._one_task(narrow, record, event, careful=careful)
+
+        report = self._quick_then_careful(write, record, in_tasks=True)
         return Written(report.state, stateless_books(report), report.tally.event_time_max, report.message)
 
-    def _one_task(self, batch: BatchRows, record: BatchRecord, event: dict[str, Any], *, careful: bool) -> PartReport:
+    def _one_task(self, narrow: DataFrame, record: BatchRecord, event: dict[str, Any], *, careful: bool) -> PartReport:
         plan = self._plans.single(record, event, careful=careful)
-        prepared = self._plans.prepare(batch(careful), careful=careful)
-        rows = prepared.coalesce(1).mapInArrow(single_task(plan), REPORT_SCHEMA).collect()
+        rows = narrow.mapInArrow(single_task(plan), REPORT_SCHEMA).collect()
         return self._settled(read_reports(rows)[0], record)
 
     def write_handed_over(

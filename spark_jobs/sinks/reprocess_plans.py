@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from psycopg import sql
 
 from spark_jobs.contracts.tracker.records import BatchRecord
-from spark_jobs.contracts.tracker.replays import PERHAPS_SENT
+from spark_jobs.contracts.tracker.taking import PERHAPS_SENT
 from spark_jobs.sinks.batch_column import batch_value
 from spark_jobs.sinks.committing import CommitPlan
 from spark_jobs.sinks.dead_letter_rows import counted_letters_from
@@ -27,10 +27,13 @@ FROM {{schema}}.batch_tracker b LEFT JOIN (
     SELECT rows_after, letters_after FROM {{schema}}.batch_reprocessed WHERE {_KEY} ORDER BY number DESC LIMIT 1
 ) AS r ON true
 WHERE {_KEY}"""  # noqa: S608 - constants
-_CLOSE: Final = f"""
-UPDATE {{schema}}.dead_letter SET status = 'discarded', closed_at = clock_timestamp(), closed_by = {{own}},
+_CLOSED: Final = f"""
+SET status = 'discarded', closed_at = clock_timestamp(), closed_by = {{own}},
     reason = 'its micro-batch was done again, and has letters of its own'
-WHERE {_KEY} AND status IN ('pending', 'parked')"""  # noqa: S608 - constants
+WHERE {_KEY} AND status IN ('pending', 'parked')"""
+_CLOSE: Final = f"""
+WITH whole AS (UPDATE {{schema}}.dead_letter_bundle {_CLOSED} RETURNING 1)
+UPDATE {{schema}}.dead_letter_single {_CLOSED}"""
 # What an earlier time has closed is not counted: the micro-batch has made its letters anew since.
 _LETTERS: Final = f"""
 SELECT json_build_object(

@@ -24,7 +24,7 @@ class Settling:
     """
 
     letters: int
-    take: str
+    take: tuple[str, ...]
     home: str
     all_home: str
     outcome: str
@@ -35,7 +35,8 @@ class Settling:
 def take_letters(cursor: Cursor, settling: Settling) -> None:
     """Begin: a dry run takes its letters in the transaction that it will roll back, another has them already."""
     if settling.dry_run:
-        cursor.run(settling.take)
+        for statement in settling.take:
+            cursor.run(statement)
 
 
 def settle_letters(cursor: Cursor, settling: Settling, *, failed: int) -> str:

@@ -21,11 +21,15 @@ class Choice:
     """A strategy and its reason, as log and ledger show them.
 
     :param parts: most parts of the batch, for ``two_phase``.
+    :param several_read: for ``single``: whether the task that writes takes its rows from tasks that read and parse them
+        side by side. To read one partition of a topic after the other takes a quarter of a second for each, however few
+        rows it has.
     """
 
     strategy: WriteStrategy
     reason: str
     parts: int = 1
+    several_read: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,8 @@ def choose(
     if forced is not WriteStrategy.AUTO:
         return Choice(forced, "forced by writeStrategy")
     if small and not gaps_possible:
-        return Choice(WriteStrategy.SINGLE, reason)
+        several = result is None and _several_read(size, means)
+        return Choice(WriteStrategy.SINGLE, f"{reason}, and several read it" if several else reason, 1, several)
     if small:
         return Choice(WriteStrategy.STAGED, "failOnDataLoss=false: gaps are looked for before the commit")
     return _large(reason, means)
@@ -110,6 +115,11 @@ def _large(reason: str, means: Means) -> Choice:
     if why_not:
         return Choice(WriteStrategy.STAGED, f"{reason}; not two_phase: {why_not}")
     return Choice(WriteStrategy.TWO_PHASE, f"{reason}, in {_parts_text(means)}", _parts(means))
+
+
+def _several_read(size: BatchSize, means: Means) -> bool:
+    # Where rows replace one another their order counts, which is the partitions' as long as one task reads them.
+    return means.write_mode is WriteMode.APPEND and (size.partitions or 1) > 1 and means.parallelism > 1
 
 
 def _parts(means: Means) -> int:

@@ -64,6 +64,8 @@ class Source(ABC):
     coordinates: tuple[str, ...] = ()
     #: Columns that every row has beside its schema's: to be used in expressions, not written unless selected.
     own_columns: tuple[str, ...] = ()
+    #: Whether :meth:`read_letters` does without what the source's own columns are made of, where nobody asks for them.
+    own_columns_on_demand: bool = False
     #: Whether a row may fail to be read. False only where every row that the source gives fits the schema.
     makes_dead_letters: bool = True
     #: Whether every dead letter holds the record as it came, so that a replay can read it again.
@@ -86,8 +88,11 @@ class Source(ABC):
     def read_letters(self, letters: DataFrame) -> DataFrame:
         """Return the records of dead letters, read as :meth:`stream` would read them now; each letter is one row.
 
+        What fails again has an envelope with the new reason only (:func:`~spark_jobs.rows.letter_again`).
+
         :param letters: columns ``__letter_id`` STRING, which is kept, ``raw_key`` BINARY, ``raw_value`` BINARY,
-            ``raw_headers`` STRING (JSON) and ``source`` STRING (JSON).
+            ``raw_headers`` STRING (JSON) and ``source`` STRING (JSON). With :attr:`own_columns_on_demand` all but
+            ``raw_value`` may be missing: then the rows have none of the source's own columns.
         :raises ConfigError: this source has no records that could not be read.
         """
         raise ConfigError(

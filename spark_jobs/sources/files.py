@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from spark_jobs.contracts.errors import ConfigError, SourceUnreachableError
 from spark_jobs.contracts.tracker.records import SourceFile
-from spark_jobs.rows import LETTER, LETTER_ID, OUTCOME, RAW, Outcome, letter, outcome, raw_record
+from spark_jobs.rows import LETTER, LETTER_ID, OUTCOME, RAW, Outcome, letter, letter_again, outcome, raw_record
 from spark_jobs.sources.base import BatchSize, OffsetRange, Source
 from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
 
@@ -41,6 +41,7 @@ class FileSource(Source):
     defaults: ClassVar[Mapping[str, str]] = {}
     coordinates: tuple[str, ...] = ("_file", "_block_start")
     own_columns: tuple[str, ...] = ("_file", "_block_start")
+    own_columns_on_demand = True
 
     def __init__(self, spark: SparkSession, schema: StructType, options: Mapping[str, str], path: str) -> None:
         self._spark = spark
@@ -136,7 +137,9 @@ class FileSource(Source):
     def sort(self, raw: DataFrame) -> DataFrame:
         """Give each row its outcome and its coordinates."""
 
-    def _letter(self, error: Column, raw: Column) -> Column:
+    def _letter(self, rows: DataFrame, error: Column, raw: Column) -> Column:
+        if LETTER_ID in rows.columns:
+            return letter_again(stage="parse", error_class=error_class(error), message=error)
         return letter(
             stage="parse",
             error_class=error_class(error),
@@ -170,7 +173,7 @@ class JsonLinesFiles(FileSource):
 
     @override
     def read_letters(self, letters: DataFrame) -> DataFrame:
-        return self._sorted(letters.select(LETTER_ID, F.col("raw_value").alias("__value"), *_place()))
+        return self._sorted(letters.select(LETTER_ID, F.col("raw_value").alias("__value"), *_place(letters)))
 
     def _sorted(self, rows: DataFrame) -> DataFrame:
         options = {name: value for name, value in self._options.items() if name.lower() not in _STREAM_ONLY | {"path"}}
@@ -180,7 +183,7 @@ class JsonLinesFiles(FileSource):
         sorted_out = (
             parsed.frame.withColumn("__error", parsed.error)
             .withColumn(OUTCOME, F.when(bad, outcome(Outcome.DEAD_LETTER)).otherwise(outcome(Outcome.PASSED)))
-            .withColumn(LETTER, F.when(bad, self._letter(error, F.col("__value").cast("binary"))))
+            .withColumn(LETTER, F.when(bad, self._letter(rows, error, F.col("__value").cast("binary"))))
             .withColumn(RAW, raw_record(F.col("__value").cast("binary")))
         )
         return drop_working_columns(sorted_out).drop("__value", "__error")
@@ -230,11 +233,12 @@ class CsvFiles(FileSource):
     def read_letters(self, letters: DataFrame) -> DataFrame:
         text = F.col("raw_value").cast("string")
         parsed = F.from_csv(text, self.reader_schema.toDDL(), self._record_options)
-        rows = letters.select(LETTER_ID, text.alias("__value"), parsed.alias("__parsed"), *_place())
+        rows = letters.select(LETTER_ID, text.alias("__value"), parsed.alias("__parsed"), *_place(letters))
         fields = [F.col("__parsed")[field.name].alias(field.name) for field in self._schema.fields]
         # Of a text without any field there is no struct at all.
         corrupt = F.when(F.col("__parsed").isNull(), F.col("__value")).otherwise(F.col("__parsed")[_CORRUPT])
-        return self._sorted(rows.select(LETTER_ID, *fields, corrupt.alias(_CORRUPT), "_file", "_block_start"))
+        place = [name for name in self.own_columns if name in rows.columns]
+        return self._sorted(rows.select(LETTER_ID, *fields, corrupt.alias(_CORRUPT), *place))
 
     @property
     def _record_options(self) -> dict[str, str]:
@@ -246,7 +250,7 @@ class CsvFiles(FileSource):
         error = F.lit("MALFORMED_CSV: the line has other fields than the schema, or a value of another type")
         return (
             located.withColumn(OUTCOME, F.when(bad, outcome(Outcome.DEAD_LETTER)).otherwise(outcome(Outcome.PASSED)))
-            .withColumn(LETTER, F.when(bad, self._letter(error, F.col(_CORRUPT).cast("binary"))))
+            .withColumn(LETTER, F.when(bad, self._letter(located, error, F.col(_CORRUPT).cast("binary"))))
             .drop(_CORRUPT)
         )
 
@@ -269,7 +273,9 @@ class ParquetFiles(FileSource):
         )
 
 
-def _place() -> list[Column]:
+def _place(letters: DataFrame) -> list[Column]:
+    if "source" not in letters.columns:
+        return []
     place = F.from_json("source", "file STRING, block_start BIGINT")
     return [place["file"].alias("_file"), place["block_start"].alias("_block_start")]
 

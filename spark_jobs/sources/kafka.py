@@ -13,7 +13,7 @@ from pyspark.sql.types import StructType
 from typing_extensions import override
 
 from spark_jobs.contracts.errors import ConfigError, SourceUnreachableError
-from spark_jobs.rows import LETTER, LETTER_ID, OUTCOME, RAW, Outcome, letter, outcome, raw_record
+from spark_jobs.rows import LETTER, LETTER_ID, OUTCOME, RAW, Outcome, letter, letter_again, outcome, raw_record
 from spark_jobs.sources.base import BatchSize, Committer, OffsetRange, Source
 from spark_jobs.sources.commit_group import CommitGroup
 from spark_jobs.sources.json_values import drop_working_columns, error_class, parse_json
@@ -46,6 +46,7 @@ class KafkaSource(Source):
     coordinates = ("_topic", "_partition", "_offset", "_timestamp")
     keeps_raw = True
     own_columns = ("_key", "_topic", "_partition", "_offset", "_timestamp", "_headers")
+    own_columns_on_demand = True
 
     def __init__(
         self,
@@ -193,6 +194,8 @@ class KafkaSource(Source):
 
     @override
     def read_letters(self, letters: DataFrame) -> DataFrame:
+        if "source" not in letters.columns:
+            return self._parse(letters.select(LETTER_ID, F.col("raw_value").alias("value")))
         place = F.from_json("source", "topic STRING, partition INT, offset BIGINT, timestamp TIMESTAMP")
         headers = F.from_json("raw_headers", "ARRAY<STRUCT<key: STRING, value: BINARY>>")
         raw = letters.withColumns({"__place": place, "headers": headers})
@@ -202,25 +205,26 @@ class KafkaSource(Source):
         return self._parse(raw.select(*columns, "headers", LETTER_ID))
 
     def _parse(self, raw: DataFrame) -> DataFrame:
+        own = [name for name in self.own_columns if name.removeprefix("_") in raw.columns]
         renamed = raw.select(
             *[name for name in (LETTER_ID,) if name in raw.columns],
             F.col("value").alias("__value"),
-            *(
-                F.col(name).alias(f"_{name}")
-                for name in ("key", "topic", "partition", "offset", "timestamp", "headers")
-            ),
+            *(F.col(name.removeprefix("_")).alias(name) for name in own),
         )
         parsed = parse_json(renamed, "__value", self._schema, {})
-        record = raw_record(F.col("__value"), F.col("_key"), F.col("_headers"))
+        record = raw_record(F.col("__value"), *(F.col(name) for name in ("_key", "_headers") if name in own))
+        said = F.col("__error")
         envelope = letter(
             stage="parse",
-            error_class=error_class(F.col("__error")),
-            message=F.col("__error"),
+            error_class=error_class(said),
+            message=said,
             source=F.struct(*(F.col(name).alias(name.removeprefix("_")) for name in self.coordinates)),
             raw_value=record["value"],
             raw_key=record["key"],
             raw_headers=record["headers"],
         )
+        if LETTER_ID in raw.columns:
+            envelope = letter_again(stage="parse", error_class=error_class(said), message=said)
         bad = F.col("__error").isNotNull()
         sorted_out = (
             parsed.frame.withColumn("__error", parsed.error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any, get_args
 from uuid import UUID, uuid4
@@ -12,16 +13,18 @@ from spark_jobs.contracts.cleanup import CleanupReport, CleanupRequest
 from spark_jobs.contracts.replay import LetterFilter, LetterStatus, ReplayRequest, ReplaySummary
 from spark_jobs.contracts.run_request import RunRequest
 from spark_jobs.contracts.tracker import cleanup, runs
+from spark_jobs.contracts.tracker.connect import raw
 from spark_jobs.contracts.tracker.letters import count_letters, discard_letters
 from spark_jobs.contracts.tracker.replays import finish_replay, open_replay, release
 from spark_jobs.contracts.tracker.staging_names import staging_prefix
+from spark_jobs.sinks.dead_letter_rows import insert_letters_from_json
 
 WANTED = LetterFilter.of(pipeline_id="orders")
 
 
 def add(tracker: Any, letters: int, *, days_ago: int = 500) -> None:
     tracker.conn.execute(
-        "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source, "
+        "INSERT INTO etl.dead_letter_single (pipeline_id, query_id, batch_id, stage, error_class, message, source, "
         "first_failed_at, last_failed_at) SELECT 'orders', 'q', 0, 'parse', 'BAD', 'm', '{}', t, t "
         "FROM generate_series(1, %s), LATERAL (SELECT now() - make_interval(days => %s)) AS x(t)",
         (letters, days_ago),
@@ -39,8 +42,8 @@ def replay(tracker: Any, letters: int) -> UUID:
     assert open_replay(tracker.conn, "etl", request, run_id, epoch).letters == letters
     tracker.commit(tracker.record(0, pipeline_id=own, query_id=run_id, run_id=run_id, gaps=[]))
     tracker.conn.execute(
-        "UPDATE etl.dead_letter SET status = 'replayed', home_query_id = %s, home_batch_id = 0, closed_at = now() "
-        "WHERE replay_id = %s",
+        "UPDATE etl.dead_letter_single SET status = 'replayed', home_query_id = %s, home_batch_id = 0, "
+        "closed_at = now() WHERE replay_id = %s",
         (run_id, request.replay_id),
     )
     return request.replay_id
@@ -58,7 +61,7 @@ def end(tracker: Any, replay_id: UUID) -> None:
 
 def grow_old(tracker: Any, days: int = 400) -> None:
     for table, columns in (
-        ("dead_letter", ("closed_at",)),
+        ("dead_letter_single", ("closed_at",)),
         ("dead_letter_replay", ("requested_at", "ended_at")),
         ("pipeline_run", ("registered_at", "started_at", "heartbeat_at", "ended_at")),
     ):
@@ -90,12 +93,13 @@ def test_only_letters_that_were_settled_long_ago_go(ledger: Any) -> None:
     grow_old(ledger, 200)
     add(ledger, 30)
     ledger.conn.execute(
-        "UPDATE etl.dead_letter SET status = 'parked' WHERE dead_letter_id IN "
+        "UPDATE etl.dead_letter_single SET status = 'parked' WHERE dead_letter_id IN "
         "(SELECT dead_letter_id FROM etl.dead_letter WHERE status = 'pending' LIMIT 10)"
     )
     ledger.conn.execute(
-        "UPDATE etl.dead_letter SET status = 'replaying', status_before = 'pending', replay_id = gen_random_uuid() "
-        "WHERE dead_letter_id IN (SELECT dead_letter_id FROM etl.dead_letter WHERE status = 'pending' LIMIT 10)"
+        "UPDATE etl.dead_letter_single SET status = 'replaying', status_before = 'pending', "
+        "replay_id = gen_random_uuid() WHERE dead_letter_id IN "
+        "(SELECT dead_letter_id FROM etl.dead_letter WHERE status = 'pending' LIMIT 10)"
     )
     waiting = {"pending": 10, "parked": 10, "replaying": 10}
     assert clean(ledger).totals == {}
@@ -105,6 +109,27 @@ def test_only_letters_that_were_settled_long_ago_go(ledger: Any) -> None:
     assert clean(ledger, letter_days=100, batch_size=7).totals == {"dead_letters": 50}
     assert letters(ledger) == waiting
     assert clean(ledger, days=0, letter_days=0).totals == {}
+
+
+def test_bundles_go_in_steps_as_letters_by_themselves_do(ledger: Any) -> None:
+    for kind, size in (("A", 25), ("B", 10), ("C", 5)):
+        said = {"stage": "parse", "error_class": kind, "message": "m", "source": "{}"}
+        text = json.dumps([json.dumps(said)] * size)
+        raw(ledger.conn, insert_letters_from_json("etl"), "orders", "q", "0", text)
+    some = LetterFilter.of(pipeline_id="orders", error_classes=("A", "B"))
+    assert discard_letters(ledger.conn, "etl", some, by="ada", reason="test") == 35
+    assert clean(ledger).totals == {}
+    ledger.conn.execute(
+        "UPDATE etl.dead_letter_bundle SET first_failed_at = first_failed_at - interval '400 days', "
+        "closed_at = closed_at - interval '400 days'"
+    )
+    # Given up lately, whenever it failed.
+    ledger.conn.execute("UPDATE etl.dead_letter_bundle SET closed_at = clock_timestamp() WHERE error_class = 'B'")
+    assert clean(ledger, dry_run=True).totals == {"dead_letters": 25}
+    assert clean(ledger, batch_size=7).totals == {"dead_letters": 25}
+    assert letters(ledger) == {"discarded": 10, "pending": 5}
+    bundled = "SELECT count(*), count(DISTINCT bundle_id) FROM etl.dead_letter_bundled"
+    assert ledger.conn.execute(bundled).fetchone() == (15, 2)
 
 
 def test_a_letter_that_failed_long_ago_and_was_settled_today_stays(ledger: Any) -> None:

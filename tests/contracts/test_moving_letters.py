@@ -16,7 +16,8 @@ from spark_jobs.contracts.replay import LetterFilter, ReplayRequest
 from spark_jobs.contracts.tracker.connect import Connection
 from spark_jobs.contracts.tracker.letters import count_letters, discard_letters
 from spark_jobs.contracts.tracker.migrate import migrate
-from spark_jobs.contracts.tracker.replays import Taken, open_replay, release
+from spark_jobs.contracts.tracker.replays import open_replay, release
+from spark_jobs.contracts.tracker.taking import Taken
 
 WANTED = LetterFilter.of(pipeline_id="orders")
 
@@ -31,7 +32,7 @@ def conn(database: Any) -> Any:
 
 def add(conn: Connection, letters: int) -> None:
     conn.execute(
-        "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source) "
+        "INSERT INTO etl.dead_letter_single (pipeline_id, query_id, batch_id, stage, error_class, message, source) "
         "SELECT 'orders', 'q', 0, 'parse', 'BAD', 'm', '{}' FROM generate_series(1, %s)",
         (letters,),
     )
@@ -75,7 +76,7 @@ def waiting_for(database: Any, *statements: str) -> Iterator[None]:
 
 def test_who_waits_for_a_letter_that_moves_looks_again(conn: Connection, database: Any) -> None:
     add(conn, 5)
-    park = "UPDATE etl.dead_letter SET status = 'parked'"
+    park = "UPDATE etl.dead_letter_single SET status = 'parked'"
     both = LetterFilter.of(pipeline_id="orders", statuses=("pending", "parked"))
     with waiting_for(database, park):
         assert discard_letters(conn, "etl", both, by="ada", reason="test data") == 5
@@ -89,7 +90,9 @@ def test_what_moves_for_ever_ends_with_a_passing_fault(conn: Connection) -> None
         "CREATE FUNCTION etl.first() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
         "RAISE EXCEPTION 'moved' USING ERRCODE = 'serialization_failure'; END $$"
     )
-    conn.execute("CREATE TRIGGER first BEFORE UPDATE ON etl.dead_letter FOR EACH ROW EXECUTE FUNCTION etl.first()")
+    conn.execute(
+        "CREATE TRIGGER first BEFORE UPDATE ON etl.dead_letter_single FOR EACH ROW EXECUTE FUNCTION etl.first()"
+    )
     with pytest.raises(TransientError, match="Discarding"):
         discard_letters(conn, "etl", WANTED, by="ada", reason="test data")
     assert [(count.status, count.letters) for count in count_letters(conn, "etl")] == [("pending", 1)]

@@ -31,9 +31,9 @@ def add(conn: Connection, pipeline: str, status: str, kind: str, minute: int = 0
     """Add a letter, as it would stand there in that status."""
     letter = str(uuid4())
     conn.execute(
-        "INSERT INTO etl.dead_letter (dead_letter_id, pipeline_id, query_id, batch_id, stage, error_class, message, "
-        "source, status, first_failed_at, replay_id, status_before, home_query_id, home_batch_id, closed_by, reason) "
-        "VALUES (%s, %s, 'q', 0, %s, %s, 'm', '{}', %s, %s, %s, 'pending', 'q', 1, 'ada', 'why')",
+        "INSERT INTO etl.dead_letter_single (dead_letter_id, pipeline_id, query_id, batch_id, stage, error_class, "
+        "message, source, status, first_failed_at, replay_id, status_before, home_query_id, home_batch_id, "
+        "closed_by, reason) VALUES (%s, %s, 'q', 0, %s, %s, 'm', '{}', %s, %s, %s, 'pending', 'q', 1, 'ada', 'why')",
         (letter, pipeline, stage, kind, status, START + timedelta(minutes=minute), uuid4()),
     )
     return letter
@@ -72,14 +72,14 @@ STEPS = st.lists(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(STEPS)
 def test_counts_are_what_there_is(conn: Connection, steps: list[tuple[str, str, str, str]]) -> None:
-    conn.execute("TRUNCATE etl.dead_letter")
+    conn.execute("TRUNCATE etl.dead_letter_single")
     for step, status, kind, pipeline in steps:
         if step == "add":
             add(conn, pipeline, status, kind)
         elif step == "move":
-            conn.execute("UPDATE etl.dead_letter SET status = %s WHERE error_class = %s", (status, kind))
+            conn.execute("UPDATE etl.dead_letter_single SET status = %s WHERE error_class = %s", (status, kind))
         elif step == "delete":
-            conn.execute("DELETE FROM etl.dead_letter WHERE status = %s", (status,))
+            conn.execute("DELETE FROM etl.dead_letter_single WHERE status = %s", (status,))
         else:
             compact_tally(conn, "etl", pipeline, most=0)
     there = Counter(conn.execute("SELECT pipeline_id, status, stage, error_class FROM etl.dead_letter").fetchall())

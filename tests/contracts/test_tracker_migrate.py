@@ -61,9 +61,10 @@ def test_from_nothing_and_again(conn):
     require_version(conn)
     assert tables(conn) == {
         "schema_migration", "pipeline", "pipeline_run", "pipeline_query",
-        "batch_tracker", "batch_file", "source_gap", "dead_letter", "batch_decision", "batch_part",
+        "batch_tracker", "batch_file", "source_gap", "dead_letter_single", "batch_decision", "batch_part",
         "dead_letter_pending", "dead_letter_replaying", "dead_letter_parked", "dead_letter_replayed",
-        "dead_letter_discarded", "dead_letter_tally",
+        "dead_letter_discarded", "dead_letter_tally", "dead_letter_bundle", "dead_letter_bundled",
+        "dead_letter_replay_bundle",
         "dead_letter_replay", "dead_letter_replay_item", "dead_letter_redrive",
         "run_retry", "circuit_breaker", "circuit_breaker_probe", "circuit_breaker_event",
         "batch_retention", "batch_file_retained",
@@ -122,9 +123,31 @@ def test_dead_letters_of_an_older_version_wait_and_belong_to_whom_they_did(conn,
     counted = "SELECT status, count(*) FROM etl.dead_letter GROUP BY 1"
     assert conn.execute(counted).fetchall() == [("pending", 3)]
     assert conn.execute("SELECT status, letters FROM etl.dead_letter_tally").fetchall() == [("pending", 3)]
+
+    def may(right: str, table: str = "dead_letter_single") -> bool:
+        return conn.execute("SELECT has_table_privilege('etl_reader', %s, %s)", (f"etl.{table}", right)).fetchone()[0]
+
     for right in ("SELECT", "INSERT WITH GRANT OPTION"):
-        assert conn.execute("SELECT has_table_privilege('etl_reader', 'etl.dead_letter', %s)", (right,)).fetchone()[0]
-    assert not conn.execute("SELECT has_table_privilege('etl_reader', 'etl.dead_letter', 'DELETE')").fetchone()[0]
+        assert may(right)
+    assert may("SELECT", "dead_letter")
+    # Who may store letters stores them in bundles; who may change their status may take these apart.
+    for table in ("dead_letter_bundle", "dead_letter_bundled"):
+        assert all(may(right, table) for right in ("SELECT", "INSERT", "UPDATE", "DELETE"))
+
+
+def test_who_stores_letters_in_an_older_version_changes_none_in_this_one(conn, role):
+    migrate(conn, migrations=packaged()[:11])
+    role("etl_writer")
+    role("etl_reader")
+    conn.execute("GRANT INSERT ON etl.dead_letter TO etl_writer")
+    conn.execute("GRANT SELECT ON etl.dead_letter TO etl_reader")
+    migrate(conn)
+    asked = "SELECT has_table_privilege(%s, %s, %s)"
+    for table in ("etl.dead_letter_bundle", "etl.dead_letter_bundled"):
+        for right, writer in (("INSERT", True), ("UPDATE", False), ("DELETE", False)):
+            assert conn.execute(asked, ("etl_writer", table, right)).fetchone() == (writer,)
+            assert conn.execute(asked, ("etl_reader", table, right)).fetchone() == (False,)
+    assert conn.execute(asked, ("etl_reader", "etl.dead_letter", "SELECT")).fetchone() == (True,)
 
 
 def test_who_reads_the_batches_of_an_older_version_reads_what_was_removed_of_them(conn, role):

@@ -62,7 +62,7 @@ def _letter(cursor: Any, row: str, **more: Any) -> tuple[Any, bytes | None, Any]
     spool = LetterSpool()
     try:
         RefusedRows(spool, Limit()).add(SAID, row, more.pop("origin", None), **more)
-        cursor.run("TRUNCATE etl.dead_letter")
+        cursor.run("TRUNCATE etl.dead_letter_bundle, etl.dead_letter_bundled")
         for chunk in spool.batches():
             cursor.execute(insert_letters_from_json("etl"), ("p", "q", "0", json.dumps(chunk)))
     finally:

@@ -52,7 +52,8 @@ STATELESS: list[tuple[BatchSize, Means, WriteStrategy, str]] = [
     (BatchSize(partitions=1), means(UPSERT), SINGLE, "a batch of unknown size: one task writes it, as the source has"),
     (BatchSize(rows=10**9, partitions=3), means(), TWO_PHASE, "in at most 3 parts"),
     (BatchSize(rows=10**9, partitions=30), means(), TWO_PHASE, "in at most 4 parts"),
-    (BatchSize(rows=10, partitions=30), means(), SINGLE, "one task writes it at once"),
+    (BatchSize(rows=10, partitions=30), means(), SINGLE, "one task writes it at once, and several read it"),
+    (BatchSize(rows=10, partitions=1), means(), SINGLE, "at most 10 rows: one task writes it at once"),
 ]
 
 
@@ -295,3 +296,21 @@ def _why_not_two_phase(has: Means, result: Result | None) -> str:
     # The dead letters of an aggregation are prepared by the driver, beside the parts.
     room = has.two_phase.slots - (result is not None)
     return f"of which {has.two_phase.slots} " if (has.asked or 1) > room else ""
+
+
+@pytest.mark.parametrize(
+    ("size", "has", "several"),
+    [
+        (BatchSize(rows=10, partitions=2), means(), True),
+        (BatchSize(rows=10, partitions=2), means(cores=1), False),
+        (BatchSize(rows=10, partitions=1), means(), False),
+        (BatchSize(rows=10), means(), False),
+        # The last of a key's rows wins: their order must be the partitions'.
+        (BatchSize(rows=10, partitions=2), means(UPSERT), False),
+        (BatchSize(rows=10**9, partitions=2), means(), False),
+    ],
+)
+def test_partitions_are_read_side_by_side_where_their_order_does_not_count(
+    size: BatchSize, has: Means, several: bool
+) -> None:
+    assert choose(AUTO, size, has).several_read is several

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline_runs import Pipelines, file_pipeline, write_lines
+import pytest
+from pipeline_runs import Pipelines, file_pipeline, select, write_lines
 
 
 def _letters(pipelines: Pipelines) -> list[tuple[Any, ...]]:
@@ -49,6 +50,62 @@ def test_a_patched_record_comes_home_and_the_others_stay(pipelines: Pipelines, i
     again = pipelines.replayed("orders")
     assert (again.taken, again.replayed) == (1, 0)
     assert pipelines.one("SELECT count(*) FROM result") == 2
+
+
+def test_a_letter_that_fails_again_takes_its_bundle_apart_and_no_other(pipelines: Pipelines, inbox: Path) -> None:
+    config = file_pipeline(
+        "orders", inbox, pipelines.checkpoints, schema="id BIGINT", load={"maxDeadLetterFraction": 1}
+    )
+    write_lines(inbox / "1.json", *(f'{{"id": "{n}x"}}' for n in range(2499)), '{"id": "none"}')
+    pipelines.finish(config)
+    bundles = "SELECT status, letters::int FROM etl.dead_letter_bundle ORDER BY letters DESC, status"
+    assert pipelines.rows(bundles) == [("pending", 1000), ("pending", 1000), ("pending", 500)]
+
+    patch = {"_value": "regexp_replace(_value, '\"([0-9]+)x\"', '$1')"}
+    dry = pipelines.replayed("orders", patch=patch, dry_run=True)
+    assert (dry.taken, dry.replayed, dry.failed) == (2500, 2499, 1)
+    assert pipelines.rows(bundles) == [("pending", 1000), ("pending", 1000), ("pending", 500)]
+
+    summary = pipelines.replayed("orders", patch=patch, batch_size=1200)
+    assert (summary.taken, summary.replayed, summary.failed) == (2500, 2499, 1)
+    assert (
+        pipelines.one("SELECT count(*) FROM result") == pipelines.one("SELECT count(DISTINCT id) FROM result") == 2499
+    )
+    whole = pipelines.rows(bundles)
+    assert {status for status, _ in whole} == {"replayed"}
+    singles = dict(pipelines.rows("SELECT status, count(*)::int FROM etl.dead_letter_single GROUP BY 1"))
+    assert singles["pending"] == 1
+    assert singles["replayed"] + sum(size for _, size in whole) == 2499
+    assert len(whole) == 2
+    assert _tally(pipelines) == {
+        ("pending", "parse", "MALFORMED_JSON"): 1,
+        ("replayed", "parse", "MALFORMED_JSON"): 2499,
+    }
+    again = pipelines.replayed("orders", patch={"_value": "'{\"id\": 9999}'"})
+    assert (again.taken, again.replayed) == (1, 1)
+    # All of the first three micro-batches' books, and the homes of all letters, say the same.
+    assert pipelines.one("SELECT count(*) FROM etl.dead_letter WHERE home_query_id IS NULL") == 0
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"id": "id", "place": "concat(_file, ':', _block_start)"},
+        {"id": "id", "place": "get_json_object(to_json(struct(*)), '$._file')"},
+        {"id": "id", "place": "concat(_FILE, '')"},
+        {"id": "id", "place": "CAST(id IS NULL AS STRING)"},
+    ],
+)
+def test_what_the_source_adds_to_a_row_comes_home_with_it(
+    pipelines: Pipelines, inbox: Path, columns: dict[str, str]
+) -> None:
+    config = file_pipeline("orders", inbox, pipelines.checkpoints, schema="id BIGINT", transforms=[select(**columns)])
+    write_lines(inbox / "1.json", {"id": 1}, '{"id": "1x"}')
+    pipelines.finish(config)
+    assert pipelines.replayed("orders", patch={"_value": "replace(_value, '\"1x\"', '1')"}).replayed == 1
+    assert pipelines.one("SELECT count(*) FROM result") == 2
+    # As if it had been good from the beginning.
+    assert len(pipelines.rows("SELECT DISTINCT id, place FROM result WHERE place IS NOT NULL")) == 1
 
 
 def test_a_refused_row_comes_home_once_the_target_takes_it(pipelines: Pipelines, inbox: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pipeline_runs import Pipelines, file_pipeline, write_lines
+from single_letters import APART
 
 from spark_jobs.contracts.errors import ConfigError, TargetMismatchError
 from spark_jobs.contracts.replay import LetterFilter, ReplayRequest
@@ -22,7 +23,7 @@ def orders(pipelines: Pipelines, inbox: Path) -> Pipelines:
 
 
 def test_a_pipeline_that_is_gone(orders: Pipelines) -> None:
-    orders.execute("UPDATE etl.dead_letter SET pipeline_id = 'gone'")
+    orders.execute(APART, "UPDATE etl.dead_letter_single SET pipeline_id = 'gone'")
     with pytest.raises(ConfigError, match=r"'gone' is not in the ledger.*pipelines with dead letters: gone"):
         orders.replay("gone")
 
@@ -72,14 +73,14 @@ def test_a_patch_that_is_no_sql(orders: Pipelines) -> None:
 
 
 def test_a_record_that_cannot_be_read_any_more_keeps_its_bytes(orders: Pipelines) -> None:
-    orders.execute(r"UPDATE etl.dead_letter SET raw_value = '\x7b22ff'")
+    orders.execute(APART, r"UPDATE etl.dead_letter_single SET raw_value = '\x7b22ff'")
     summary = orders.replayed("orders")
     assert (summary.failed, summary.samples[0].new_error_class) == (1, "INVALID_UTF8")
     assert orders.one("SELECT raw_value FROM etl.dead_letter") == b'{"\xff'
 
 
 def test_a_letter_that_has_lost_its_record_is_parked_in_the_end(orders: Pipelines) -> None:
-    orders.execute("UPDATE etl.dead_letter SET raw_value = NULL")
+    orders.execute(APART, "UPDATE etl.dead_letter_single SET raw_value = NULL")
     assert orders.replayed("orders", max_attempts=2).parked == 1
     assert orders.rows("SELECT status, error_class FROM etl.dead_letter") == [("parked", "NULL_VALUE")]
 

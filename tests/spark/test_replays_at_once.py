@@ -61,7 +61,7 @@ def test_a_second_replay_takes_only_what_the_first_has_not(orders: Pipelines) ->
 
 
 def test_letters_that_are_taken_away_do_not_come_home_with_the_batch(orders: Pipelines) -> None:
-    give_back = "UPDATE etl.dead_letter SET status = 'pending', replay_id = NULL WHERE status = 'replaying'"
+    give_back = "UPDATE etl.dead_letter_bundle SET status = 'pending', replay_id = NULL WHERE status = 'replaying'"
     ended = orders.replay("orders", patch=CUT, stop=BeforeBatch(1, orders, give_back))
     assert isinstance(ended.error, DeadLettersTakenError)
     assert "0 of 10" in str(ended.error)
@@ -89,7 +89,7 @@ def test_letters_of_a_silent_driver_are_freed_by_the_next_replay(orders: Pipelin
     assert ended.error is not None
     # As a SIGKILL leaves it: the run has not ended, and nobody gave its letters back.
     orders.execute(
-        "UPDATE etl.dead_letter d SET status = 'replaying', status_before = 'pending', replay_id = r.replay_id "
+        "UPDATE etl.dead_letter_bundle d SET status = 'replaying', status_before = 'pending', replay_id = r.replay_id "
         "FROM etl.dead_letter_replay r",
         "UPDATE etl.dead_letter_replay SET state = 'open', ended_at = NULL",
         "UPDATE etl.pipeline_run SET ended_at = NULL, state = 'running', heartbeat_at = clock_timestamp()",

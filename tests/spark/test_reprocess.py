@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 from pipeline_runs import BeforeBatch, Pipelines, aggregation, file_pipeline, filter_by, select, write_lines
+from single_letters import APART
 
 from spark_jobs.contracts.errors import ConfigError, EtlError, ReprocessRefusedError
 from spark_jobs.contracts.reprocess_batches import ReprocessRequest
@@ -139,7 +140,7 @@ def test_a_batch_whose_letters_came_home_is_refused(pipelines: Pipelines, inbox:
     assert pipelines.replayed("orders", patch={"_value": "replace(_value, '\"4\"', '4')"}).replayed == 1
     _refused(pipelines, "Micro-batch 0", "came home by a replay", batches="0-1")
     # A cleanup makes nobody forget it.
-    pipelines.execute("DELETE FROM etl.dead_letter WHERE status = 'replayed'")
+    pipelines.execute(APART, "DELETE FROM etl.dead_letter_single WHERE status = 'replayed'")
     _refused(pipelines, "1 of its 2 dead letters are in the table", batches="0-1")
     assert pipelines.reprocessed("orders", batches="1").rows_after == 2
 
@@ -148,7 +149,7 @@ def test_letters_that_a_replay_holds_are_refused(pipelines: Pipelines, inbox: Pa
     _files(inbox, [*_rows(0, 3), "no json"])
     pipelines.finish(_appending(pipelines, inbox))
     pipelines.execute(
-        f"UPDATE etl.dead_letter SET status = 'replaying', status_before = 'pending', replay_id = '{uuid4()}'"
+        f"UPDATE etl.dead_letter_bundle SET status = 'replaying', status_before = 'pending', replay_id = '{uuid4()}'"
     )
     _refused(pipelines, "are in one", batches="0")
 
@@ -248,6 +249,22 @@ def test_times_choose_batches(pipelines: Pipelines, inbox: Path) -> None:
     committed = {"since": at[1][0], "until": at[3][0], "times": "commit_time"}
     assert [one.batch_id for one in pipelines.reprocessed("orders", **committed).shown] == [1, 2]
     _refused(pipelines, "No micro-batch touches this time", since="2027-01-01T00:00:00Z", until="2027-01-02T00:00:00Z")
+
+
+def test_a_batch_none_of_whose_rows_has_passed_is_chosen_with_its_neighbours(pipelines: Pipelines, inbox: Path) -> None:
+    """A filter that was wrong for two days: what it has left out has no event times in the ledger."""
+    rows = [[{"id": day, "quantity": day, "at": f"2026-03-0{day}T12:00:00Z"}] for day in (1, 2, 3, 4, 5)]
+    _files(inbox, *rows)
+    config = _appending(pipelines, inbox)
+    config["schemas"]["row"] += ", at TIMESTAMP"
+    config["streamingConfigJson"]["watermark"] = {"eventTimeColumn": "at", "delayThreshold": "1 hour"}
+    config["transforms"] = [filter_by("id NOT IN (2, 3)")]
+    pipelines.finish(config)
+    config["transforms"] = [filter_by("true")]
+    pipelines.finish(config)
+    days = {"since": "2026-03-02T00:00:00Z", "until": "2026-03-04T00:00:00Z"}
+    assert [one.batch_id for one in pipelines.reprocessed("orders", **days).shown] == [1, 2]
+    assert pipelines.rows("SELECT id FROM result ORDER BY 1") == [(n,) for n in (1, 2, 3, 4, 5)]
 
 
 def test_without_event_times_nobody_chooses_by_them(pipelines: Pipelines, inbox: Path) -> None:

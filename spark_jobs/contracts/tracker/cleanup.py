@@ -17,6 +17,7 @@ from spark_jobs.contracts.tracker.connect import Connection, classified, query
 from spark_jobs.contracts.tracker.file_retention import FileCleanup
 from spark_jobs.contracts.tracker.history_retention import HistoryCleanup
 from spark_jobs.contracts.tracker.letter_retention import LetterCleanup
+from spark_jobs.contracts.tracker.reprocess_retention import ReprocessCleanup
 from spark_jobs.contracts.tracker.short_deletes import Problems, server_time_before
 from spark_jobs.logs.events import log_event
 
@@ -88,7 +89,10 @@ def _letters(conn: Connection, schema: str, request: CleanupRequest, problems: P
 def _history(conn: Connection, schema: str, request: CleanupRequest, problems: Problems) -> Iterator[Count]:
     if request.history_days is None:
         return
-    cleanup = HistoryCleanup(conn, schema, request, server_time_before(conn, request.history_days), problems)
+    before = server_time_before(conn, request.history_days)
+    for pipeline_id, number in ReprocessCleanup(conn, schema, request, before, problems).reprocesses():
+        yield pipeline_id, "reprocesses", number
+    cleanup = HistoryCleanup(conn, schema, request, before, problems)
     for pipeline_id, number in cleanup.runs():
         yield pipeline_id, "runs", number
     for pipeline_id, number in cleanup.progress():

@@ -16,12 +16,16 @@ SELECT kind, count(*), sum(wait_ms)::float / 1000 FROM {schema}.run_retry WHERE 
 
 # By the time, too: that is what the letters' indexes know.
 _LETTERS: Final = """
-SELECT letter.stage, count(*)
-FROM {schema}.pipeline_run run JOIN {schema}.batch_tracker batch USING (run_id)
-JOIN {schema}.dead_letter letter ON letter.pipeline_id = run.pipeline_id
-    AND letter.first_failed_at >= run.registered_at
-    AND letter.query_id = batch.query_id AND letter.batch_id = batch.batch_id
-WHERE run.run_id = %(run_id)s GROUP BY letter.stage"""
+SELECT letter.stage, sum(letter.letters)::bigint
+FROM {schema}.pipeline_run run JOIN {schema}.batch_tracker batch USING (run_id), LATERAL (
+    SELECT stage, letters, query_id, batch_id FROM {schema}.dead_letter_bundle
+    WHERE pipeline_id = run.pipeline_id AND first_failed_at >= run.registered_at
+    UNION ALL
+    SELECT stage, 1, query_id, batch_id FROM {schema}.dead_letter_single
+    WHERE pipeline_id = run.pipeline_id AND first_failed_at >= run.registered_at
+) AS letter
+WHERE run.run_id = %(run_id)s AND letter.query_id = batch.query_id AND letter.batch_id = batch.batch_id
+GROUP BY letter.stage"""
 
 _CHANGES: Final = """
 SELECT system, to_state, count(*) FROM {schema}.circuit_breaker_event WHERE run_id = %(run_id)s GROUP BY 1, 2"""

@@ -35,15 +35,36 @@ ORDER BY pipeline_id"""
 # is passed by once a cleanup, not once a transaction.
 _LOOK: Final = """
 SELECT dead_letter_id, first_failed_at, coalesce(closed_at, last_failed_at) < %(before)s
-FROM {schema}.dead_letter
+FROM {schema}.dead_letter_single
 WHERE status = %(status)s AND pipeline_id = %(pipeline_id)s AND first_failed_at < %(before)s
   AND (first_failed_at, dead_letter_id) > (%(after)s, %(after_id)s)
 ORDER BY first_failed_at, dead_letter_id LIMIT %(most)s"""
 _REMOVE: Final = """
-DELETE FROM {schema}.dead_letter WHERE status = %(status)s AND dead_letter_id = ANY (ARRAY(
-    SELECT dead_letter_id FROM {schema}.dead_letter
+DELETE FROM {schema}.dead_letter_single WHERE status = %(status)s AND dead_letter_id = ANY (ARRAY(
+    SELECT dead_letter_id FROM {schema}.dead_letter_single
     WHERE status = %(status)s AND dead_letter_id = ANY (%(letters)s) FOR UPDATE SKIP LOCKED
 ))"""
+_OLD_BUNDLES: Final = """
+FROM {schema}.dead_letter_bundle
+WHERE status = %(status)s AND pipeline_id = %(pipeline_id)s AND first_failed_at < %(before)s
+  AND coalesce(closed_at, last_failed_at) < %(before)s"""
+_COUNT_BUNDLED: Final = f"SELECT coalesce(sum(letters), 0)::bigint {_OLD_BUNDLES}"
+# One bundle at a time, and of a large one as much as fits: what is left of it is a bundle still.
+_NEXT_BUNDLE: Final = f"""
+SELECT bundle_id {_OLD_BUNDLES} ORDER BY first_failed_at LIMIT 1 FOR UPDATE SKIP LOCKED"""
+_REMOVE_BUNDLED: Final = """
+WITH gone AS (
+    DELETE FROM {schema}.dead_letter_bundled WHERE dead_letter_id = ANY (ARRAY(
+        SELECT dead_letter_id FROM {schema}.dead_letter_bundled WHERE bundle_id = %(bundle_id)s LIMIT %(most)s
+    )) RETURNING 1
+), less AS (
+    UPDATE {schema}.dead_letter_bundle SET letters = letters - (SELECT count(*) FROM gone)
+    WHERE bundle_id = %(bundle_id)s AND letters > (SELECT count(*) FROM gone)
+), empty AS (
+    DELETE FROM {schema}.dead_letter_bundle
+    WHERE bundle_id = %(bundle_id)s AND letters <= (SELECT count(*) FROM gone)
+)
+SELECT count(*) FROM gone"""
 
 # A redrive that died between its records and its letters stays: its items say which letters may have been sent.
 _REPLAYS: Final = """
@@ -52,6 +73,9 @@ WHERE r.state <> 'open' AND r.ended_at < %(before)s
   AND (%(pipelines)s::text[] IS NULL OR r.pipeline_id = ANY (%(pipelines)s::text[]))
   AND NOT EXISTS (SELECT FROM {schema}.dead_letter_redrive m WHERE m.replay_id = r.replay_id)
   AND NOT EXISTS (SELECT FROM {schema}.dead_letter_replaying l WHERE l.replay_id = r.replay_id)
+  AND NOT EXISTS (
+    SELECT FROM {schema}.dead_letter_bundle b WHERE b.status = 'replaying' AND b.replay_id = r.replay_id
+  )
   AND NOT EXISTS (
     SELECT FROM {schema}.pipeline_run run WHERE run.pipeline_id = r.pipeline_id || '/replay/' || r.replay_id
       AND greatest(run.registered_at, run.heartbeat_at, run.ended_at) >= %(before)s
@@ -124,7 +148,7 @@ class LetterCleanup:
             rows = query(self.conn, self.schema, _PIPELINES, values).fetchall()
         for (pipeline_id,) in rows:
             with self.problems.aside(pipeline_id):
-                gone = sum(self._letters(pipeline_id, status) for status in SETTLED)
+                gone = sum(self._letters(pipeline_id, one) + self._bundled(pipeline_id, one) for one in SETTLED)
                 if gone and not self.request.dry_run:
                     self._add_up(pipeline_id)
                 yield pipeline_id, gone
@@ -168,6 +192,26 @@ class LetterCleanup:
 
         done = repeat(step, 0 if self.request.dry_run else self.request.pause_seconds)
         return self.problems.removed(pipeline_id, done)
+
+    def _bundled(self, pipeline_id: str, status: str) -> int:
+        values: dict[str, Any] = {
+            "pipeline_id": pipeline_id,
+            "status": status,
+            "before": self.before,
+            "most": self.request.batch_size,
+        }
+        if self.request.dry_run:
+            with classified("Counting settled dead letters"):
+                return number(self.conn, self.schema, _COUNT_BUNDLED, values)
+
+        def step() -> tuple[int, bool]:
+            with short_delete(self.conn, "Removing settled dead letters"):
+                chosen = query(self.conn, self.schema, _NEXT_BUNDLE, values).fetchone()
+                if chosen is None:
+                    return 0, False
+                return number(self.conn, self.schema, _REMOVE_BUNDLED, {**values, "bundle_id": chosen[0]}), True
+
+        return self.problems.removed(pipeline_id, repeat(step, self.request.pause_seconds))
 
     def _remove(self, status: str, letters: list[UUID]) -> int:
         if not letters:

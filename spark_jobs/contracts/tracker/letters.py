@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, Final, get_args
+from typing import Final, get_args
 from uuid import UUID
 
 from psycopg import sql
@@ -12,7 +11,9 @@ from psycopg.rows import dict_row
 
 from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.replay import Letter, LetterCount, LetterFilter, LetterStatus, WholeLetter
+from spark_jobs.contracts.tracker.bundles import of_bundles, single_out
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, short_transaction
+from spark_jobs.contracts.tracker.letter_filters import conditions
 from spark_jobs.contracts.tracker.moving import among_moving_letters
 
 _LISTED: Final = (
@@ -20,7 +21,12 @@ _LISTED: Final = (
     "constraint_name, source, event_time, attempt, first_failed_at, last_failed_at, replay_id, home_query_id, "
     "home_batch_id, closed_at, closed_by, reason"
 )
-_LIST = f"SELECT {_LISTED} FROM {{schema}}.dead_letter WHERE "  # noqa: S608
+_LIST = f"SELECT {_LISTED} FROM TABLES WHERE "  # noqa: S608
+# Each by itself: every index that is in the order of time is one's own.
+_TABLES: Final = (
+    "{schema}.dead_letter_single",
+    "{schema}.dead_letter_bundle JOIN {schema}.dead_letter_bundled USING (bundle_id)",
+)
 _SHOW = f"SELECT {_LISTED}, raw_key, raw_value, raw_headers, parsed_row FROM {{schema}}.dead_letter "  # noqa: S608
 # By the differences that the table's triggers keep: counting the letters themselves takes seconds where there are many.
 _COUNT: Final = """
@@ -41,10 +47,17 @@ WITH gone AS (
 )
 INSERT INTO {schema}.dead_letter_tally (pipeline_id, status, stage, error_class, letters)
 SELECT pipeline_id, status, stage, error_class, sum(letters) FROM gone GROUP BY 1, 2, 3, 4 HAVING sum(letters) <> 0"""
-_DISCARD: Final = (
-    "UPDATE {schema}.dead_letter SET status = 'discarded', closed_at = clock_timestamp(), closed_by = %(by)s, "
-    "reason = %(reason)s WHERE status IN ('pending', 'parked') AND "
+_DISCARD: Final = """
+WITH whole AS (
+    UPDATE {schema}.dead_letter_bundle SET status = 'discarded', closed_at = clock_timestamp(), closed_by = %(by)s,
+        reason = %(reason)s
+    WHERE status IN ('pending', 'parked') AND %(whole)s AND BUNDLES RETURNING letters
+), single AS (
+    UPDATE {schema}.dead_letter_single SET status = 'discarded', closed_at = clock_timestamp(), closed_by = %(by)s,
+        reason = %(reason)s
+    WHERE status IN ('pending', 'parked') AND SINGLES RETURNING 1
 )
+SELECT (SELECT count(*) FROM single) + (SELECT coalesce(sum(letters), 0) FROM whole)"""
 
 
 def list_letters(
@@ -59,7 +72,9 @@ def list_letters(
     parts: list[str] = []
     # One look for each status: every index that is in the order of time is one status's.
     for status in wanted.statuses or get_args(LetterStatus):
-        parts.append(f"({_LIST}{where} AND status = %(status_{status})s {order})")
+        for tables in _TABLES:
+            listed = _LIST.replace("TABLES", tables)
+            parts.append(f"({listed}{where} AND status = %(status_{status})s {order})")
         values[f"status_{status}"] = status
     with classified("Listing dead letters"):
         rows = query(
@@ -138,34 +153,15 @@ def discard_letters(conn: Connection, schema: str, wanted: LetterFilter, *, by: 
             expected="a name and a reason, which stay with the letters",
         )
     where, values = conditions(wanted)
-    values |= {"by": by, "reason": reason}
-    discard = partial(query, conn, schema, _DISCARD + where, values)
-    return among_moving_letters(conn, "Discarding dead letters", discard).rowcount
+    statement = _DISCARD.replace("SINGLES", where).replace("BUNDLES", of_bundles(wanted)[0])
+    values |= {"by": by, "reason": reason, "whole": not wanted.ids}
 
+    def discard() -> int:
+        single_out(conn, schema, wanted)
+        row = query(conn, schema, statement, values).fetchone()
+        return int(row[0]) if row else 0
 
-def conditions(wanted: LetterFilter, *, everywhere: bool = False) -> tuple[str, dict[str, Any]]:
-    """Return the filter as an SQL condition over ``dead_letter``, and its values."""
-    parts = [] if everywhere else ["pipeline_id = %(pipeline_id)s"]
-    values: dict[str, Any] = {"pipeline_id": wanted.pipeline_id}
-    for column, chosen in (
-        ("status", wanted.statuses),
-        ("stage", wanted.stages),
-        ("error_class", wanted.error_classes),
-        ("dead_letter_id", wanted.ids),
-    ):
-        if len(chosen) == 1:
-            # An equality keeps the index's order, which the first page stands in.
-            parts.append(f"{column} = %({column})s")
-            values[column] = chosen[0]
-        elif chosen:
-            parts.append(f"{column} = ANY (%({column})s)")
-            values[column] = list(chosen)
-    for operator, moment in ((">=", wanted.since), ("<", wanted.until)):
-        if moment is not None:
-            name = "since" if operator == ">=" else "until"
-            parts.append(f"first_failed_at {operator} %({name})s")
-            values[name] = moment
-    return " AND ".join(parts) or "true", values
+    return among_moving_letters(conn, "Discarding dead letters", discard)
 
 
 def known_pipelines(conn: Connection, schema: str) -> list[str]:

@@ -60,7 +60,10 @@ WHERE r.state = 'open' AND r.requested_at < %(before)s AND NOT EXISTS (
       AND run.state IN ('registered', 'running') AND {_ALIVE_SINCE}
 )
 ORDER BY r.requested_at"""  # noqa: S608 - constants
-_HELD: Final = "SELECT count(*) FROM {schema}.dead_letter WHERE status = 'replaying' AND replay_id = %(replay_id)s"
+_HELD: Final = """
+SELECT (SELECT count(*) FROM {schema}.dead_letter_single WHERE status = 'replaying' AND replay_id = %(replay_id)s)
+    + (SELECT coalesce(sum(letters), 0) FROM {schema}.dead_letter_bundle
+       WHERE status = 'replaying' AND replay_id = %(replay_id)s)"""
 _DONE: Final = {"decided": "committed", "undecided": "rolled back"}
 _ALIVE: Final = "its driver is alive"
 

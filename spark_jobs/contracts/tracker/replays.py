@@ -1,13 +1,12 @@
 """The life of a replay in the ledger: it takes letters, settles them with its micro-batches, and gives the rest back.
 
-A letter belongs to at most one replay: taking it is an update of its own row. Whatever becomes of a driver, a letter
-comes home in the transaction that writes its row, and only while it still belongs to that replay.
+Whatever becomes of a driver, a letter comes home in the transaction that writes its row, and only while it still
+belongs to that replay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -16,60 +15,27 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from spark_jobs.contracts.errors import ConfigError
-from spark_jobs.contracts.replay import OUTCOMES, ClassOutcome, ReplayMode, ReplayRequest, ReplaySummary
+from spark_jobs.contracts.replay import OUTCOMES, ClassOutcome, ReplayRequest, ReplaySummary
 from spark_jobs.contracts.run_request import RunRequest
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, short_transaction
-from spark_jobs.contracts.tracker.fence import check_fence
-from spark_jobs.contracts.tracker.letters import conditions, known_pipelines
+from spark_jobs.contracts.tracker.letters import known_pipelines
 from spark_jobs.contracts.tracker.moving import among_moving_letters
 from spark_jobs.contracts.tracker.run_state import SILENCE, SILENT_AFTER_SECONDS, newest_request
+from spark_jobs.contracts.tracker.taking import Taken, Taking
 
-# A driver without a sign of life for so long counts as gone. If it is not, it finds its letters taken.
-# By ids in an array, never by a join: a planner that knows nothing yet of so many rows would compare each with each.
-_TAKE: Final = """
-WITH chosen AS (
-    SELECT dead_letter_id FROM {schema}.dead_letter WHERE CONDITIONS
-    ORDER BY first_failed_at, dead_letter_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-), taken AS (
-    UPDATE {schema}.dead_letter SET status = 'replaying', status_before = status, replay_id = %(replay_id)s
-    WHERE status = ANY (%(waiting)s) AND dead_letter_id = ANY (ARRAY(SELECT dead_letter_id FROM chosen))
-    RETURNING dead_letter_id, first_failed_at, stage, error_class, raw_value IS NOT NULL AS has_raw_value
-)"""
-_LOOK: Final = """
-WITH taken AS (
-    SELECT dead_letter_id, first_failed_at, stage, error_class, raw_value IS NOT NULL AS has_raw_value
-    FROM {schema}.dead_letter WHERE CONDITIONS ORDER BY first_failed_at, dead_letter_id LIMIT %(limit)s
-)"""
-_NUMBER: Final = """
-INSERT INTO {schema}.dead_letter_replay_item (replay_id, position, dead_letter_id, stage, error_class, has_raw_value)
-SELECT %(replay_id)s, %(first)s + row_number() OVER (ORDER BY first_failed_at, dead_letter_id), dead_letter_id, stage,
-    error_class, has_raw_value
-FROM taken"""
-_OPEN: Final = """
-INSERT INTO {schema}.dead_letter_replay (replay_id, pipeline_id, mode, dry_run, request, requested_by, letters)
-VALUES (%(replay_id)s, %(pipeline_id)s, %(mode)s, %(dry_run)s, %(request)s, %(by)s, 0)
-ON CONFLICT (replay_id) DO UPDATE SET state = 'open', ended_at = NULL RETURNING letters"""
-_BATCHES: Final = """
-SELECT coalesce(max(batch_id) + 1, 0) FROM {schema}.batch_tracker WHERE pipeline_id = %s AND query_id = %s"""
-# What failed as often as it may waits for a person.
-_PARK: Final = """
-UPDATE {schema}.dead_letter SET status = 'parked'
-WHERE CONDITIONS AND status = 'pending' AND attempt >= %(most)s"""
-# Sent to their topic by a redrive that did not live to say so: only another redrive can tell.
-PERHAPS_SENT: Final = """
-dead_letter_id IN (
-    SELECT theirs.dead_letter_id FROM {schema}.dead_letter_redrive m JOIN {schema}.dead_letter_replay_item theirs
-        ON theirs.replay_id = m.replay_id AND theirs.position > m.first_position AND theirs.position <= m.last_position
-)"""
 _RELEASE: Final = """
-WITH given_back AS (
-    UPDATE {schema}.dead_letter SET status = status_before, status_before = NULL, replay_id = NULL
+WITH whole AS (
+    UPDATE {schema}.dead_letter_bundle SET status = status_before, status_before = NULL, replay_id = NULL
+    WHERE status = 'replaying' AND replay_id = ANY (%(replays)s) RETURNING letters
+), single AS (
+    UPDATE {schema}.dead_letter_single SET status = status_before, status_before = NULL, replay_id = NULL
     WHERE status = 'replaying' AND replay_id = ANY (%(replays)s) RETURNING 1
 ), ended AS (
     UPDATE {schema}.dead_letter_replay SET state = 'released', ended_at = clock_timestamp()
     WHERE replay_id = ANY (%(replays)s) AND state = 'open'
 )
-SELECT count(*) FROM given_back"""
+SELECT (SELECT count(*) FROM single) + (SELECT coalesce(sum(letters), 0) FROM whole)"""
+# A driver without a sign of life for so long counts as gone. If it is not, it finds its letters taken.
 _ABANDONED: Final = f"""
 SELECT r.replay_id FROM {{schema}}.dead_letter_replay r
 WHERE r.pipeline_id = %(pipeline_id)s AND r.state = 'open' AND NOT r.dry_run AND NOT EXISTS (
@@ -77,23 +43,6 @@ WHERE r.pipeline_id = %(pipeline_id)s AND r.state = 'open' AND NOT r.dry_run AND
     WHERE run.pipeline_id = r.pipeline_id || '/replay/' || r.replay_id AND run.ended_at IS NULL
       AND run.state IN ('registered', 'running') AND {SILENCE} < {SILENT_AFTER_SECONDS}
 )"""  # noqa: S608
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """What an attempt at a replay took.
-
-    :param letters: how many. :param first: their positions are above this one, without holes.
-    :param batches: how many micro-batches earlier attempts have committed.
-    :param released: how many letters it had to free from replays whose drivers are gone.
-    :param parked: how many had failed as often as they may.
-    """
-
-    letters: int
-    first: int
-    batches: int
-    released: int
-    parked: int
 
 
 def replay_request(
@@ -139,39 +88,7 @@ def open_replay(conn: Connection, schema: str, request: ReplayRequest, run_id: s
     with classified("Looking for abandoned replays"):
         abandoned = query(conn, schema, _ABANDONED, {"pipeline_id": request.letters.pipeline_id}).fetchall()
     released = release(conn, schema, [row[0] for row in abandoned])
-    where, values = conditions(request.letters)
-    if request.mode is ReplayMode.REPROCESS:
-        where += f" AND NOT {PERHAPS_SENT}"
-    values |= {
-        "replay_id": request.replay_id,
-        "mode": request.mode.value,
-        "dry_run": request.dry_run,
-        "request": Jsonb(request.model_dump(mode="json")),
-        "by": run_id,
-        "limit": request.limit,
-        "most": request.max_attempts,
-        "waiting": list(request.letters.statuses),
-    }
-
-    def take() -> Taken:
-        # What a redrive has perhaps sent is looked up in memory only where the planner believes that it fits.
-        query(conn, schema, "SET LOCAL work_mem = '256MB'")
-        opened = query(conn, schema, _OPEN, values).fetchone()
-        values["first"] = first = int(opened[0]) if opened else 0
-        batches = query(conn, schema, _BATCHES, (request.own_pipeline_id, str(request.replay_id))).fetchone()
-        parked = 0 if request.dry_run else query(conn, schema, _PARK.replace("CONDITIONS", where), values).rowcount
-        choice = (_LOOK if request.dry_run else _TAKE).replace("CONDITIONS", where)
-        letters = query(conn, schema, choice + _NUMBER, values).rowcount
-        query(
-            conn,
-            schema,
-            "UPDATE {schema}.dead_letter_replay SET letters = %(letters)s WHERE replay_id = %(replay_id)s",
-            {**values, "letters": first + letters},
-        )
-        check_fence(conn, schema, request.own_pipeline_id, run_id, epoch, lock=True)
-        return Taken(letters, first, int(batches[0]) if batches else 0, released, parked)
-
-    return among_moving_letters(conn, "Taking dead letters", take)
+    return among_moving_letters(conn, "Taking dead letters", Taking(conn, schema, request, run_id, epoch, released).run)
 
 
 def release(conn: Connection, schema: str, replays: Sequence[UUID]) -> int:

@@ -1,40 +1,22 @@
-"""What the ledger knows of micro-batches that are done again: which they are, what each one was, what came of it."""
+"""What the ledger knows of micro-batches that are done again: what each one was, and what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from uuid import UUID, uuid4
 
 from psycopg.types.json import Jsonb
 
 from spark_jobs.contracts.errors import ConfigError, ReprocessRefusedError
-from spark_jobs.contracts.reprocess_batches import MOST_SHOWN, BatchAgain, ReprocessRequest, ReprocessSummary, TimesOf
+from spark_jobs.contracts.reprocess_batches import MOST_SHOWN, BatchAgain, ReprocessRequest, ReprocessSummary
 from spark_jobs.contracts.run_request import RunRequest
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, short_transaction
 from spark_jobs.contracts.tracker.fence import check_fence
-from spark_jobs.contracts.tracker.known_queries import known_queries
 from spark_jobs.contracts.tracker.records import BatchIdentity, SourceFile
+from spark_jobs.contracts.tracker.reprocess_choice import choose_batches, is_newest_query
 from spark_jobs.contracts.tracker.run_state import newest_request
 
-_BY_ID: Final = "batch_id BETWEEN %(first)s AND %(last)s"
-_BY_TIME: Final = {
-    TimesOf.EVENT_TIME: "event_time_max >= %(since)s AND event_time_min < %(until)s",
-    TimesOf.COMMIT_TIME: "processed_at >= %(since)s AND processed_at < %(until)s",
-}
-# A partition that is new to a micro-batch begins at its earliest offset, which nobody has written down.
-_BY_OFFSETS: Final = """
-coalesce((start_offsets #>> ARRAY[%(topic)s, %(partition)s])::bigint, 0) <= %(last)s
-AND (end_offsets #>> ARRAY[%(topic)s, %(partition)s])::bigint > %(first)s"""
-_OF_QUERY: Final = """
-FROM {schema}.batch_tracker WHERE pipeline_id = %(pipeline)s AND query_id = %(query)s"""
-_CHOSEN: Final = f"SELECT batch_id {_OF_QUERY} AND CHOICE ORDER BY batch_id"
-_KNOWN: Final = f"""
-SELECT min(batch_id), max(batch_id), count(*) FILTER (WHERE event_time_max IS NULL AND passed_rows > 0),
-    (SELECT removed_through_batch FROM {{schema}}.batch_retention
-     WHERE pipeline_id = %(pipeline)s AND query_id = %(query)s)
-{_OF_QUERY}"""  # noqa: S608 - constants
 _OPEN: Final = """
 INSERT INTO {schema}.reprocess (reprocess_id, pipeline_id, query_id, batch_ids, dry_run, request, requested_by)
 VALUES (%(id)s, %(pipeline)s, %(query)s, %(batches)s, %(dry_run)s, %(request)s, %(by)s)
@@ -132,7 +114,7 @@ def open_reprocess(conn: Connection, schema: str, wanted: ReprocessRequest, run_
             "SELECT query_id, batch_ids FROM {schema}.reprocess WHERE reprocess_id = %s",
             (wanted.reprocess_id,),
         ).fetchone()
-        query_id, batch_ids = used or _choose(conn, schema, wanted)
+        query_id, batch_ids = used or choose_batches(conn, schema, wanted)
         values = {
             "id": wanted.reprocess_id,
             "pipeline": wanted.pipeline_id,
@@ -151,20 +133,6 @@ def open_reprocess(conn: Connection, schema: str, wanted: ReprocessRequest, run_
             )
         check_fence(conn, schema, wanted.own_pipeline_id, run_id, epoch, lock=True)
     return Chosen(str(opened[0]), tuple(opened[1]), is_newest_query(conn, schema, wanted.pipeline_id, str(opened[0])))
-
-
-def is_newest_query(conn: Connection, schema: str, pipeline_id: str, query_id: str) -> bool:
-    """Tell whether no other query of the pipeline has committed a micro-batch since this one was used."""
-    used = [one.query_id for one in known_queries(conn, schema, pipeline_id) if one.batches]
-    return bool(used) and used[-1] == query_id
-
-
-def batches_after(conn: Connection, schema: str, pipeline_id: str, query_id: str, batch_id: int) -> tuple[int, ...]:
-    """Return the query's committed micro-batches behind this one, in their order."""
-    values = {"pipeline": pipeline_id, "query": query_id, "after": batch_id}
-    statement = _CHOSEN.replace("CHOICE", "batch_id > %(after)s")
-    with classified("Looking for newer micro-batches"):
-        return tuple(row[0] for row in query(conn, schema, statement, values))
 
 
 def committed_batch(
@@ -256,77 +224,3 @@ def _again(row: tuple[int, int, int, int, int]) -> BatchAgain:
         letters_before=letters_before,
         letters_after=letters_after,
     )
-
-
-def _choose(conn: Connection, schema: str, wanted: ReprocessRequest) -> tuple[str, tuple[int, ...]]:
-    query_id = wanted.query_id or _last_query(conn, schema, wanted.pipeline_id)
-    first, last = wanted.batches or (0, 0)
-    values = {
-        "pipeline": wanted.pipeline_id,
-        "query": query_id,
-        "first": first,
-        "last": last,
-        "since": wanted.since,
-        "until": wanted.until,
-    }
-    condition = _BY_ID if wanted.batches else _BY_TIME[wanted.times]
-    if wanted.offsets is not None:
-        condition = _BY_OFFSETS
-        values |= {**wanted.offsets.model_dump(), "partition": str(wanted.offsets.partition)}
-    found = tuple(row[0] for row in query(conn, schema, _CHOSEN.replace("CHOICE", condition), values))
-    known = query(conn, schema, _KNOWN, values).fetchone() or (None, None, 0, None)
-    there = _there(query_id, known)
-    if wanted.batches and len(found) != last - first + 1:
-        raise ReprocessRefusedError(
-            "Not all of these micro-batches are in the ledger",
-            found=f"{len(found)} of the {last - first + 1} from {first} to {last}, "
-            f"without {_absent(found, first, last)}",
-            expected=there,
-            cure="Choose micro-batches that the ledger has: what others have read is not known any more",
-        )
-    if wanted.since is not None and wanted.times is TimesOf.EVENT_TIME and known[2]:
-        raise ReprocessRefusedError(
-            "The event times of not all micro-batches are known",
-            found=f"{known[2]} micro-batches of query {query_id} have rows and no event times",
-            expected="a pipeline with a watermark, by whose column the ledger keeps event times",
-            cure="Choose by batch ids, or by the time of their commit (commit_time)",
-        )
-    if not found:
-        raise ReprocessRefusedError(
-            f"No micro-batch {'touches this time' if wanted.offsets is None else 'has read these offsets'}",
-            expected=there,
-            cure="Correct since and until, or the offsets; and is it the right query?",
-        )
-    return query_id, found
-
-
-def _last_query(conn: Connection, schema: str, pipeline_id: str) -> str:
-    used = [one.query_id for one in known_queries(conn, schema, pipeline_id) if one.batches]
-    if not used:
-        raise ReprocessRefusedError(
-            f"The pipeline {pipeline_id!r} has no committed micro-batch in the ledger", cure="Run it first"
-        )
-    return used[-1]
-
-
-def _there(query_id: str, known: tuple[Any, ...]) -> str:
-    first, last, _, removed = known
-    if first is None:
-        return f"a query with committed micro-batches; the ledger has none of {query_id}"
-    gone = f"; those up to {removed} were removed by a cleanup" if removed is not None else ""
-    return f"some of query {query_id}, of which the ledger has micro-batches {first} to {last}{gone}"
-
-
-def _absent(found: tuple[int, ...], first: int, last: int) -> str:
-    """Return the first few ids that are not there, however large the range is."""
-    missing = list(_missing(iter(found), first, last, most=5))
-    return ", ".join(map(str, missing)) + (" …" if last - first + 1 - len(found) > len(missing) else "")
-
-
-def _missing(found: Iterator[int], first: int, last: int, *, most: int) -> Iterator[int]:
-    expected, given = first, 0
-    for batch_id in (*found, last + 1):
-        while expected < batch_id and given < most:
-            yield expected
-            expected, given = expected + 1, given + 1
-        expected = batch_id + 1
