@@ -40,7 +40,7 @@ PARAMS = {
         type=["null", "number"],
         minimum=0,
         title="Days of history",
-        description="Runs, and changes of circuit breakers. They stay when empty.",
+        description="Runs, reprocesses, progress, and changes of circuit breakers. They stay when empty.",
     ),
     "older_than_minutes": Param(
         15, type="number", minimum=2, title="Minutes", description="Without a sign of life, until a driver is gone."

@@ -19,7 +19,8 @@ from airflow_etl_provider.operators.pipeline_health import PipelineHealthOperato
 
 log = logging.getLogger("airflow.task")
 
-# Such as SlackNotifier(slack_conn_id="ops", text="{{ exception }}"); the findings are the exception's text.
+# Such as SlackNotifier(slack_conn_id="ops", text="{{ exception | string }}"); the findings are the exception's text. (This DAG
+# renders templates as native objects: without the filter the notifier gets the exception itself.)
 NOTIFIERS: list[Any] = []
 # Airflow allows some thousand mapped tasks; more pipelines share a task.
 MOST_TASKS = 200

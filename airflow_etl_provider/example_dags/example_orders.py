@@ -75,7 +75,7 @@ with DAG(
     repair = DeadLetterReplayOperator(
         task_id="repair", pipeline_id=PIPELINE, patch={"_value": """replace(_value, '"N/A"', 'null')"""}
     )
-    repaired = DeadLetterDepthSensor(task_id="repaired", pipeline_id=PIPELINE, at_most=0, **waiting)
+    repaired = DeadLetterDepthSensor(task_id="repaired", pipeline=PIPELINE, at_most=0, **waiting)
     audit = CheckpointAuditOperator(task_id="audit", pipeline=PIPELINE)
     announce = CompletePartitionsOperator(task_id="announce", pipeline=PIPELINE, asset=hours)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
@@ -15,7 +16,7 @@ from airflow_etl_provider.deferred_run import DeferredRun
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.triggers.ledger import BACKSTOP
 from airflow_etl_provider.triggers.pipeline_run import PipelineRunTrigger
-from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.contracts.errors import ConfigError, EtlError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 RUN_KEY: Final = "etl_run_id"
 """Where the task's state store has the run that was registered last."""
+
+_LEDGER_SECONDS: Final = 120.0
+_AGAIN_SECONDS: Final = 3.0
 
 
 class DeferrableSubmitOperator(SparkSubmitOperator):
@@ -101,7 +105,7 @@ class DeferrableSubmitOperator(SparkSubmitOperator):
 
         :raises TaskDeferred: always. :raises EtlError: the ledger cannot be read.
         """
-        run = DeferredRun.of(ledger, run_id, spark_conn_id=self._conn_id, job_id=job_id)
+        run = self._submitted_run(ledger, run_id, job_id)
         run.keep(context)
         # From now on a try that begins anew was asked for by somebody: it does not wait for this driver again.
         if (store := context.get("task_state_store")) is not None:
@@ -116,6 +120,18 @@ class DeferrableSubmitOperator(SparkSubmitOperator):
         timeout = give_up - datetime.now(UTC) + BACKSTOP if give_up else None
         self.log.info("Run %s goes on as %s; its end is waited for in the triggerer", run_id, job_id)
         self.defer(trigger=trigger, method_name="execute_complete", kwargs={"run": run.to_json()}, timeout=timeout)
+
+    def _submitted_run(self, ledger: LedgerHook, run_id: str, job_id: str) -> DeferredRun:
+        # The driver is on its way: a ledger that is away for a moment must not leave it to itself.
+        give_up = monotonic() + _LEDGER_SECONDS
+        while True:
+            try:
+                return DeferredRun.of(ledger, run_id, spark_conn_id=self._conn_id, job_id=job_id)
+            except EtlError as error:
+                if not error.retryable or monotonic() > give_up:
+                    raise
+                self.log.warning("Asking the ledger again about run %s: %s", run_id, error)
+                sleep(_AGAIN_SECONDS)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
         """Go on where the trigger has seen the run's end, or has given it up."""

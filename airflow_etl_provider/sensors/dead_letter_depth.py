@@ -16,7 +16,7 @@ class DeadLetterDepthSensor(LedgerSensor):
     kinds. A deferred sensor is woken by the commits of the pipeline and of its replays; letters that are discarded, and
     those of all pipelines, are seen at the next look, every ``poke_interval``.
 
-    :param pipeline_id: whose letters; all pipelines' when None. (templated)
+    :param pipeline: whose letters; all pipelines' when None. (templated)
     :param at_most: satisfied by this many or fewer. :param at_least: satisfied by this many or more. One of both.
     :param statuses: which letters count.
     :param stages: only these stages; all when empty. (templated)
@@ -25,13 +25,13 @@ class DeadLetterDepthSensor(LedgerSensor):
     The others as :class:`~airflow_etl_provider.sensors.ledger.LedgerSensor`.
     """
 
-    template_fields: Sequence[str] = ("pipeline_id", "stages", "error_classes", "tracker_schema")
+    template_fields: Sequence[str] = ("pipeline", "stages", "error_classes", "tracker_schema")
     ui_color = "#f4ece8"
 
     def __init__(
         self,
         *,
-        pipeline_id: str | None = None,
+        pipeline: str | None = None,
         at_most: int | None = None,
         at_least: int | None = None,
         statuses: Sequence[str] = ("pending", "parked"),
@@ -39,8 +39,7 @@ class DeadLetterDepthSensor(LedgerSensor):
         error_classes: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(pipeline=pipeline_id or ALL_PIPELINES, **kwargs)
-        self.pipeline_id = pipeline_id
+        super().__init__(pipeline=pipeline or ALL_PIPELINES, **kwargs)
         self.at_most = at_most
         self.at_least = at_least
         self.statuses = statuses
@@ -50,7 +49,7 @@ class DeadLetterDepthSensor(LedgerSensor):
     def condition(self) -> DeadLetterDepth:
         """Return what is waited for."""
         return DeadLetterDepth.of(
-            pipeline=self.pipeline_id or ALL_PIPELINES,
+            pipeline=self.pipeline or ALL_PIPELINES,
             wait_for_first_run=self.wait_for_first_run,
             at_most=self.at_most,
             at_least=self.at_least,

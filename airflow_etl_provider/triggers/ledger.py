@@ -58,6 +58,7 @@ class LedgerTrigger(BaseTrigger):
         self.poll_seconds = poll_seconds
         self.give_up_at = give_up_at
         self.end_from_trigger = end_from_trigger
+        self._refused_since: float | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return how the trigger is made again."""
@@ -71,18 +72,17 @@ class LedgerTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until it holds."""
-        refused_since: float | None = None
         while True:
             try:
                 yield await self._waited()
             except (LoginRefusedError, ConnectionMissingError) as error:
                 # A password that is changed, an API server that is away: the task itself had a connection that worked.
-                refused_since = refused_since or monotonic()
+                self._refused_since = self._refused_since or monotonic()
                 left = self._seconds_left()
                 if left <= 0:
                     yield _event({"status": "timeout", "message": str(error)})
                     return
-                if monotonic() - refused_since > _GRACE_SECONDS:
+                if monotonic() - self._refused_since > _GRACE_SECONDS:
                     yield _event({"status": "error", "message": str(error)})
                     return
                 self.log.warning("Looking the connection up again: %s", error)
@@ -105,13 +105,18 @@ class LedgerTrigger(BaseTrigger):
         said = ""
         while True:
             changed.clear()
+            pause = self.poll_seconds
             try:
                 seen = await watch.look(condition, self.tracker_schema)
             except EtlError as error:
                 if not error.retryable:
                     raise
                 message = str(error)
+                # The commit that woke it was not seen: there may be no other.
+                pause = min(pause, _AGAIN_SECONDS)
             else:
+                # Whoever lets it in has not refused it for ten minutes, however often passwords are changed.
+                self._refused_since = None
                 message = seen.message
                 if seen.done:
                     self.log.info("%s", message)
@@ -123,7 +128,7 @@ class LedgerTrigger(BaseTrigger):
                 return _event({"status": "timeout", "message": message})
             # Not all at once, where many began together.
             with suppress(TimeoutError):
-                pause = self.poll_seconds * random.uniform(0.8, 1.0)  # noqa: S311 - no secret
+                pause *= random.uniform(0.8, 1.0)  # noqa: S311 - no secret
                 await asyncio.wait_for(changed.wait(), min(pause, left))
 
     def _satisfied(self, message: str, value: dict[str, Any]) -> TriggerEvent:

@@ -29,7 +29,8 @@ class CleanupRequest(_Model):
     :param pipelines: only these; all when empty.
     :param days: age in days, by the server's clock. :param keep_batches: newest batches of each query that stay.
     :param letter_days: since a dead letter came home or was given up; since a replay ended. None: they stay.
-    :param history_days: of runs, what they did again, progress, and changes of circuit breakers. None: they stay.
+    :param history_days: of runs, what they did again, reprocesses of micro-batches that are gone, progress, and changes
+        of circuit breakers. None: they stay.
     :param batch_size: most rows of one transaction.
     :param pause_seconds: between two transactions, so that the server has time for others; twice as long as the
         transaction took where that is longer. 0: no pause.

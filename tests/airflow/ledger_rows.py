@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from spark_jobs.contracts.credentials import DatabaseConnection
@@ -45,7 +46,8 @@ class LedgerRows:
                 (pipeline, run_id),
             )
 
-    def commit(self, batch_id: int, pipeline: str = "orders", run_id: str = "r1") -> None:
+    def commit(self, batch_id: int, pipeline: str = "orders", run_id: str = "r1") -> float:
+        """Commit a micro-batch; return the monotonic time just before the COMMIT."""
         record = BatchRecord(
             identity=BatchIdentity(
                 pipeline_id=pipeline,
@@ -66,3 +68,4 @@ class LedgerRows:
         with contextlib.closing(connect(self.connection, application_name="test")) as conn, conn.transaction():
             raw(conn, st.insert_batch(_IDENT), record.row_json())
             raw(conn, st.notify(), event.payload())
+            return monotonic()

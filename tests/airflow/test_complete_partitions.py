@@ -54,6 +54,7 @@ class Books:
             query_id,
             number,
         )
+        self.rows.sql("UPDATE etl.pipeline_run SET state = 'finished', ended_at = clock_timestamp()")
 
     def until(self, hours: float, first: float = 0) -> None:
         self.commit(DAY + timedelta(hours=first), DAY + timedelta(hours=hours))

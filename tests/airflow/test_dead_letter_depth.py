@@ -20,7 +20,7 @@ TALLY = (
 
 def sensor(**changes: Any) -> DeadLetterDepthSensor:
     return DeadLetterDepthSensor(
-        **{"task_id": "wait", "pipeline_id": "orders", "poke_interval": 0.05, "timeout": 0.2, **changes}
+        **{"task_id": "wait", "pipeline": "orders", "poke_interval": 0.05, "timeout": 0.2, **changes}
     )
 
 
@@ -43,7 +43,7 @@ def letters(rows: LedgerRows) -> LedgerRows:
     ("choice", "number"),
     [
         ({}, 5),
-        ({"pipeline_id": None}, 6),
+        ({"pipeline": None}, 6),
         ({"stages": ["write"]}, 1),
         ({"statuses": ["replayed"]}, 1),
         ({"error_classes": ["Y"]}, 0),
@@ -69,7 +69,7 @@ def test_both_thresholds_count_the_same_letters(
         ({"at_most": -1}, "at_most"),
         ({"at_most": 0, "statuses": ["lost"]}, "statuses"),
         ({"at_most": 0, "statuses": []}, "statuses"),
-        ({"at_most": 0, "pipeline_id": "oders"}, "pipelines such as orders"),
+        ({"at_most": 0, "pipeline": "oders"}, "pipelines such as orders"),
         ({"at_most": 0, "tracker_schema": "elsewhere"}, "elsewhere"),
     ],
 )

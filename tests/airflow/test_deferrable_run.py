@@ -25,6 +25,7 @@ from airflow_etl_provider.deferred_run import STATE_KEY
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.operators.streaming_pipeline import StreamingPipelineOperator
 from airflow_etl_provider.triggers.pipeline_run import PipelineRunTrigger
+from spark_jobs.contracts.errors import TransientError
 from spark_jobs.contracts.run_request import RunResult
 from spark_jobs.contracts.tracker import runs
 from spark_jobs.contracts.tracker.connect import connect
@@ -154,6 +155,29 @@ def test_it_registers_submits_and_lets_go(
     assert context["task_state_store"][STATE_KEY] == arguments["run"]
     assert "spark_job_id" not in context["task_state_store"]
     assert master.killed == []
+
+
+def test_a_ledger_that_is_away_for_a_moment_leaves_no_driver_to_itself(
+    context: Any,
+    pipeline: dict[str, Any],
+    master: MasterRest,
+    submit: Path,
+    rows: LedgerRows,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("airflow_etl_provider.operators.deferrable_submit._AGAIN_SECONDS", 0.05)
+    ask, away = LedgerHook.request, [TransientError("The server is starting up")] * 2
+
+    def request(ledger: LedgerHook, run_id: str) -> Any:
+        if away:
+            raise away.pop()
+        return ask(ledger, run_id)
+
+    monkeypatch.setattr(LedgerHook, "request", request)
+    let_go = deferred(operator(pipeline), context)
+    assert not away
+    assert isinstance(let_go.trigger, PipelineRunTrigger)
+    assert context["task_state_store"][STATE_KEY]["job_id"] == JOB
 
 
 def test_a_standalone_cluster_gets_a_driver_that_it_takes_and_no_secret(

@@ -18,8 +18,9 @@ from ledger_rows import LedgerRows
 from transaction_pooler import transaction_pooler
 
 from airflow_etl_provider.triggers.ledger import LedgerTrigger
-from airflow_etl_provider.triggers.ledger_watch import watching
+from airflow_etl_provider.triggers.ledger_watch import LedgerWatch, watching
 from sandbox.postgres import PostgresServer
+from spark_jobs.contracts.errors import TransientError
 from spark_jobs.contracts.watch import registry
 from spark_jobs.contracts.watch.query_progress import QueryProgress
 
@@ -275,6 +276,67 @@ def test_a_password_that_is_changed(
         assert run(work()).payload["status"] == "satisfied"
     finally:
         rows.sql("DROP ROLE rotated")
+
+
+def test_passwords_that_are_changed_now_and_then(
+    rows: LedgerRows, database: Database, connections: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each refusal has its own grace: what was refused once, and let in since, was not refused all that time."""
+    grace = 1.0
+    monkeypatch.setattr("airflow_etl_provider.triggers.ledger._AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("airflow_etl_provider.triggers.ledger._GRACE_SECONDS", grace)
+    rows.sql("CREATE ROLE rotated LOGIN SUPERUSER PASSWORD 'one'")
+    address = database.airflow_uri.replace(f"{database.server.user}:{database.server.password}@", "rotated:{}@")
+    connections(warehouse=address.format("one"))
+    refused = asyncio.Event()
+
+    async def rotate(waiting: LedgerTrigger, password: str) -> None:
+        monkeypatch.setattr(waiting.log, "warning", lambda *_: refused.set())
+        refused.clear()
+        await asyncio.to_thread(rows.sql, f"ALTER ROLE rotated PASSWORD '{password}'")
+        end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotated'"
+        await asyncio.to_thread(rows.sql, end)
+        await refused.wait()
+        connections(warehouse=address.format(password))
+        await listening(rows)
+
+    async def work() -> TriggerEvent:
+        waiting = trigger()
+        event = asyncio.create_task(event_of(waiting))
+        await listening(rows)
+        await rotate(waiting, "two")
+        await asyncio.sleep(grace * 1.2)
+        await rotate(waiting, "three")
+        await asyncio.to_thread(rows.commit, 0)
+        return await event
+
+    try:
+        assert run(work()).payload["status"] == "satisfied"
+    finally:
+        rows.sql("DROP ROLE rotated")
+
+
+def test_a_commit_whose_look_fails_is_looked_at_again_soon(rows: LedgerRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been the last one: whoever waited for another would wait until the next poll."""
+    monkeypatch.setattr("airflow_etl_provider.triggers.ledger._AGAIN_SECONDS", 0.05)
+    look, failing = LedgerWatch.look, asyncio.Event()
+
+    async def sometimes(self: LedgerWatch, *arguments: Any) -> Any:
+        if failing.is_set():
+            failing.clear()
+            # As a server without a free connection answers.
+            raise TransientError("The ledger cannot be asked")
+        return await look(self, *arguments)
+
+    async def work() -> TriggerEvent:
+        monkeypatch.setattr(LedgerWatch, "look", sometimes)
+        waiting = asyncio.create_task(event_of(trigger()))
+        await listening(rows)
+        failing.set()
+        await asyncio.to_thread(rows.commit, 0)
+        return await waiting
+
+    assert run(work()).payload["status"] == "satisfied"
 
 
 @pytest.mark.parametrize("payload", ['{"pipeline_id": ["x"]}', "[" * 7900, "7", "\x01"])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from conftest import NOON
 from old_batches import OLD, add_query, age, clean, fill, ids
 
 from spark_jobs.contracts.cleanup import MINIMUM_BATCHES
 from spark_jobs.contracts.tracker.known_queries import known_queries
 from spark_jobs.contracts.tracker.records import SourceFile
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture

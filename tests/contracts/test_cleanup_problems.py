@@ -29,12 +29,12 @@ def test_what_cannot_be_removed_of_one_pipeline_keeps_no_other_from_being_cleane
         for number in range(110):
             ledger.register(f"{pipeline}-{number}", pipeline)
         ledger.conn.execute(
-            "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source, "
+            "INSERT INTO etl.dead_letter_single (pipeline_id, query_id, batch_id, stage, error_class, message, source, "
             "status, closed_at, closed_by, reason) SELECT %s, 'q', 0, 'parse', 'BAD', 'm', '{}', 'discarded', "
             "now() - interval '500 days', 'me', 'old' FROM generate_series(1, 5)",
             (pipeline,),
         )
-    ledger.conn.execute("UPDATE etl.dead_letter SET first_failed_at = now() - interval '600 days'")
+    ledger.conn.execute("UPDATE etl.dead_letter_single SET first_failed_at = now() - interval '600 days'")
     ledger.conn.execute("UPDATE etl.pipeline_run SET registered_at = registered_at - interval '400 days'")
     ledger.conn.execute("UPDATE etl.pipeline_run SET heartbeat_at = NULL")
     for table in ("batch_tracker", "pipeline_run", "dead_letter_discarded"):

@@ -229,7 +229,7 @@ def test_a_table_of_another_role_is_dropped_as_its_owner(ledger: Any) -> None:
 
 def _open_replay(tracker: Any) -> ReplayRequest:
     tracker.conn.execute(
-        "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source) "
+        "INSERT INTO etl.dead_letter_single (pipeline_id, query_id, batch_id, stage, error_class, message, source) "
         "SELECT 'orders', 'q', 0, 'parse', 'BAD', 'm', '{}' FROM generate_series(1, 5)"
     )
     request = ReplayRequest.of(replay_id=uuid4(), letters=LetterFilter.of(pipeline_id="orders"))

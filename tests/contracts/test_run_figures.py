@@ -21,8 +21,8 @@ SYSTEM = "postgresql://db:5432/shop"
 
 def letter(tracker: Any, batch_id: int, stage: str) -> None:
     tracker.conn.execute(
-        "INSERT INTO etl.dead_letter (dead_letter_id, pipeline_id, query_id, batch_id, stage, error_class, message, "
-        "source) VALUES (%s, 'orders', 'q', %s, %s, 'A', 'm', '{}')",
+        "INSERT INTO etl.dead_letter_single (dead_letter_id, pipeline_id, query_id, batch_id, stage, error_class, "
+        "message, source) VALUES (%s, 'orders', 'q', %s, %s, 'A', 'm', '{}')",
         (uuid4(), batch_id, stage),
     )
 

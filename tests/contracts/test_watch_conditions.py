@@ -129,11 +129,27 @@ def test_rows_are_complete_through_the_newest_event_less_the_delay(ledger):
     ledger.query()
     ledger.batches(0, watermark=None, event_time_max=NOON)
     ledger.batches(1, watermark=NOON - timedelta(minutes=10), event_time_max=NOON - timedelta(hours=3))
+    ledger.finish_runs()
     seen = ledger.look(through(NOON))
     assert not seen.done
     assert "10 min short of" in seen.message
     assert ledger.look(through(NOON - timedelta(minutes=10))).done
     assert not ledger.look(through(NOON - timedelta(minutes=9, seconds=59))).done
+
+
+def test_in_the_middle_of_a_backlog_rows_are_not_complete(ledger):
+    register(ledger, "r2", config())
+    ledger.query()
+    ledger.batches(0, event_time_max=NOON)
+    ledger.finish_runs()
+    assert ledger.look(through(NOON - timedelta(minutes=10))).done
+    # The next run's first files are newer than those that it has yet to read.
+    register(ledger, "r3", config())
+    ledger.batches(1, event_time_max=NOON + timedelta(hours=5))
+    assert not ledger.look(through(NOON)).done
+    ledger.batches(2, event_time_max=NOON + timedelta(hours=1))
+    ledger.finish_runs()
+    assert ledger.look(through(NOON + timedelta(hours=4))).done
 
 
 def test_a_run_that_was_given_up_still_says_what_the_pipeline_is(ledger):
@@ -163,12 +179,14 @@ def test_who_started_over_has_emptied_the_target(ledger):
     register(ledger, "r2", config())
     ledger.query("first")
     ledger.batches(0, query_id="first", event_time_max=NOON + timedelta(hours=5))
+    ledger.finish_runs()
     assert ledger.look(through(NOON)).done
     ledger.query("second", "accepted", "first")
     seen = ledger.look(through(NOON))
     assert not seen.done
     assert "since it was started over" in seen.message
     ledger.batches(0, query_id="second", epoch=2, event_time_max=NOON - timedelta(days=30))
+    ledger.finish_runs()
     assert not ledger.look(through(NOON)).done
 
 
@@ -184,6 +202,7 @@ def test_a_producer_whose_clock_is_wrong(ledger):
     register(ledger, "r2", config())
     ledger.query()
     ledger.batches(0, event_time_max=NOON.replace(year=2099))
+    ledger.finish_runs()
     with pytest.raises(ClocksDisagreeError, match="a producer's clock is wrong"):
         ledger.look(through(NOON))
 

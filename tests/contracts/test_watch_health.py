@@ -9,6 +9,7 @@ from watched import Watched
 
 from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.run_request import RunRequest
+from spark_jobs.contracts.source_gaps import GAP_REASONS
 from spark_jobs.contracts.tracker import runs
 from spark_jobs.contracts.watch.condition import LedgerView
 from spark_jobs.contracts.watch.health import Thresholds, examine, pipelines
@@ -57,7 +58,7 @@ def test_everything_that_is_wrong_is_found_at_once(ledger):
     ledger.batches(5)
     ledger.sql("UPDATE etl.batch_tracker SET processed_at = processed_at - interval '3 hours'")
     ledger.sql(
-        "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source) "
+        "INSERT INTO etl.dead_letter_single (pipeline_id, query_id, batch_id, stage, error_class, message, source) "
         "SELECT 'orders', 'q', 0, 'parse', 'BAD', 'm', '{}' FROM generate_series(1, 3)"
     )
     runs.finish_run(ledger.tracker.conn, "etl", "r2", "failed", 1, error={"what": "The disk was full"})
@@ -69,6 +70,28 @@ def test_everything_that_is_wrong_is_found_at_once(ledger):
     assert "more than 2 dead letters" in found["dead_letters"]
 
 
+def test_what_the_broker_deleted_unread_is_told_and_what_never_was_a_record_is_not(ledger):
+    gap = (
+        "INSERT INTO etl.source_gap (pipeline_id, query_id, batch_id, source, missing_rows, reason) "
+        "VALUES ('orders', 'q', 0, '{}', 4, %s)"
+    )
+    ledger.sql(gap, GAP_REASONS["compaction"])
+    assert findings(ledger) == {}
+    ledger.sql(gap, GAP_REASONS["retention"])
+    found = findings(ledger)
+    assert found.keys() == {"gaps"}
+    assert GAP_REASONS["retention"] in found["gaps"]
+
+
+def test_a_run_that_ended_in_the_future_is_not_fresh(ledger):
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = processed_at - interval '3 hours'")
+    assert findings(ledger).keys() == {"freshness"}
+    runs.finish_run(ledger.tracker.conn, "etl", "r2", "finished", 0)
+    assert findings(ledger) == {}
+    ledger.sql("UPDATE etl.pipeline_run SET ended_at = ended_at + interval '2 days' WHERE run_id = 'r2'")
+    assert findings(ledger).keys() == {"freshness"}
+
+
 def test_what_is_not_asked_for_is_not_looked_at(ledger):
     ledger.batches(5)
     ledger.sql("UPDATE etl.batch_tracker SET processed_at = processed_at - interval '3 hours'")
@@ -77,7 +100,7 @@ def test_what_is_not_asked_for_is_not_looked_at(ledger):
 
 def test_an_old_letter_is_not_new_and_one_that_came_home_does_not_wait(ledger):
     add = (
-        "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source, "
+        "INSERT INTO etl.dead_letter_single (pipeline_id, query_id, batch_id, stage, error_class, message, source, "
         "first_failed_at, status, home_query_id, home_batch_id) "
         "SELECT 'orders', 'q', 0, 'parse', 'BAD', 'm', '{}', now() - %s::interval, %s, 'q', 1 "
         "FROM generate_series(1, 3)"

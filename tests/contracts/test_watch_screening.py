@@ -16,7 +16,7 @@ from spark_jobs.contracts.run_request import RunRequest
 from spark_jobs.contracts.source_gaps import GAP_REASONS
 from spark_jobs.contracts.tracker import runs
 from spark_jobs.contracts.watch.balance import LedgerBalance
-from spark_jobs.contracts.watch.batch_gaps import BatchGaps
+from spark_jobs.contracts.watch.batch_gaps import NOTHING_LOST, BatchGaps
 from spark_jobs.contracts.watch.condition import Condition, LedgerView
 from spark_jobs.contracts.watch.freshness import Freshness
 from spark_jobs.contracts.watch.health import Thresholds, examine
@@ -95,7 +95,7 @@ def test_what_a_screen_lets_pass_its_check_lets_pass(
 def _alone(view: LedgerView, name: str, limits: Thresholds) -> dict[str, bool]:
     conditions: dict[str, Condition] = {
         "freshness": Freshness.of(pipeline=name, younger_than=limits.max_age, idle_runs_count=True),
-        "gaps": BatchGaps.of(pipeline=name, last=limits.gap_window),
+        "gaps": BatchGaps.of(pipeline=name, last=limits.gap_window, excuse=NOTHING_LOST),
         "balance": LedgerBalance.of(pipeline=name, last="1 day", at_most_lost=limits.max_lost_share),
     }
     waiting = view.rows("SELECT count(*) FROM {schema}.dead_letter WHERE pipeline_id = %s", (name,), "Counting")
@@ -152,10 +152,11 @@ _GAP = (
 _WRONG = {
     "decided": "INSERT INTO etl.batch_decision (pipeline_id, query_id, batch_id, epoch, run_id, winners, record, "
     "event) VALUES (%(name)s, 'q0', 99, 1, 'r', '[]', '{}', '{}')",
-    "excused gap": _GAP + f"'{GAP_REASONS['retention']}')",
+    "excused gap": _GAP + f"'{GAP_REASONS['compaction']}')",
+    "lost rows": _GAP + f"'{GAP_REASONS['retention']}')",
     "gap": _GAP + "%(gone)s)",
-    "letters": "INSERT INTO etl.dead_letter (pipeline_id, query_id, batch_id, stage, error_class, message, source) "
-    "SELECT %(name)s, 'q0', 0, 'parse', 'BAD', 'm', '{}' FROM generate_series(1, 2)",
+    "letters": "INSERT INTO etl.dead_letter_single (pipeline_id, query_id, batch_id, stage, error_class, message, "
+    "source) SELECT %(name)s, 'q0', 0, 'parse', 'BAD', 'm', '{}' FROM generate_series(1, 2)",
     "unfinished run": "UPDATE etl.pipeline_run SET state = 'stopped' WHERE run_id = %(name)s",
     "old run": "UPDATE etl.pipeline_run SET ended_at = now() - interval '3 days' WHERE run_id = %(name)s",
 }

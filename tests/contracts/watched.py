@@ -36,6 +36,10 @@ class Watched:
                 self.tracker.record(number, query_id=query_id, start_offsets=start, end_offsets=end, gaps=[], **changes)
             )
 
+    def finish_runs(self) -> None:
+        """Let all runs have finished now."""
+        self.sql("UPDATE etl.pipeline_run SET state = 'finished', ended_at = clock_timestamp()")
+
     def sql(self, statement: str, *values: Any) -> Any:
         cursor = self.tracker.conn.execute(statement, values)
         return cursor.fetchall() if cursor.description else None

@@ -39,7 +39,7 @@ from airflow_etl_provider.sensors.dead_letter_depth import DeadLetterDepthSensor
 
 with DAG("watch_letters", schedule=None, catchup=False, params={"pipeline": ""}, is_paused_upon_creation=False):
     DeadLetterDepthSensor(
-        task_id="drained", pipeline_id="{{ params.pipeline }}", at_most=0, deferrable=True, poke_interval=1
+        task_id="drained", pipeline="{{ params.pipeline }}", at_most=0, deferrable=True, poke_interval=1
     )
 """
 

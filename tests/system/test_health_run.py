@@ -8,6 +8,25 @@ if TYPE_CHECKING:
     from tests.system.conftest import Site
 
 DAG = "etl_pipeline_health"
+TOLD = "etl_pipeline_health_told"
+# As somebody would who puts a notifier into the drop-in file.
+NOTIFIER = """
+from pathlib import Path
+from airflow.sdk import BaseNotifier
+
+class Pager(BaseNotifier):
+    template_fields = ("text",)
+
+    def __init__(self, text):
+        super().__init__()
+        self.text = text
+
+    def notify(self, context):
+        with Path({path!r}).open("a") as file:
+            file.write(self.text + "\\n")
+
+NOTIFIERS = [Pager(text="{{{{ exception | string }}}}")]
+"""
 
 
 def look(site: Site, *names: str, **params: Any) -> tuple[str, str]:
@@ -39,5 +58,16 @@ def test_it_is_red_while_something_is_wrong(site: Site) -> None:
     assert f"{ill}, freshness (ill)" in log
     assert "3 d" in log
     assert well not in log.split("findings")[1]
+    told = site.root / "told.txt"
+    text = (site.airflow.dags / f"{DAG}.py").read_text().replace(f'dag_id="{DAG}"', f'dag_id="{TOLD}"')
+    text = text.replace("NOTIFIERS: list[Any] = []\n", NOTIFIER.format(path=str(told)))
+    text = text.replace('schedule="*/15 * * * *"', "schedule=None, is_paused_upon_creation=False")
+    (site.airflow.dags / f"{TOLD}.py").write_text(text)
+    site.airflow.wait_dag(TOLD)
+    run_id = site.airflow.trigger(TOLD, conf={"pipelines": [well, ill]})
+    assert site.airflow.wait_run(TOLD, run_id, seconds=240) == "failed"
+    # One notification, with all findings.
+    assert told.read_text().count("findings") == 1
+    assert f"{ill}, freshness (ill)" in told.read_text()
     # Its schedule would go on, for all pipelines of these tests.
     site.airflow.api("PATCH", f"/dags/{DAG}", {"is_paused": True})

@@ -20,6 +20,8 @@ from spark_jobs.contracts.source_gaps import GAP_REASONS, GapKind
 from spark_jobs.contracts.watch.condition import Age, Condition, LedgerView, Seen
 from spark_jobs.contracts.watch.offsets import seams
 
+NOTHING_LOST: Final[tuple[GapKind, ...]] = ("compaction",)
+"""Kinds of missing source rows that never were records: what a person on call is not to be told of."""
 EXCUSED: Final[tuple[GapKind, ...]] = ("compaction", "retention")
 """Kinds of missing source rows that are not complained of unless somebody says otherwise."""
 _MOST_NAMED: Final = 20

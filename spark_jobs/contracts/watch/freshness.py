@@ -22,7 +22,8 @@ WHERE b.pipeline_id = %(pipeline)s
 ORDER BY b.processed_at DESC, b.batch_id DESC LIMIT 1"""
 _IDLE: Final = """
 SELECT run_id, ended_at::text, extract(epoch FROM clock_timestamp() - ended_at)::float FROM {schema}.pipeline_run
-WHERE pipeline_id = %(pipeline)s AND state = 'finished' ORDER BY registered_at DESC LIMIT 1"""
+WHERE pipeline_id = %(pipeline)s AND state = 'finished'
+  AND ended_at <= clock_timestamp() + make_interval(secs => %(ahead)s) ORDER BY registered_at DESC LIMIT 1"""
 
 
 class Freshness(Condition):

@@ -18,7 +18,7 @@ from spark_jobs.contracts.errors import ConfigError, EtlError
 from spark_jobs.contracts.from_values import from_values
 from spark_jobs.contracts.tracker.run_state import NewestRun, RunLife, RunPhase, newest_runs
 from spark_jobs.contracts.watch.balance import LedgerBalance
-from spark_jobs.contracts.watch.batch_gaps import BatchGaps
+from spark_jobs.contracts.watch.batch_gaps import NOTHING_LOST, BatchGaps
 from spark_jobs.contracts.watch.condition import Age, Condition, LedgerView, in_words
 from spark_jobs.contracts.watch.freshness import Freshness
 from spark_jobs.contracts.watch.retention_risk import RetentionRisk
@@ -29,9 +29,13 @@ from spark_jobs.contracts.watch.source_lag import SourceLag
 _PIPELINES: Final = """
 SELECT p.pipeline_id FROM {schema}.pipeline p WHERE p.pipeline_id !~ '/(replay|reprocess)/' ORDER BY p.pipeline_id"""
 _NEW_LETTERS: Final = """
-SELECT count(*) FROM (
-    SELECT FROM {schema}.dead_letter WHERE pipeline_id = %(pipeline)s AND status IN ('pending', 'parked')
-        AND first_failed_at > clock_timestamp() - interval '1 day' LIMIT %(most)s + 1
+SELECT coalesce(sum(letters), 0)::bigint FROM (
+    SELECT 1 AS letters FROM {schema}.dead_letter_single WHERE pipeline_id = %(pipeline)s
+        AND status IN ('pending', 'parked') AND first_failed_at > clock_timestamp() - interval '1 day'
+    UNION ALL
+    SELECT letters FROM {schema}.dead_letter_bundle WHERE pipeline_id = %(pipeline)s
+        AND status IN ('pending', 'parked') AND first_failed_at > clock_timestamp() - interval '1 day'
+    LIMIT %(most)s + 1
 ) AS newest"""
 
 
@@ -193,7 +197,8 @@ def _conditions(pipeline: str, config: PipelineConfig, own: Thresholds) -> Itera
     if own.max_age is not None:
         yield "freshness", Freshness.of(pipeline=pipeline, younger_than=own.max_age, idle_runs_count=True)
     if own.gap_window is not None:
-        yield "gaps", BatchGaps.of(pipeline=pipeline, last=own.gap_window)
+        # A sensor excuses what nobody can read any more, and names it; here somebody is to hear of it.
+        yield "gaps", BatchGaps.of(pipeline=pipeline, last=own.gap_window, excuse=NOTHING_LOST)
     yield "balance", LedgerBalance.of(pipeline=pipeline, last="1 day", at_most_lost=own.max_lost_share)
     if config.extract.source_type != "kafka":
         return

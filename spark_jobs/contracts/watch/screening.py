@@ -15,7 +15,7 @@ from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.source_gaps import GAP_REASONS
 from spark_jobs.contracts.tracker.queries import UNBALANCED
 from spark_jobs.contracts.watch.balance import LOST_BOOKS, keeps_share
-from spark_jobs.contracts.watch.batch_gaps import EXCUSED
+from spark_jobs.contracts.watch.batch_gaps import NOTHING_LOST
 from spark_jobs.contracts.watch.condition import LedgerView, snapshot
 from spark_jobs.contracts.watch.freshness import AHEAD_SECONDS
 from spark_jobs.logs.events import log_event
@@ -40,7 +40,8 @@ WHERE (
     ORDER BY b.processed_at DESC LIMIT 1
 ) >= now - younger_than OR (
     SELECT r.ended_at FROM {schema}.pipeline_run r
-    WHERE r.pipeline_id = wanted.pipeline AND r.state = 'finished' ORDER BY r.registered_at DESC LIMIT 1
+    WHERE r.pipeline_id = wanted.pipeline AND r.state = 'finished'
+        AND r.ended_at <= wanted.now + make_interval(secs => %(ahead)s) ORDER BY r.registered_at DESC LIMIT 1
 ) >= now - younger_than"""
 # Of each query the micro-batches in the window, in one pass: their ids leave none out, each begins where the one before
 # ended, and so does the first one; and none of the query comes after them that a clock has put in front of the window.
@@ -103,8 +104,11 @@ WITH wanted AS MATERIALIZED (
 )
 SELECT pipeline FROM wanted
 WHERE (
-    SELECT count(*) FROM (
-        SELECT FROM {schema}.dead_letter l
+    SELECT coalesce(sum(letters), 0) FROM (
+        SELECT 1 AS letters FROM {schema}.dead_letter_single l
+        WHERE l.pipeline_id = wanted.pipeline AND l.status IN ('pending', 'parked') AND l.first_failed_at > wanted.since
+        UNION ALL
+        SELECT letters FROM {schema}.dead_letter_bundle l
         WHERE l.pipeline_id = wanted.pipeline AND l.status IN ('pending', 'parked') AND l.first_failed_at > wanted.since
         LIMIT wanted.most + 1
     ) AS newest
@@ -142,7 +146,7 @@ def _fresh(view: LedgerView, own: Mapping[str, timedelta]) -> Iterator[str]:
 
 
 def _gapless(view: LedgerView, own: Mapping[str, timedelta]) -> Iterator[str]:
-    return (row[0] for row in _rows(view, _GAPLESS, own, excused=[GAP_REASONS[kind] for kind in EXCUSED]))
+    return (row[0] for row in _rows(view, _GAPLESS, own, excused=[GAP_REASONS[kind] for kind in NOTHING_LOST]))
 
 
 def _balanced(view: LedgerView, own: Mapping[str, float | None]) -> Iterator[str]:

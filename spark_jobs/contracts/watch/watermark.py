@@ -1,7 +1,9 @@
 """How far event time is complete in the target.
 
 An aggregation's results are final up to the watermark with which their micro-batch began. The rows of a stateless
-pipeline are in the target as soon as they were read: there it is the newest event time less the delay for late rows.
+pipeline are in the target as soon as they were read: there it is the newest event time less the delay for late rows, of
+what was committed when the last run finished. In the middle of a run that works off a backlog other files or partitions
+may still bring older rows, which Spark writes all the same.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ SELECT through, batch_id, clock_timestamp(), extract(epoch FROM through - clock_
 FROM (
     SELECT batch_id, CASE WHEN %(stateful)s THEN watermark ELSE event_time_max - %(delay)s::interval END AS through
     FROM {schema}.batch_tracker WHERE pipeline_id = %(pipeline)s AND query_id = ANY (%(queries)s)
+        AND (%(stateful)s OR processed_at <= (
+            SELECT max(ended_at) FROM {schema}.pipeline_run WHERE pipeline_id = %(pipeline)s AND state = 'finished'
+        ))
 ) AS batch WHERE through IS NOT NULL ORDER BY through DESC LIMIT 1"""
 
 
