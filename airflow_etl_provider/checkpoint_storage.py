@@ -24,7 +24,7 @@ class CheckpointStorage:
         if found is not None:
             return found
         try:
-            from airflow.sdk import ObjectStoragePath  # noqa: PLC0415 - brings fsspec, of which a DAG file has no need
+            from airflow.sdk import ObjectStoragePath
 
             path = ObjectStoragePath(storage_uri(location), conn_id=self.conn_id)
             storage, root = path.fs, str(path.path)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from datetime import timedelta
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
@@ -14,10 +14,13 @@ from asgiref.sync import sync_to_async
 
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from spark_jobs.contracts.errors import EtlError, LedgerMissingError
-from spark_jobs.contracts.tracker.run_state import RunLife, RunPhase
-from spark_jobs.contracts.watch.condition import in_words
+
+if TYPE_CHECKING:
+    from spark_jobs.contracts.tracker.run_state import RunLife
 
 log = logging.getLogger("airflow.task")
+
+_NEVER_STARTED: Final = "No run was ever started in this ledger"
 
 
 def late_run_alert(
@@ -68,7 +71,7 @@ async def tell_late_run(
     try:
         state = _in_words(await sync_to_async(hook.newest_run)(pipeline))
     except LedgerMissingError:
-        state = _in_words(RunLife(phase=RunPhase.NEVER_STARTED))
+        state = _NEVER_STARTED
     except EtlError as error:
         # A ledger that does not answer may be why it is late.
         state = f"How it is the ledger does not say: {error}"
@@ -83,8 +86,11 @@ async def tell_late_run(
 
 
 def _in_words(run: RunLife) -> str:
+    from spark_jobs.contracts.tracker.run_state import RunPhase
+    from spark_jobs.contracts.watch.condition import in_words
+
     if run.phase is RunPhase.NEVER_STARTED:
-        return "No run was ever started in this ledger"
+        return _NEVER_STARTED
     said = f"Its newest run {run.run_id} is {run.phase}"
     if run.silent_seconds is not None:
         said += f", its last sign of life {in_words(run.silent_seconds)} old"

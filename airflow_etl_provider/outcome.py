@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_etl_provider.hooks.ledger import RunRow
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from airflow_etl_provider.hooks.ledger import RunRow
 
 # Of the Spark provider's message, what is neither the whole command nor the log once more.
 _SUBMIT_SAID = re.compile(r"Error code is: .*|Spark application .*|Driver .*|YARN application .*|No driver id .*")

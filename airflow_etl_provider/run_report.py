@@ -16,7 +16,7 @@ from airflow_etl_provider.hooks.driver_lines import DriverLines
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from spark_jobs.contracts.errors import BreakerOpenError, EtlError, Operation
 from spark_jobs.contracts.exit_codes import ExitCode
-from spark_jobs.contracts.tracker.figures import RunFigures, Waited
+from spark_jobs.contracts.run_figures import RunFigures, Waited
 
 log = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ PARAMS = {
         type=["null", "number"],
         minimum=0,
         title="Days of history",
-        description="Runs, reprocesses, progress, and changes of circuit breakers. They stay when empty.",
+        description="Runs, reprocesses, changes of circuit breakers, progress. They stay when empty.",
     ),
     "older_than_minutes": Param(
         15, type="number", minimum=2, title="Minutes", description="Without a sign of life, until a driver is gone."
@@ -65,7 +65,12 @@ with DAG(
     render_template_as_native_obj=True,
 ) as dag:
     # Beside each other: what needs a person in one does not hold up the other, and fails the run.
-    OrphanCleanupOperator(task_id="orphans", older_than_minutes="{{ params.older_than_minutes }}", **SHARED)
+    OrphanCleanupOperator(
+        task_id="orphans",
+        older_than_minutes="{{ params.older_than_minutes }}",
+        progress_days="{{ params.history_days }}",
+        **SHARED,
+    )
     BatchTrackerCleanupOperator(
         task_id="retention",
         days="{{ params.days }}",

@@ -19,11 +19,13 @@ from airflow_etl_provider.operators.pipeline_health import PipelineHealthOperato
 
 log = logging.getLogger("airflow.task")
 
-# Such as SlackNotifier(slack_conn_id="ops", text="{{ exception | string }}"); the findings are the exception's text. (This DAG
-# renders templates as native objects: without the filter the notifier gets the exception itself.)
+# Such as SlackNotifier(slack_conn_id="ops", text="{{ exception | string }}"); the findings are the exception's text.
+# (This DAG renders templates as native objects: without the filter the notifier gets the exception itself.)
 NOTIFIERS: list[Any] = []
 # Airflow allows some thousand mapped tasks; more pipelines share a task.
 MOST_TASKS = 200
+# Findings in the text of the failure; a thousand pipelines that all stand still are one message, too.
+MOST_NAMED = 50
 
 PARAMS = {
     "ledger_conn_id": Param("warehouse", type="string", title="Connection", description="To the ledger's PostgreSQL."),
@@ -75,17 +77,19 @@ def list_pipelines(params: dict[str, Any]) -> list[list[str]]:
 
 @task(on_failure_callback=NOTIFIERS, trigger_rule="all_done", retries=0)
 def report(groups: list[list[str]] | None, examined: Iterable[list[dict[str, Any]]] | None) -> None:
-    """Fail with all findings, and with what could not be looked at."""
-    found = list(examined or [])
-    lines = [
-        f"{one['pipeline']}, {one['check']} ({one['state']}): {one['message']}" for group in found for one in group
-    ]
+    """Fail with the findings, and with what could not be looked at."""
+    found, lines = list(examined or []), []
     if groups is None:
         lines.append("the pipelines could not be listed: see the task list_pipelines")
     elif len(found) < len(groups):
         lines.append(f"{len(groups) - len(found)} of {len(groups)} tasks examine have failed: see there")
+    lines += [
+        f"{one['pipeline']}, {one['check']} ({one['state']}): {one['message']}" for group in found for one in group
+    ]
     if lines:
-        raise AirflowFailException(f"{len(lines)} findings:\n  " + "\n  ".join(lines))
+        more = len(lines) - MOST_NAMED
+        named = [*lines[:MOST_NAMED], f"and {more} more: see the logs of the tasks examine"] if more > 0 else lines
+        raise AirflowFailException(f"{len(lines)} findings:\n  " + "\n  ".join(named))
     log.info("Nothing is wrong")
 
 

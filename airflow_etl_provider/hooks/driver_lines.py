@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, get_args
 
 from spark_jobs.contracts.errors import Operation
-from spark_jobs.contracts.tracker.figures import Waited
+from spark_jobs.contracts.run_figures import Waited
 
 _LOGGER: Final = "etl.retry"
 _KINDS: Final[tuple[Operation, ...]] = get_args(Operation)

@@ -6,37 +6,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from airflow.sdk import BaseHook
 
-from airflow_etl_provider.credentials import connection, source_connection
-from spark_jobs.contracts.audit.audit import audit
-from spark_jobs.contracts.audit.files import OpenFiles
-from spark_jobs.contracts.audit.report import AuditReport
-from spark_jobs.contracts.cleanup import CleanupReport, CleanupRequest, SweepReport, SweepRequest
-from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
-from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import LedgerMissingError
-from spark_jobs.contracts.replay import LetterCount, ReplayRequest, ReplaySummary
-from spark_jobs.contracts.reprocess_batches import ReprocessRequest, ReprocessSummary
-from spark_jobs.contracts.run_request import RunRequest, RunResult
-from spark_jobs.contracts.tracker.breakers import PostgresStorage
-from spark_jobs.contracts.tracker.cleanup import clean
-from spark_jobs.contracts.tracker.connect import Connection, classified, connect, query
-from spark_jobs.contracts.tracker.figures import RunFigures, run_figures
-from spark_jobs.contracts.tracker.letters import count_letters
-from spark_jobs.contracts.tracker.migrate import migrate, require_version
-from spark_jobs.contracts.tracker.orphans import sweep_orphans
-from spark_jobs.contracts.tracker.queries import summarise_run
-from spark_jobs.contracts.tracker.replays import read_summary, release, replay_request
-from spark_jobs.contracts.tracker.reprocess_batches import read_reprocess_summary, reprocess_request
-from spark_jobs.contracts.tracker.retire import retire_run
-from spark_jobs.contracts.tracker.run_state import RunLife, newest_run_life
-from spark_jobs.contracts.tracker.runs import read_request, register_run
-from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen
-from spark_jobs.contracts.watch.health import Finding, Thresholds, examine, pipelines
+
+# Every DAG file with one of this package's operators or sensors imports this module, and asks nothing of a ledger: what
+# an answer needs is imported with the question, psycopg and the models with it.
+if TYPE_CHECKING:
+    from spark_jobs.contracts.audit.files import OpenFiles
+    from spark_jobs.contracts.audit.report import AuditReport
+    from spark_jobs.contracts.cleanup import CleanupReport, CleanupRequest, SweepReport, SweepRequest
+    from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
+    from spark_jobs.contracts.credentials import DatabaseConnection
+    from spark_jobs.contracts.replay import LetterCount, ReplayRequest, ReplaySummary
+    from spark_jobs.contracts.reprocess_batches import ReprocessRequest, ReprocessSummary
+    from spark_jobs.contracts.run_figures import RunFigures
+    from spark_jobs.contracts.run_request import RunRequest, RunResult
+    from spark_jobs.contracts.tracker.breakers import PostgresStorage
+    from spark_jobs.contracts.tracker.connect import Connection
+    from spark_jobs.contracts.tracker.run_state import RunLife
+    from spark_jobs.contracts.watch.condition import Condition, Seen
+    from spark_jobs.contracts.watch.health import Finding, Thresholds
 
 _SESSION_NAME = "airflow-etl-provider"
 _READ_RUN = (
@@ -88,6 +81,9 @@ class LedgerHook(BaseHook):
 
         :raises ConnectionMissingError: Airflow has no such connection.
         """
+        from airflow_etl_provider.credentials import connection
+        from spark_jobs.contracts.credentials import DatabaseConnection
+
         value = connection(self.conn_id, purpose="load.credentialId").as_json()
         return DatabaseConnection.from_airflow(self.conn_id, value).completed(self.connection_params)
 
@@ -96,6 +92,8 @@ class LedgerHook(BaseHook):
 
         :raises DatabaseUnreachableError: the server does not answer or refuses the login.
         """
+        from spark_jobs.contracts.tracker.connect import connect
+
         return connect(self.database, application_name=_SESSION_NAME)
 
     @contextmanager
@@ -104,6 +102,8 @@ class LedgerHook(BaseHook):
 
         :raises LedgerVersionError: the ledger is missing, or of another version.
         """
+        from spark_jobs.contracts.tracker.migrate import require_version
+
         with closing(self.get_conn()) as conn:
             require_version(conn, self.schema)
             yield conn
@@ -113,6 +113,8 @@ class LedgerHook(BaseHook):
 
         The ledger's tables are made or upgraded first.
         """
+        from spark_jobs.contracts.tracker.runs import register_run
+
         with self._migrated() as conn:
             register_run(conn, self.schema, request)
 
@@ -120,6 +122,8 @@ class LedgerHook(BaseHook):
         self, system: str, settings: CircuitBreaker, *, run_id: str, pipeline_id: str
     ) -> PostgresStorage:
         """Return where the circuit breaker of a system is kept; the ledger's tables are made or upgraded first."""
+        from spark_jobs.contracts.tracker.breakers import PostgresStorage
+        from spark_jobs.contracts.tracker.migrate import migrate
 
         def session() -> Connection:
             conn = self.get_conn()
@@ -137,17 +141,24 @@ class LedgerHook(BaseHook):
 
     def retire(self, run_id: str) -> None:
         """Take the run's right to commit away, in about two seconds or with an error."""
+        from spark_jobs.contracts.tracker.connect import connect
+        from spark_jobs.contracts.tracker.retire import retire_run
+
         with closing(connect(self.database, application_name=_SESSION_NAME, connect_timeout=2)) as conn:
             retire_run(conn, self.schema, run_id)
 
     def run(self, run_id: str) -> RunRow | None:
         """Return how the run stands, or None when the ledger does not know it."""
+        from spark_jobs.contracts.tracker.connect import classified, query
+
         with closing(self.get_conn()) as conn, classified("Reading the run's row"):
             row = query(conn, self.schema, _READ_RUN, {"run_id": run_id}).fetchone()
         return RunRow(run_id, row[0], row[1], row[2], bool(row[3])) if row else None
 
     def request(self, run_id: str) -> RunRequest:
         """Return what the run was registered with."""
+        from spark_jobs.contracts.tracker.runs import read_request
+
         with closing(self.get_conn()) as conn:
             return read_request(conn, self.schema, run_id)
 
@@ -156,6 +167,8 @@ class LedgerHook(BaseHook):
 
         :raises LedgerVersionError: the ledger is missing, or of another version.
         """
+        from spark_jobs.contracts.tracker.run_state import newest_run_life
+
         with self.session() as conn:
             return newest_run_life(conn, self.schema, pipeline_id)
 
@@ -166,27 +179,37 @@ class LedgerHook(BaseHook):
 
         :raises ConfigError: no run of the pipeline is known.
         """
+        from spark_jobs.contracts.tracker.replays import replay_request
+
         with self._migrated() as conn:
             return replay_request(conn, self.schema, replay, started_by=started_by)
 
     def reprocess_request(self, wanted: ReprocessRequest, *, started_by: str) -> RunRequest:
         """Return the request of a run that reprocesses, as :meth:`replay_request` does."""
+        from spark_jobs.contracts.tracker.reprocess_batches import reprocess_request
+
         with self._migrated() as conn:
             return reprocess_request(conn, self.schema, wanted, started_by=started_by)
 
     def reprocess_summary(self, reprocess_id: UUID) -> ReprocessSummary | None:
         """Return what came of a reprocess; None while it has not ended."""
+        from spark_jobs.contracts.tracker.reprocess_batches import read_reprocess_summary
+
         with closing(self.get_conn()) as conn:
             return read_reprocess_summary(conn, self.schema, reprocess_id)
 
     def give_up_replay(self, run_id: str, replay_id: str) -> int:
         """Take the right to commit from a replay whose driver was lost, and give its letters back; return how many."""
+        from spark_jobs.contracts.tracker.replays import release
+
         self.retire(run_id)
         with closing(self.get_conn()) as conn:
             return release(conn, self.schema, [UUID(replay_id)])
 
     def replay_summary(self, replay_id: UUID) -> ReplaySummary | None:
         """Return what came of a replay; None while it has not ended."""
+        from spark_jobs.contracts.tracker.replays import read_summary
+
         with closing(self.get_conn()) as conn:
             return read_summary(conn, self.schema, replay_id)
 
@@ -199,6 +222,8 @@ class LedgerHook(BaseHook):
         error_classes: Sequence[str] = (),
     ) -> list[LetterCount]:
         """Return how many dead letters there are of each kind."""
+        from spark_jobs.contracts.tracker.letters import count_letters
+
         with self.session() as conn:
             return count_letters(
                 conn, self.schema, pipeline_id, statuses=statuses, stages=stages, error_classes=error_classes
@@ -210,6 +235,8 @@ class LedgerHook(BaseHook):
         :raises LedgerVersionError: the ledger is missing or of another version.
         :raises ConfigError: a pipeline that it does not know.
         """
+        from spark_jobs.contracts.tracker.cleanup import clean
+
         with self.session() as conn:
             return clean(conn, self.schema, request)
 
@@ -219,6 +246,8 @@ class LedgerHook(BaseHook):
         :raises LedgerVersionError: the ledger is missing or of another version.
         :raises ConfigError: a pipeline that it does not know.
         """
+        from spark_jobs.contracts.tracker.orphans import sweep_orphans
+
         with self.session() as conn:
             return sweep_orphans(conn, self.schema, request)
 
@@ -228,6 +257,9 @@ class LedgerHook(BaseHook):
         :raises LedgerVersionError: the ledger is missing, or of another version.
         :raises EtlError: see :meth:`~spark_jobs.contracts.watch.condition.Condition.look`.
         """
+        from airflow_etl_provider.credentials import source_connection
+        from spark_jobs.contracts.watch.condition import LedgerView
+
         try:
             with self.session() as conn:
                 return condition.look(LedgerView(conn, self.schema, source_connection))
@@ -236,6 +268,9 @@ class LedgerHook(BaseHook):
 
     def pipelines(self) -> list[str]:
         """Return the ids of all pipelines that were ever started."""
+        from spark_jobs.contracts.watch.condition import LedgerView
+        from spark_jobs.contracts.watch.health import pipelines
+
         with self.session() as conn:
             return pipelines(LedgerView(conn, self.schema))
 
@@ -245,6 +280,10 @@ class LedgerHook(BaseHook):
         :raises LedgerVersionError: the ledger is missing, or of another version.
         :raises ConfigError: a pipeline that it does not know.
         """
+        from airflow_etl_provider.credentials import source_connection
+        from spark_jobs.contracts.watch.condition import LedgerView
+        from spark_jobs.contracts.watch.health import examine
+
         with self.session() as conn:
             return examine(LedgerView(conn, self.schema, source_connection), names, thresholds)
 
@@ -254,12 +293,19 @@ class LedgerHook(BaseHook):
         :raises LedgerVersionError: the ledger is missing, or of another version.
         :raises ConfigError: the ledger does not know the pipeline.
         """
+        from airflow_etl_provider.credentials import source_connection
+        from spark_jobs.contracts.audit.audit import audit
+        from spark_jobs.contracts.watch.condition import LedgerView
+
         with self.session() as conn:
             view = LedgerView(conn, self.schema, source_connection)
             return audit(view, pipeline, open_files, checkpoint=checkpoint)
 
     def figures(self, run_id: str) -> RunFigures:
         """Return what a run's metrics are made of: attempts and waits, dead letters, circuit breakers."""
+        from spark_jobs.contracts.tracker.connect import connect
+        from spark_jobs.contracts.tracker.figures import run_figures
+
         with (
             closing(connect(self.database, application_name=_SESSION_NAME, connect_timeout=2)) as conn,
             conn.transaction(),
@@ -270,12 +316,16 @@ class LedgerHook(BaseHook):
 
     def result(self, run_id: str) -> RunResult:
         """Return what the run did: batches, rows by kind, offsets, watermark, duration, the ledger's verdict."""
+        from spark_jobs.contracts.tracker.queries import summarise_run
+
         with closing(self.get_conn()) as conn:
             return summarise_run(conn, self.schema, run_id)
 
     @contextmanager
     def _migrated(self) -> Iterator[Connection]:
         """Yield a session with a ledger that was made, or upgraded, where it was needed."""
+        from spark_jobs.contracts.tracker.migrate import migrate
+
         with closing(self.get_conn()) as conn:
             migrate(conn, self.schema)
             yield conn

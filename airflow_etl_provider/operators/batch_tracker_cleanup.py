@@ -34,7 +34,7 @@ class BatchTrackerCleanupOperator(BaseOperator):
     :param keep_batches: newest micro-batches of each query that stay; at least 200. (templated)
     :param letter_days: age in days from which replayed and discarded dead letters, and ended replays, may go; they
         stay when None. (templated)
-    :param history_days: the same for runs, their retries, reprocesses, progress, and changes of circuit breakers.
+    :param history_days: the same for runs, their retries, reprocesses, and changes of circuit breakers.
         (templated)
     :param batch_size: most rows of one transaction. (templated)
     :param pause_seconds: between two transactions. (templated)

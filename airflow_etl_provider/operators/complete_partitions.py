@@ -12,12 +12,12 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.outcome import airflow_errors
 from airflow_etl_provider.template_values import is_true
-from spark_jobs.contracts.tracker.announcements import Announcements, Announcer, OpenClaim
-from spark_jobs.contracts.watch.complete_partitions import PartitionsRequest, Pending, pending
-from spark_jobs.contracts.watch.condition import LedgerView
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from spark_jobs.contracts.tracker.announcements import Announcements, Announcer, OpenClaim
+    from spark_jobs.contracts.watch.complete_partitions import PartitionsRequest, Pending
 
 # In any other state, or gone, a task has stored its events or never will.
 _ALIVE: Final = ("scheduled", "queued", "running", "restarting", "deferred", "up_for_retry", "up_for_reschedule")
@@ -108,6 +108,8 @@ class CompletePartitionsOperator(BaseOperator):
 
         :raises ConfigError: naming every value that is not valid.
         """
+        from spark_jobs.contracts.watch.complete_partitions import PartitionsRequest
+
         return PartitionsRequest.of(
             pipeline=self.pipeline,
             grain=self.grain,
@@ -120,6 +122,8 @@ class CompletePartitionsOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Settle what earlier tasks have claimed, claim what is complete now, and announce it."""
+        from spark_jobs.contracts.tracker.announcements import Announcer
+
         ti = context["ti"]
         task = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": ti.map_index}
         me = Announcer(**task, try_id=str(ti.id))
@@ -143,6 +147,10 @@ class CompletePartitionsOperator(BaseOperator):
         return {**told, "announced": mine, "left": found.left}
 
     def _claimed(self, context: Context, me: Announcer) -> tuple[Pending, list[str]]:
+        from spark_jobs.contracts.tracker.announcements import Announcements
+        from spark_jobs.contracts.watch.complete_partitions import pending
+        from spark_jobs.contracts.watch.condition import LedgerView
+
         request = self.request()
         with LedgerHook(self.ledger_conn_id, schema=self.tracker_schema).session() as conn:
             announcements = Announcements(conn, self.tracker_schema, request.pipeline, self.asset.name)

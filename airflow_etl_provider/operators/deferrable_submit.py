@@ -14,8 +14,6 @@ from airflow.sdk.exceptions import AirflowException, TaskDeferralError, TaskDefe
 from airflow_etl_provider.deferral import deadline, gave_up
 from airflow_etl_provider.deferred_run import DeferredRun
 from airflow_etl_provider.hooks.ledger import LedgerHook
-from airflow_etl_provider.triggers.ledger import BACKSTOP
-from airflow_etl_provider.triggers.pipeline_run import PipelineRunTrigger
 from spark_jobs.contracts.errors import ConfigError, EtlError
 
 if TYPE_CHECKING:
@@ -105,6 +103,9 @@ class DeferrableSubmitOperator(SparkSubmitOperator):
 
         :raises TaskDeferred: always. :raises EtlError: the ledger cannot be read.
         """
+        from airflow_etl_provider.triggers.ledger import BACKSTOP
+        from airflow_etl_provider.triggers.pipeline_run import PipelineRunTrigger
+
         run = self._submitted_run(ledger, run_id, job_id)
         run.keep(context)
         # From now on a try that begins anew was asked for by somebody: it does not wait for this driver again.

@@ -9,7 +9,7 @@ from airflow.sdk import BaseOperator
 
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.outcome import airflow_errors, exception_for
-from airflow_etl_provider.template_values import is_true, names
+from airflow_etl_provider.template_values import is_true, names, number_or_none
 from spark_jobs.contracts.cleanup import SweepReport, SweepRequest
 
 if TYPE_CHECKING:
@@ -20,9 +20,10 @@ class OrphanCleanupOperator(BaseOperator):
     """Clear away what drivers that are gone have left, of all pipelines, as each pipeline's next run would.
 
     Micro-batches that were decided are finished, other prepared transactions of this project are rolled back, staging
-    tables are dropped, and the letters of abandoned replays wait again. A driver counts as gone when it has ended, or
-    after ``older_than_minutes`` without a sign of life; it loses its right to commit first. What a driver that is alive
-    still needs stays, and so does everything that is not of this project.
+    tables are dropped, the letters of abandoned replays wait again, and progress of pipelines that nobody runs any more
+    expires. A driver counts as gone when it has ended, or after ``older_than_minutes`` without a sign of life; it loses
+    its right to commit first. What a driver that is alive still needs stays, and so does everything that is not of this
+    project.
 
     The result (XCom): ``orphans`` (each with what was done, or why it stays) and ``problems``.
 
@@ -30,6 +31,7 @@ class OrphanCleanupOperator(BaseOperator):
     :param pipelines: only these, a list or a text with commas; all when empty. (templated)
     :param older_than_minutes: how long a prepared transaction must have waited and a driver been silent; at least 2.
         (templated)
+    :param progress_days: age from which progress expires; all stays when None. (templated)
     :param role: who prepared the transactions and owns the tables; each pipeline's ``load.role`` when None. (templated)
     :param dry_run: say what there is, and leave it. (templated)
     :param tracker_schema: PostgreSQL schema of the ledger. (templated)
@@ -43,6 +45,7 @@ BatchTrackerCleanupOperator`; or, after all else was cleared away, for what need
         "ledger_conn_id",
         "pipelines",
         "older_than_minutes",
+        "progress_days",
         "role",
         "dry_run_only",
         "tracker_schema",
@@ -55,6 +58,7 @@ BatchTrackerCleanupOperator`; or, after all else was cleared away, for what need
         ledger_conn_id: str = LedgerHook.default_conn_name,
         pipelines: Sequence[str] | str = (),
         older_than_minutes: float | str = 15,
+        progress_days: float | str | None = 90,
         role: str | None = None,
         dry_run: bool | str = False,
         tracker_schema: str = "etl",
@@ -64,6 +68,7 @@ BatchTrackerCleanupOperator`; or, after all else was cleared away, for what need
         self.ledger_conn_id = ledger_conn_id
         self.pipelines = pipelines
         self.older_than_minutes = older_than_minutes
+        self.progress_days = progress_days
         self.role = role
         # Not `dry_run`: that is a method of every operator.
         self.dry_run_only = dry_run
@@ -77,6 +82,7 @@ BatchTrackerCleanupOperator`; or, after all else was cleared away, for what need
         return SweepRequest.of(
             pipelines=names(self.pipelines),
             older_than_minutes=self.older_than_minutes,
+            progress_days=number_or_none(self.progress_days),
             role=self.role or None,
             dry_run=is_true(self.dry_run_only),
         )
@@ -94,8 +100,9 @@ BatchTrackerCleanupOperator`; or, after all else was cleared away, for what need
         for orphan in report.orphans:
             done = f"would be {orphan.state}" if report.dry_run and orphan.state != "kept" else orphan.state
             why = f": {orphan.why}" if orphan.why else ""
-            letters = f", {orphan.letters:,} dead letters" if orphan.kind == "replay" else ""
-            self.log.info("%s: %s %s %s%s%s", orphan.pipeline_id, orphan.kind, orphan.name, done, letters, why)
+            many = {"replay": f", {orphan.letters:,} dead letters", "progress": f", {orphan.rows:,} rows"}
+            about = (orphan.kind, orphan.name, done, many.get(orphan.kind, ""), why)
+            self.log.info("%s: %s %s %s%s%s", orphan.pipeline_id, *about)
         self.log.info("%d orphans, %d kept", len(report.cleared), len(report.orphans) - len(report.cleared))
 
     def _fail(self, context: Context, report: SweepReport) -> None:

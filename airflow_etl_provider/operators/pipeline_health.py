@@ -10,7 +10,6 @@ from airflow.sdk import BaseOperator
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.outcome import airflow_errors
 from airflow_etl_provider.template_values import names
-from spark_jobs.contracts.watch.health import Thresholds
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -54,6 +53,8 @@ class PipelineHealthOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:  # noqa: ARG002 - Airflow's signature
         """Look."""
+        from spark_jobs.contracts.watch.health import Thresholds
+
         with airflow_errors():
             wanted, thresholds = names(self.pipelines), Thresholds.of(**self.thresholds)
             found = LedgerHook(self.ledger_conn_id, schema=self.tracker_schema).examine(wanted, thresholds)

@@ -13,7 +13,7 @@ class _OnlyWhenAsked:
     """The API server alone asks for the pages: no worker or scheduler has to import them."""
 
     def __get__(self, instance: object, owner: type) -> list[dict[str, Any]]:
-        from airflow_etl_provider.pages.app import app  # noqa: PLC0415
+        from airflow_etl_provider.pages.app import app
 
         return [{"app": app, "url_prefix": PREFIX, "name": "Streaming ETL"}]
 

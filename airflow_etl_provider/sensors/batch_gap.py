@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_etl_provider.sensors.ledger import LedgerSensor
-from spark_jobs.contracts.watch.batch_gaps import BatchGaps
+
+if TYPE_CHECKING:
+    from spark_jobs.contracts.watch.batch_gaps import BatchGaps
 
 
 class BatchGapSensor(LedgerSensor):
@@ -43,4 +45,6 @@ class BatchGapSensor(LedgerSensor):
 
     def condition(self) -> BatchGaps:
         """Return what is waited for."""
+        from spark_jobs.contracts.watch.batch_gaps import BatchGaps
+
         return BatchGaps.of(**self._of_pipeline(), since=self.since, last=self.last, excuse=tuple(self.excuse))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_etl_provider.sensors.ledger import LedgerSensor
-from spark_jobs.contracts.watch.dead_letter_depth import ALL_PIPELINES, DeadLetterDepth
+
+if TYPE_CHECKING:
+    from spark_jobs.contracts.watch.dead_letter_depth import DeadLetterDepth
 
 
 class DeadLetterDepthSensor(LedgerSensor):
@@ -39,7 +41,7 @@ class DeadLetterDepthSensor(LedgerSensor):
         error_classes: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(pipeline=pipeline or ALL_PIPELINES, **kwargs)
+        super().__init__(pipeline=pipeline or "", **kwargs)
         self.at_most = at_most
         self.at_least = at_least
         self.statuses = statuses
@@ -48,6 +50,8 @@ class DeadLetterDepthSensor(LedgerSensor):
 
     def condition(self) -> DeadLetterDepth:
         """Return what is waited for."""
+        from spark_jobs.contracts.watch.dead_letter_depth import ALL_PIPELINES, DeadLetterDepth
+
         return DeadLetterDepth.of(
             pipeline=self.pipeline or ALL_PIPELINES,
             wait_for_first_run=self.wait_for_first_run,

@@ -19,15 +19,12 @@ from airflow.sdk.exceptions import (
 
 from airflow_etl_provider.hooks.ledger import LedgerHook
 from airflow_etl_provider.outcome import airflow_errors
-from airflow_etl_provider.triggers.ledger import BACKSTOP, LedgerTrigger
 from spark_jobs.contracts.errors import EtlError
-from spark_jobs.contracts.watch import registry
-from spark_jobs.contracts.watch.condition import Seen
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from spark_jobs.contracts.watch.condition import Condition
+    from spark_jobs.contracts.watch.condition import Condition, Seen
 
 _LEAST_POLL_SECONDS = 1.0
 
@@ -91,6 +88,16 @@ class LedgerSensor(BaseSensorOperator):
             return super().execute(context)
         except AirflowSensorTimeout as timeout:
             raise AirflowSensorTimeout(f"{timeout} Last seen: {self._last_message}") from timeout
+        except AirflowSkipException as skipped:
+            why = skipped.__cause__ or f"{skipped} Last seen: {self._last_message}"
+            raise AirflowSkipException(str(why)) from skipped
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the trigger; a soft failure skips with the reason, of which Airflow itself says nothing."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowSkipException as skipped:
+            raise AirflowSkipException(str(skipped.__cause__ or skipped)) from skipped
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - Airflow's signature
         """Look once. A database, or a source, that does not answer is asked again at the next interval."""
@@ -123,6 +130,8 @@ class LedgerSensor(BaseSensorOperator):
                 raise
             self.log.warning("%s", error)
             self._last_message = str(error)
+            from spark_jobs.contracts.watch.condition import Seen
+
             return Seen(done=False, message=str(error))
 
     def _first_look(self) -> Seen:
@@ -135,6 +144,9 @@ class LedgerSensor(BaseSensorOperator):
             raise
 
     def _defer(self) -> None:
+        from airflow_etl_provider.triggers.ledger import BACKSTOP, LedgerTrigger
+        from spark_jobs.contracts.watch import registry
+
         with airflow_errors():
             condition = registry.to_json(self.condition())
         give_up = datetime.now(UTC) + timedelta(seconds=self.timeout)

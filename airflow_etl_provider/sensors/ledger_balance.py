@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_etl_provider.sensors.ledger import LedgerSensor
-from spark_jobs.contracts.watch.balance import LedgerBalance
+
+if TYPE_CHECKING:
+    from spark_jobs.contracts.watch.balance import LedgerBalance
 
 
 class LedgerBalanceSensor(LedgerSensor):
@@ -31,4 +33,6 @@ class LedgerBalanceSensor(LedgerSensor):
 
     def condition(self) -> LedgerBalance:
         """Return what is waited for."""
+        from spark_jobs.contracts.watch.balance import LedgerBalance
+
         return LedgerBalance.of(**self._of_pipeline(), last=self.last, at_most_lost=self.at_most_lost)

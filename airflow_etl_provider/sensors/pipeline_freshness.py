@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_etl_provider.sensors.ledger import LedgerSensor
-from spark_jobs.contracts.watch.freshness import Freshness
+
+if TYPE_CHECKING:
+    from spark_jobs.contracts.watch.freshness import Freshness
 
 
 class PipelineFreshnessSensor(LedgerSensor):
@@ -28,4 +30,6 @@ class PipelineFreshnessSensor(LedgerSensor):
 
     def condition(self) -> Freshness:
         """Return what is waited for."""
+        from spark_jobs.contracts.watch.freshness import Freshness
+
         return Freshness.of(**self._of_pipeline(), younger_than=self.younger_than, idle_runs_count=self.idle_runs_count)

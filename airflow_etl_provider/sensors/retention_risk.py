@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_etl_provider.sensors.ledger import LedgerSensor
-from spark_jobs.contracts.watch.retention_risk import RetentionRisk
+
+if TYPE_CHECKING:
+    from spark_jobs.contracts.watch.retention_risk import RetentionRisk
 
 
 class RetentionRiskSensor(LedgerSensor):
@@ -32,4 +34,6 @@ class RetentionRiskSensor(LedgerSensor):
 
     def condition(self) -> RetentionRisk:
         """Return what is waited for."""
+        from spark_jobs.contracts.watch.retention_risk import RetentionRisk
+
         return RetentionRisk.of(**self._of_pipeline(), at_least=self.at_least)

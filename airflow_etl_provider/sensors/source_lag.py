@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_etl_provider.sensors.ledger import LedgerSensor
-from spark_jobs.contracts.watch.source_lag import SourceLag
+
+if TYPE_CHECKING:
+    from spark_jobs.contracts.watch.source_lag import SourceLag
 
 
 class SourceLagSensor(LedgerSensor):
@@ -40,5 +42,7 @@ class SourceLagSensor(LedgerSensor):
 
     def condition(self) -> SourceLag:
         """Return what is waited for."""
+        from spark_jobs.contracts.watch.source_lag import SourceLag
+
         limits = {"at_most_rows": self.at_most_rows, "at_most_seconds": self.at_most_seconds}
         return SourceLag.of(**self._of_pipeline(), **limits)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_etl_provider.sensors.ledger import LedgerSensor
 from spark_jobs.contracts.errors import ConfigError
-from spark_jobs.contracts.watch.query_progress import QueryProgress
+
+if TYPE_CHECKING:
+    from spark_jobs.contracts.watch.query_progress import QueryProgress
 
 
 class StreamingQueryProgressSensor(LedgerSensor):
@@ -60,6 +62,8 @@ class StreamingQueryProgressSensor(LedgerSensor):
 
     def condition(self) -> QueryProgress:
         """Return what is waited for."""
+        from spark_jobs.contracts.watch.query_progress import QueryProgress
+
         return QueryProgress.of(
             **self._of_pipeline(),
             batch_id=self.batch_id,

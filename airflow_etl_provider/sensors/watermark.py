@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_etl_provider.sensors.ledger import LedgerSensor
-from spark_jobs.contracts.watch.watermark import WatermarkReached
+
+if TYPE_CHECKING:
+    from spark_jobs.contracts.watch.watermark import WatermarkReached
 
 
 class WatermarkSensor(LedgerSensor):
@@ -29,4 +31,6 @@ class WatermarkSensor(LedgerSensor):
 
     def condition(self) -> WatermarkReached:
         """Return what is waited for."""
+        from spark_jobs.contracts.watch.watermark import WatermarkReached
+
         return WatermarkReached.of(**self._of_pipeline(), through=self.through)

@@ -16,7 +16,7 @@ from spark_jobs.contracts.cleanup import CleanupReport, CleanupRequest
 from spark_jobs.contracts.tracker.cleanup import clean
 from spark_jobs.contracts.tracker.migrate import require_version
 
-_KINDS = ("batches", "files", "runs", "progress", "dead_letters", "replays", "reprocesses")
+_KINDS = ("batches", "files", "runs", "dead_letters", "replays", "reprocesses")
 
 
 def cleanup(
@@ -27,9 +27,7 @@ def cleanup(
     days: Annotated[float, typer.Option(help="Age from which a micro-batch may go.")] = 30,
     keep_batches: Annotated[int, typer.Option(help="Newest batches of each query that stay; 200 or more.")] = 1_000,
     letter_days: Annotated[float, typer.Option(help="Age from which settled dead letters and replays may go.")] = 365,
-    history_days: Annotated[
-        float, typer.Option(help="The same of runs, reprocesses, progress, breakers' changes.")
-    ] = 90,
+    history_days: Annotated[float, typer.Option(help="The same of runs, reprocesses, breakers' changes.")] = 90,
     keep_letters: Annotated[bool, typer.Option("--keep-letters", help="Let dead letters and replays stay.")] = False,
     keep_history: Annotated[bool, typer.Option("--keep-history", help="Let runs and breakers' changes stay.")] = False,
     batch_size: Annotated[int, typer.Option(help="Most rows of one transaction.")] = 1_000,

@@ -25,16 +25,23 @@ def orphans(
     older_than: Annotated[
         float, typer.Option(help="Minutes without a sign of life until a driver is gone; 2 or more.")
     ] = 15,
+    progress_days: Annotated[float, typer.Option(help="Age from which progress expires.")] = 90,
+    keep_progress: Annotated[bool, typer.Option("--keep-progress", help="Let all progress stay.")] = False,
     role: Annotated[str | None, typer.Option(help="Who prepared and owns them, if not each load.role.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is, and leave it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Finish or roll back prepared transactions, drop staging tables, give back letters of abandoned replays.
 
-    A run does the same for its own pipeline when it starts. What a driver that is alive needs is left alone.
+    And remove expired progress. A run does the same for its own pipeline. What a driver that is alive needs is left
+    alone.
     """
     request = SweepRequest.of(
-        pipelines=tuple(pipeline or ()), older_than_minutes=older_than, role=role, dry_run=dry_run
+        pipelines=tuple(pipeline or ()),
+        older_than_minutes=older_than,
+        progress_days=None if keep_progress else progress_days,
+        role=role,
+        dry_run=dry_run,
     )
     with tracker_session(connection) as conn:
         require_version(conn, schema)
@@ -49,9 +56,10 @@ def orphans(
 
 def _table(report: SweepReport) -> Table:
     table = Table(title=None if report.orphans else "no driver has left anything behind")
-    for heading in ("pipeline", "what", "name", "would be" if report.dry_run else "state", "letters", "why"):
+    for heading in ("pipeline", "what", "name", "would be" if report.dry_run else "state", "rows", "why"):
         table.add_column(heading, overflow="fold")
     for orphan in report.orphans:
-        cells = (orphan.pipeline_id or "-", orphan.kind, orphan.name, orphan.state, f"{orphan.letters:,}", orphan.why)
+        rows = f"{orphan.letters or orphan.rows:,}"
+        cells = (orphan.pipeline_id or "-", orphan.kind, orphan.name, orphan.state, rows, orphan.why)
         table.add_row(*map(Text, cells))
     return table

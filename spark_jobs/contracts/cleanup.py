@@ -29,8 +29,8 @@ class CleanupRequest(_Model):
     :param pipelines: only these; all when empty.
     :param days: age in days, by the server's clock. :param keep_batches: newest batches of each query that stay.
     :param letter_days: since a dead letter came home or was given up; since a replay ended. None: they stay.
-    :param history_days: of runs, what they did again, reprocesses of micro-batches that are gone, progress, and changes
-        of circuit breakers. None: they stay.
+    :param history_days: of runs, what they did again, reprocesses of micro-batches that are gone, and changes of
+        circuit breakers. None: they stay.
     :param batch_size: most rows of one transaction.
     :param pause_seconds: between two transactions, so that the server has time for others; twice as long as the
         transaction took where that is longer. 0: no pause.
@@ -96,12 +96,15 @@ class SweepRequest(_Model):
 
     :param pipelines: only these; all when empty.
     :param older_than_minutes: how long a prepared transaction must have waited, and a driver must have been silent.
+    :param progress_days: age from which progress expires: each run keeps its own pipeline's short, but a pipeline that
+        nobody runs any more keeps it for ever. The newest of each stays. None: all stays.
     :param role: who prepared transactions and owns staging tables; what each pipeline's ``load.role`` says when None.
     :param dry_run: say what there is, and leave it.
     """
 
     pipelines: tuple[str, ...] = ()
     older_than_minutes: float = Field(15, ge=2, allow_inf_nan=False, le=525_600)
+    progress_days: float | None = Field(90, ge=0, allow_inf_nan=False, le=36_500)
     role: str | None = Field(None, min_length=1)
     dry_run: bool = False
 
@@ -117,17 +120,19 @@ class SweepRequest(_Model):
 class Orphan(_Model):
     """A thing of a driver that is gone.
 
-    :param kind: ``prepared`` (transaction), ``decided`` (batch), ``staging`` (table) or ``replay``.
-    :param name: its name in the database; of a batch its id. :param state: what was, or would be, done; ``kept`` if it
-        stays. :param why: why it stays.
+    :param kind: ``prepared`` (transaction), ``decided`` (batch), ``staging`` (table), ``replay``, or ``progress`` (of a
+        pipeline, expired). :param name: its name in the database; of a batch its id.
+    :param state: what was, or would be, done; ``kept`` if it stays. :param why: why it stays.
+    :param letters: a replay's dead letters. :param rows: how much progress went, or would.
     """
 
-    kind: Literal["prepared", "decided", "staging", "replay"]
+    kind: Literal["prepared", "decided", "staging", "replay", "progress"]
     pipeline_id: str | None
     name: str
-    state: Literal["committed", "rolled back", "dropped", "given back", "kept"]
+    state: Literal["committed", "rolled back", "dropped", "given back", "removed", "kept"]
     why: str = ""
     letters: int = 0
+    rows: int = 0
 
 
 class SweepReport(_Model):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -181,10 +179,3 @@ def test_the_dag_file_is_a_dag_that_runs_both_each_day(repository: Path) -> None
         task.render_template_fields({"params": params}, jinja_env=dag.get_template_env(force_sandboxed=False))
         # What the form offers, and what the operator does by itself, are the same.
         assert task.request() == type(task)(task_id=f"{task.task_id}_alone").request()
-
-
-def test_importing_them_loads_no_spark(repository: Path) -> None:
-    code = "import sys; from airflow_etl_provider.operators import batch_tracker_cleanup, orphan_cleanup; "
-    code += "print(*(name for name in ('pyspark', 'pandas', 'pyarrow', 'numpy') if name in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == ""

@@ -22,7 +22,7 @@ from airflow_etl_provider.hooks.driver_lines import DriverLines
 from airflow_etl_provider.operators.streaming_pipeline import StreamingPipelineOperator
 from airflow_etl_provider.run_report import RunReport
 from spark_jobs.contracts.errors import BreakerOpenError, DatabaseUnreachableError
-from spark_jobs.contracts.tracker.figures import RunFigures, Waited
+from spark_jobs.contracts.run_figures import RunFigures, Waited
 
 Sent = tuple[str, str, float, dict[str, str]]
 _ROW = re.compile(r"^\| `(etl\.[\w.]+)` \| \w+ \| ([^|]+) \|", re.MULTILINE)

@@ -111,6 +111,12 @@ def test_the_report_fails_with_all_findings(file: dict[str, Any]) -> None:
     both = [[finding], [{**finding, "pipeline": "returns"}]]
     with pytest.raises(AirflowFailException, match=r"2 findings:\n  orders, gaps \(ill\): a hole\n  returns, gaps"):
         report(groups, iter(both))
+    with pytest.raises(AirflowFailException) as many:
+        report(groups, [[finding] * 59 + [{**finding, "message": "unseen"}], []])
+    first, *named, last = str(many.value).splitlines()
+    assert first == "60 findings:"
+    assert named == ["  orders, gaps (ill): a hole"] * 50
+    assert last.startswith("  and 10 more: see")
     with pytest.raises(AirflowFailException, match="1 of 2 tasks examine have failed"):
         report(groups, [[]])
     with pytest.raises(AirflowFailException, match="could not be listed"):

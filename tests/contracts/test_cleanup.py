@@ -214,18 +214,6 @@ def test_old_runs_go_when_nothing_needs_them_any_more(ledger: Any) -> None:
     assert ledger.one("SELECT count(*) FROM etl.run_retry") == 0
 
 
-def test_old_progress_goes_but_for_the_newest(ledger: Any) -> None:
-    ledger.conn.execute(
-        "INSERT INTO etl.query_progress (pipeline_id, query_id, batch_id, spark_run_id, run_id, epoch, attempt, "
-        "outcome, recorded_at) SELECT 'orders', 'q', n, 's', 'r1', 1, 1, 'completed', now() - interval '200 days' "
-        "FROM generate_series(1, 130) AS n"
-    )
-    assert clean(ledger, dry_run=True).totals == {"progress": 30}
-    assert clean(ledger, batch_size=7).totals == {"progress": 30}
-    assert ledger.one("SELECT min(batch_id) FROM etl.query_progress") == 31
-    assert clean(ledger).totals == {}
-
-
 def test_old_changes_of_breakers_go_but_for_the_newest(ledger: Any) -> None:
     ledger.conn.execute("INSERT INTO etl.circuit_breaker (system) VALUES ('s')")
     ledger.conn.execute(

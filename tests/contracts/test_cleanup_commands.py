@@ -59,13 +59,15 @@ def test_cleanup_as_table_and_as_json(run: Any, tracker: Any) -> None:
     assert batches(tracker) == MINIMUM_BATCHES
 
 
-def test_old_progress_is_told_as_well(run: Any, tracker: Any) -> None:
+def test_expired_progress_is_an_orphan(run: Any, tracker: Any) -> None:
     tracker.conn.execute(
         "INSERT INTO etl.query_progress (pipeline_id, query_id, batch_id, spark_run_id, run_id, epoch, attempt, "
         "recorded_at, outcome) SELECT '[red]orders', 'q', n, 's', 'r1', 1, 1, now() - interval '91 days', 'completed' "
         "FROM generate_series(1, 137) n"
     )
-    output = run("cleanup").output
+    assert "no driver has left" in run("orphans", "--keep-progress").output
+    assert "no driver has left" in run("orphans", "--progress-days", "92").output
+    output = run("orphans").output
     assert "progress" in output
     assert " 37 " in output
 

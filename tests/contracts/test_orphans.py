@@ -254,7 +254,27 @@ def test_letters_of_an_abandoned_replay_wait_again(ledger: Any) -> None:
     assert sweep(ledger).orphans == ()
 
 
-@pytest.mark.parametrize("values", [{"older_than_minutes": 1}, {"role": ""}], ids=str)
+def test_expired_progress_goes_but_for_the_newest(ledger: Any) -> None:
+    ledger.conn.execute(
+        "INSERT INTO etl.query_progress (pipeline_id, query_id, batch_id, spark_run_id, run_id, epoch, attempt, "
+        "outcome, recorded_at) SELECT 'orders', 'q', n, 's', 'r1', 1, 1, 'completed', now() - interval '91 days' "
+        "FROM generate_series(1, 1130) AS n"
+    )
+    expected = Orphan(kind="progress", pipeline_id="orders", name="query_progress", state="removed", rows=1030)
+    assert sweep(ledger, progress_days=None).orphans == ()
+    assert sweep(ledger, progress_days=92).orphans == ()
+    assert sweep(ledger, dry_run=True).orphans == (expected,)
+    with closing(ledger.connect()) as other:
+        other.execute("BEGIN")
+        other.execute("LOCK TABLE etl.query_progress IN SHARE MODE")
+        [kept] = sweep(ledger).orphans
+        assert (kept.state, kept.why) == ("kept", "another session is using it")
+    assert sweep(ledger).orphans == (expected,)
+    assert ledger.one("SELECT min(batch_id) FROM etl.query_progress") == 1031
+    assert sweep(ledger).orphans == ()
+
+
+@pytest.mark.parametrize("values", [{"older_than_minutes": 1}, {"role": ""}, {"progress_days": -1}], ids=str)
 def test_what_is_not_valid_is_named(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         SweepRequest.of(**values)

@@ -12,8 +12,9 @@ import pytest
 from spark_jobs.contracts.breaker import Breaker
 from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
 from spark_jobs.contracts.errors import BreakerOpenError, DatabaseUnreachableError
+from spark_jobs.contracts.run_figures import RunFigures, Waited
 from spark_jobs.contracts.tracker.breakers import PostgresStorage
-from spark_jobs.contracts.tracker.figures import RunFigures, Waited, run_figures
+from spark_jobs.contracts.tracker.figures import run_figures
 from spark_jobs.contracts.tracker.retries import Retried, record_retries
 
 SYSTEM = "postgresql://db:5432/shop"

@@ -383,6 +383,59 @@ def test_offsets_that_nobody_can_reach(offsets):
         progress(offsets=offsets)
 
 
+@pytest.mark.parametrize(
+    ("source", "offsets", "why"),
+    [
+        ({"topic": "orders"}, {"order": {"0": 1}}, "reads orders"),
+        ({"topic": "orders"}, 3, "counts by topic and partition"),
+        ({"topic": "orders"}, {"orders": {"1": 1}}, None),
+        ({"connectionParams": {"subscribe": "orders, returns"}}, {"returns": {"0": 1}}, None),
+        ({"connectionParams": {"subscribe": "orders, returns"}}, {"refunds": {"0": 1}}, "reads orders, returns"),
+        ({"connectionParams": {"assign": '{"orders": [0]}'}}, {"returns": {"0": 1}}, "reads orders"),
+        # Tomorrow's topic.
+        ({"connectionParams": {"subscribePattern": "orders.*"}}, {"orders2": {"0": 1}}, None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("batches", [0, 1])
+def test_offsets_that_this_source_never_has(ledger, source, offsets, why, batches):
+    servers = {"kafka.bootstrap.servers": "broker:9092", **source.get("connectionParams", {})}
+    extract = {"sourceType": "kafka", "schema": "id INT", **source, "connectionParams": servers}
+    _register(ledger, "r2", extract)
+    ledger.query()
+    ledger.batches(*range(batches))
+    if why is None:
+        assert not ledger.look(progress(offsets=offsets)).done
+        return
+    with pytest.raises(ConfigError, match="never gets to offsets") as raised:
+        ledger.look(progress(offsets=offsets))
+    assert why in raised.value.found
+
+
+def test_offsets_of_kafka_for_a_source_of_files(ledger):
+    _register(
+        ledger, "r2", {"sourceType": "file", "schema": "id INT", "connectionParams": {"path": "/in", "format": "json"}}
+    )
+    ledger.query()
+    assert not ledger.look(progress(offsets={"orders": {"0": 1}})).done
+    ledger.batches(0, offsets=(None, {"logOffset": 0}))
+    with pytest.raises(ConfigError, match="never gets to offsets"):
+        ledger.look(progress(offsets={"orders": {"0": 1}}))
+    assert not ledger.look(progress(offsets=1)).done
+
+
+def _register(ledger, run_id, extract):
+    config = {
+        "pipelineId": "orders",
+        "mode": "streaming",
+        "extract": extract,
+        "load": {"sinkType": "postgresql", "table": "orders", "credentialId": "warehouse"},
+        "streamingConfigJson": {"checkpointLocation": "/c", "queryName": "orders"},
+    }
+    request = RunRequest(run_id=run_id, pipeline_id="orders", config=config, started_by="me")
+    runs.register_run(ledger.tracker.conn, "etl", request)
+
+
 def test_who_waits_for_nothing():
     with pytest.raises(ConfigError, match="Nothing is waited for"):
         progress()

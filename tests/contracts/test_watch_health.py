@@ -92,6 +92,25 @@ def test_a_run_that_ended_in_the_future_is_not_fresh(ledger):
     assert findings(ledger).keys() == {"freshness"}
 
 
+def test_a_run_whose_driver_does_not_come_up_for_hours(ledger):
+    register(ledger, "r3", config())
+    ledger.sql("UPDATE etl.pipeline_run SET registered_at = now() - interval '50 minutes' WHERE run_id = 'r3'")
+    assert findings(ledger) == {}
+    ledger.sql("UPDATE etl.pipeline_run SET registered_at = now() - interval '2 hours' WHERE run_id = 'r3'")
+    found = findings(ledger)
+    assert found.keys() == {"run"}
+    assert "r3 was started 2 h" in found["run"]
+    assert "spark-submit" in found["run"]
+
+
+def test_a_pipelines_own_window_for_gaps(ledger):
+    ledger.batches(5, 6)
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = processed_at - interval '30 minutes' WHERE batch_id <= 5")
+    assert findings(ledger).keys() == {"gaps"}
+    register(ledger, "r3", config(healthConfig={"gapWindow": "10 minutes"}))
+    assert findings(ledger) == {}
+
+
 def test_what_is_not_asked_for_is_not_looked_at(ledger):
     ledger.batches(5)
     ledger.sql("UPDATE etl.batch_tracker SET processed_at = processed_at - interval '3 hours'")

@@ -53,7 +53,7 @@ def _wait_scheduled(site: Site) -> None:
         scheduled = [run for run in runs if run["run_type"] == "scheduled"]
         return bool(scheduled) and all(run["state"] in ("success", "failed") for run in scheduled)
 
-    wait_for(ended, "the day's own run")
+    wait_for(ended, "the day's own run", 600)
 
 
 def _execute(site: Site, statement: str, *values: Any) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 if TYPE_CHECKING:
     from tests.system.conftest import Site
@@ -34,13 +37,21 @@ def look(site: Site, *names: str, **params: Any) -> tuple[str, str]:
     return run_id, site.airflow.wait_run(DAG, run_id, seconds=240)
 
 
+@pytest.fixture
+def _unpaused(site: Site) -> Iterator[None]:
+    site.airflow.unpause(DAG)
+    yield
+    # Its schedule would go on, for all pipelines of these tests, and leave no core to the tests that follow.
+    site.airflow.api("PATCH", f"/dags/{DAG}", {"is_paused": True})
+
+
+@pytest.mark.usefixtures("_unpaused")
 def test_it_is_red_while_something_is_wrong(site: Site) -> None:
     well, ill = site.add_pipeline("well"), site.add_pipeline("ill")
     for name in (well, ill):
         site.add_lines(name, 1)
         _, state = site.run(name)
         assert state == "success"
-    site.airflow.unpause(DAG)
     run_id, state = look(site, well, ill)
     assert state == "success", site.airflow.task_log(DAG, run_id, "report")
 
@@ -69,5 +80,3 @@ def test_it_is_red_while_something_is_wrong(site: Site) -> None:
     # One notification, with all findings.
     assert told.read_text().count("findings") == 1
     assert f"{ill}, freshness (ill)" in told.read_text()
-    # Its schedule would go on, for all pipelines of these tests.
-    site.airflow.api("PATCH", f"/dags/{DAG}", {"is_paused": True})

@@ -105,9 +105,9 @@ def scheduled(site: Site) -> Iterator[Scheduled]:
 
 
 def _wait_idle(site: Site, name: str) -> None:
-    deadline = time.monotonic() + 120
-    while site.airflow.api("GET", f"/dags/{name}/dagRuns", state=["queued", "running"])["dag_runs"]:
-        assert time.monotonic() < deadline
+    deadline = time.monotonic() + 300
+    while left := site.airflow.api("GET", f"/dags/{name}/dagRuns", state=["queued", "running"])["dag_runs"]:
+        assert time.monotonic() < deadline, f"these runs do not end: {left}"
         time.sleep(0.5)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from test_kill_and_secrets import wait_for
 
 from sandbox.postgres import PostgresServer
 
@@ -55,6 +56,12 @@ class Watched:
         unfinished.write_text(lines)
         unfinished.replace(self.site.root / self.name / unfinished.name)
 
+    def wait_listening(self) -> None:
+        """Wait until the triggerer listens to the pipeline's database."""
+        listens = "SELECT FROM pg_stat_activity WHERE application_name = 'airflow-etl-triggerer-listens'"
+        with self.server.connect("orders", autocommit=True) as conn:
+            wait_for(lambda: conn.execute(listens).fetchone() is not None, "a triggerer that listens")
+
     def log(self, run_id: str, task: str) -> str:
         return self.site.airflow.task_log(self.dag, run_id, task)
 
@@ -96,6 +103,9 @@ def test_sensors_are_woken_by_commits_over_crashes(watched: Watched) -> None:
     airflow.kill_component("triggerer")
     watched.server.restart()
     airflow.start_component("triggerer")
+    # And once more under a triggerer that listens.
+    watched.wait_listening()
+    watched.server.restart()
 
     for hour, number in ((5, 1), (6, 2), (6, 3)):
         watched.add_events(hour, number)

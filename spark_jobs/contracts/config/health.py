@@ -12,6 +12,7 @@ class Health(Section):
 
     enabled: Flag = Field(True, description="Whether the DAG looks at this pipeline.")
     max_age: Duration | None = Field(None, description="How old the last commit, or idle run, may be.")
+    gap_window: Duration | None = Field(None, description="How far back micro-batches must join up.")
     max_lag_rows: Long | None = Field(None, description="Kafka: how many rows it may be behind.")
     max_lag: Duration | None = Field(None, description="Kafka: how long it may be behind.")
     min_retention: Duration | None = Field(

@@ -95,6 +95,4 @@ def _history(conn: Connection, schema: str, request: CleanupRequest, problems: P
     cleanup = HistoryCleanup(conn, schema, request, before, problems)
     for pipeline_id, number in cleanup.runs():
         yield pipeline_id, "runs", number
-    for pipeline_id, number in cleanup.progress():
-        yield pipeline_id, "progress", number
     yield None, "breaker_events", cleanup.events()

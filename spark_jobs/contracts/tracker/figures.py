@@ -1,12 +1,10 @@
-"""What a run's metrics are made of, as the ledger has it: attempts and waits, dead letters, circuit breakers."""
+"""Reading what a run's metrics are made of from the ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
-from spark_jobs.contracts.errors import Operation
+from spark_jobs.contracts.run_figures import RunFigures, Waited
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
 
 _RUN: Final = "SELECT state, exit_code FROM {schema}.pipeline_run WHERE run_id = %(run_id)s"
@@ -31,30 +29,6 @@ _CHANGES: Final = """
 SELECT system, to_state, count(*) FROM {schema}.circuit_breaker_event WHERE run_id = %(run_id)s GROUP BY 1, 2"""
 
 _BREAKERS: Final = "SELECT system, state FROM {schema}.circuit_breaker"
-
-
-@dataclass(frozen=True, slots=True)
-class Waited:
-    """How often something was done again, and what was waited before it, in all."""
-
-    times: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class RunFigures:
-    """What the ledger can tell about a run at its end."""
-
-    state: str = ""
-    """Empty for a run that the ledger does not know."""
-    exit_code: int | None = None
-    retries: Mapping[Operation, Waited] = field(default_factory=dict)
-    dead_letters: Mapping[str, int] = field(default_factory=dict)
-    """By stage."""
-    breaker_changes: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """What the run did to breakers: how often, by system and new state."""
-    breakers: Mapping[str, str] = field(default_factory=dict)
-    """State of each breaker that the ledger knows, whoever changed it."""
 
 
 def run_figures(conn: Connection, schema: str, run_id: str) -> RunFigures:

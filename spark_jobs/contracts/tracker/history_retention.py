@@ -1,4 +1,4 @@
-"""Removing what else grows in the ledger: runs with what they did again, progress, changes of circuit breakers."""
+"""Removing what else grows in the ledger: runs with what they did again, changes of circuit breakers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from spark_jobs.contracts.tracker.short_deletes import Problems, number, repeat,
 
 KEPT_RUNS: Final = 100
 """The newest runs of every pipeline stay, however old."""
-KEPT_PROGRESS: Final = 100
-"""The newest progress of every pipeline stays, however old."""
 KEPT_EVENTS: Final = 100
 """The newest changes of every circuit breaker stay, however old."""
 
@@ -46,25 +44,6 @@ SELECT r.run_id {_OLD_RUNS} ORDER BY r.registered_at LIMIT %(most)s FOR UPDATE O
 _COUNT_RUNS: Final = f"SELECT count(*) {_OLD_RUNS}"
 _RETRIES: Final = "DELETE FROM {schema}.run_retry WHERE run_id = ANY (%(runs)s)"
 _RUNS: Final = "DELETE FROM {schema}.pipeline_run WHERE run_id = ANY (%(runs)s)"
-
-# Each run keeps its own pipeline's to a thousand; what is left is that of pipelines that nobody runs any more.
-_WITH_PROGRESS: Final = """
-SELECT p.pipeline_id FROM {schema}.pipeline p CROSS JOIN LATERAL (
-    SELECT recorded_at FROM {schema}.query_progress g WHERE g.pipeline_id = p.pipeline_id ORDER BY progress_id LIMIT 1
-) AS oldest
-WHERE oldest.recorded_at < %(before)s
-  AND (%(pipelines)s::text[] IS NULL OR p.pipeline_id = ANY (%(pipelines)s::text[]))
-ORDER BY p.pipeline_id"""
-_OLD_PROGRESS: Final = """
-FROM {schema}.query_progress g
-WHERE g.pipeline_id = %(pipeline_id)s AND g.recorded_at < %(before)s AND g.progress_id < (
-    SELECT progress_id FROM {schema}.query_progress newer WHERE newer.pipeline_id = %(pipeline_id)s
-    ORDER BY progress_id DESC OFFSET %(kept)s - 1 LIMIT 1
-)"""
-_PROGRESS: Final = f"""
-DELETE FROM {{schema}}.query_progress WHERE progress_id = ANY (ARRAY(
-    SELECT progress_id {_OLD_PROGRESS} ORDER BY progress_id LIMIT %(most)s FOR UPDATE SKIP LOCKED
-))"""  # noqa: S608 - constants
 
 _OLD_EVENTS: Final = """
 FROM {schema}.circuit_breaker_event e
@@ -111,16 +90,6 @@ class HistoryCleanup:
             with self.problems.aside(whose):
                 total += self._removed(whose, "old changes of circuit breakers", _OLD_EVENTS, _EVENTS, values)
         return total
-
-    def progress(self) -> Iterator[tuple[str, int]]:
-        """Remove, or count, old progress of micro-batches; pipeline and number."""
-        values = self._values(KEPT_PROGRESS)
-        with classified("Looking for old progress"):
-            rows = query(self.conn, self.schema, _WITH_PROGRESS, values).fetchall()
-        for (pipeline_id,) in rows:
-            own = {**values, "pipeline_id": pipeline_id}
-            with self.problems.aside(pipeline_id):
-                yield pipeline_id, self._removed(pipeline_id, "old progress", _OLD_PROGRESS, _PROGRESS, own)
 
     def _runs(self, values: dict[str, Any]) -> int:
         if self.request.dry_run:

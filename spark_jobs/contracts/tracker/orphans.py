@@ -1,8 +1,8 @@
 """What drivers that are gone have left, of all pipelines, cleared away without a driver.
 
 The same as each run does for its own pipeline when it starts: decided batches are finished, undecided prepared
-transactions rolled back, staging tables dropped, letters of abandoned replays given back. Never what a driver that is
-alive still needs, and never what others have made.
+transactions rolled back, staging tables dropped, letters of abandoned replays given back, expired progress removed.
+Never what a driver that is alive still needs, and never what others have made.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from spark_jobs.contracts.tracker.left_behind import (
     resolve_left_behind,
     take_right_of_silent,
 )
+from spark_jobs.contracts.tracker.progress_retention import ProgressExpiry
 from spark_jobs.contracts.tracker.replays import release
 from spark_jobs.contracts.tracker.run_state import NEWEST_RUN, SILENCE
 from spark_jobs.contracts.tracker.short_deletes import BusyError, number, server_time_before, short_delete
@@ -88,11 +89,10 @@ def sweep_orphans(conn: Connection, schema: str, request: SweepRequest) -> Sweep
     require_pipelines(conn, schema, request.pipelines)
     before = server_time_before(conn, request.older_than_minutes / _MINUTES_A_DAY)
     sweep = _Sweep(conn, schema, request, before)
-    # What only expires, such as progress, goes with the cleanup.
-    found = [*sweep.prepared(), *sweep.staging(), *sweep.replays()]
+    found = [*sweep.prepared(), *sweep.staging(), *sweep.replays(), *sweep.progress()]
     for orphan in found:
         if orphan.state != "kept" and not request.dry_run:
-            fields = orphan.model_dump(include={"kind", "name", "state"})
+            fields = orphan.model_dump(include={"kind", "name", "state", "letters", "rows"}, exclude_defaults=True)
             log_event(log, logging.INFO, "orphan_cleared", pipeline=orphan.pipeline_id, **fields)
     return SweepReport(dry_run=request.dry_run, orphans=tuple(found), problems=sweep.problems)
 
@@ -143,6 +143,29 @@ class _Sweep:
         for pipeline_id, replay_id in rows:
             if self._wanted(pipeline_id):
                 yield self._replay(pipeline_id, replay_id)
+
+    def progress(self) -> Iterator[Orphan]:
+        """Remove what has expired of the progress of pipelines that nobody runs any more."""
+        if self.request.progress_days is None:
+            return
+        before = server_time_before(self.conn, self.request.progress_days)
+        expiry = ProgressExpiry(self.conn, self.schema, before)
+        for pipeline_id, rows in expiry.pipelines():
+            if self._wanted(pipeline_id):
+                yield self._expired(expiry, pipeline_id, rows)
+
+    def _expired(self, expiry: ProgressExpiry, pipeline_id: str, rows: int) -> Orphan:
+        def remove() -> str:
+            nonlocal rows
+            try:
+                rows = expiry.remove(pipeline_id)
+            except BusyError:
+                return "another session is using it"
+            return ""
+
+        why = "" if self.request.dry_run else self._attempt(pipeline_id, remove)
+        state = "kept" if why else "removed"
+        return Orphan(kind="progress", pipeline_id=pipeline_id, name="query_progress", state=state, why=why, rows=rows)
 
     def _replay(self, pipeline_id: str, replay_id: UUID) -> Orphan:
         letters = number(self.conn, self.schema, _HELD, {"replay_id": replay_id})

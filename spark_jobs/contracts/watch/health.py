@@ -39,6 +39,9 @@ SELECT coalesce(sum(letters), 0)::bigint FROM (
 ) AS newest"""
 
 
+_NOT_UP_AFTER: Final = timedelta(hours=1)
+"""How long a driver may take to come up: a cluster's queue may be long, but somebody is to hear of it."""
+
 # Bounds what is in memory: as many configurations, and nothing that grows with the ledger.
 _AT_ONCE: Final = 200
 _Positive = Annotated[Age, Field(gt=timedelta())]
@@ -219,6 +222,8 @@ def _run(pipeline: str, run: RunLife) -> str | None:
         return f"{pipeline}: run {run.run_id} has failed: {(run.error or {}).get('what', 'it did not say why')}"
     if run.phase is RunPhase.SILENT:
         return f"{pipeline}: run {run.run_id} is silent for {in_words(run.silent_seconds or 0)}: {run.advice}"
+    if run.phase is RunPhase.REGISTERED and (run.silent_seconds or 0) > _NOT_UP_AFTER.total_seconds():
+        return f"{pipeline}: run {run.run_id} was started {in_words(run.silent_seconds or 0)} ago: {run.advice}"
     return None
 
 

@@ -10,6 +10,7 @@ from spark_jobs.contracts.errors import ConfigError, EtlError
 from spark_jobs.contracts.tracker.run_state import RunLife, RunPhase, newest_run_life, run_life
 from spark_jobs.contracts.watch.condition import Condition, LedgerView, Seen, in_words
 from spark_jobs.contracts.watch.offsets import by_partition, reaches
+from spark_jobs.contracts.watch.reachable_offsets import require_reachable
 
 # The query that was begun, or that has committed, last: the checkpoint of an older one may be brought back.
 _NEWEST: Final = """
@@ -41,7 +42,8 @@ class QueryProgress(Condition):
         newest one without it: what that has not reached, the next may.
     :param since: only a run that was registered, and rows that were committed, at this time or later.
     :param batch_id: a micro-batch of the newest query that must be committed.
-    :param offsets: source offsets that must be reached, in the source's own form: ``{"topic": {"0": 1000}}``.
+    :param offsets: source offsets that must be reached, in the source's own form: ``{"topic": {"0": 1000}}``. What the
+        source can never have is an error.
     :param rows: how many rows must be written. :param run_finished: whether the run must have finished.
     :param rows_per_second: what the newest micro-batch must have read, at least.
     """
@@ -76,6 +78,8 @@ class QueryProgress(Condition):
         values = {"pipeline": self.pipeline, "run": self.run_id, "since": self.since}
         about = f"Looking at the progress of {self.pipeline!r}"
         newest = view.rows(_NEWEST, values, about)
+        if self.offsets is not None:
+            require_reachable(view, self.pipeline, newest[0][2] if newest else None, self.offsets)
         run = self._run(view)
         done, said, value = self._run_seen(run)
         for reached, words, found in (
