@@ -103,7 +103,7 @@ class DeferrableSubmitOperator(SparkSubmitOperator):
 
         :raises TaskDeferred: always. :raises EtlError: the ledger cannot be read.
         """
-        from airflow_etl_provider.triggers.ledger import BACKSTOP
+        from airflow_etl_provider.triggers.ledger import BACKSTOP, SETTLING_SECONDS
         from airflow_etl_provider.triggers.pipeline_run import PipelineRunTrigger
 
         run = self._submitted_run(ledger, run_id, job_id)
@@ -117,6 +117,7 @@ class DeferrableSubmitOperator(SparkSubmitOperator):
             startup_timeout_seconds=self.startup_timeout_seconds,
             poll_seconds=self.poll_interval,
             give_up_at=give_up.isoformat() if give_up else None,
+            settle_seconds=SETTLING_SECONDS,
         )
         timeout = give_up - datetime.now(UTC) + BACKSTOP if give_up else None
         self.log.info("Run %s goes on as %s; its end is waited for in the triggerer", run_id, job_id)

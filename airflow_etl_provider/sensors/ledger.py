@@ -144,7 +144,7 @@ class LedgerSensor(BaseSensorOperator):
             raise
 
     def _defer(self) -> None:
-        from airflow_etl_provider.triggers.ledger import BACKSTOP, LedgerTrigger
+        from airflow_etl_provider.triggers.ledger import BACKSTOP, SETTLING_SECONDS, LedgerTrigger
         from spark_jobs.contracts.watch import registry
 
         with airflow_errors():
@@ -159,6 +159,7 @@ class LedgerSensor(BaseSensorOperator):
                 poll_seconds=max(self.poke_interval, _LEAST_POLL_SECONDS),
                 give_up_at=give_up.isoformat(),
                 end_from_trigger=self.end_from_trigger,
+                settle_seconds=SETTLING_SECONDS,
             ),
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout) + BACKSTOP,

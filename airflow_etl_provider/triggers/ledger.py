@@ -27,6 +27,15 @@ BACKSTOP: Final = timedelta(minutes=2)
 trigger's comes first, and says what was seen."""
 
 
+SETTLING_SECONDS: Final = 10.0
+"""How long after its start the trigger of a task that goes on in a worker fires at the earliest.
+
+Airflow 3.3 fails a task that goes on before its scheduler has heard that the process which deferred it has ended:
+"finished with state success, but the task instance's state attribute is queued" (apache/airflow#67287, #72716). To hear
+it takes the scheduler seconds.
+"""
+
+
 class LedgerTrigger(BaseTrigger):
     """Fires once a condition holds, can never hold, or time is over.
 
@@ -39,6 +48,8 @@ class LedgerTrigger(BaseTrigger):
     :param poll_seconds: how long at most between two looks.
     :param give_up_at: when to stop waiting, ISO 8601 with a zone; never when None.
     :param end_from_trigger: whether the task succeeds with the condition, without a worker; its XCom is what was seen.
+    :param settle_seconds: how long after its start it fires at the earliest, see :data:`SETTLING_SECONDS`; a success
+        without a worker is not held up.
     """
 
     def __init__(
@@ -50,6 +61,7 @@ class LedgerTrigger(BaseTrigger):
         poll_seconds: float = 60.0,
         give_up_at: str | None = None,
         end_from_trigger: bool = False,
+        settle_seconds: float = 0.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.condition = condition
@@ -58,13 +70,14 @@ class LedgerTrigger(BaseTrigger):
         self.poll_seconds = poll_seconds
         self.give_up_at = give_up_at
         self.end_from_trigger = end_from_trigger
+        self.settle_seconds = settle_seconds
         self._refused_since: float | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return how the trigger is made again."""
         names = ("condition", "ledger_conn_id", "tracker_schema", "poll_seconds", "give_up_at", "end_from_trigger")
         path = f"{type(self).__module__}.{type(self).__qualname__}"
-        return path, {name: getattr(self, name) for name in names}
+        return path, {name: getattr(self, name) for name in (*names, "settle_seconds")}
 
     def ledger(self) -> LedgerHook:
         """Return the ledger that is looked at."""
@@ -72,26 +85,28 @@ class LedgerTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until it holds."""
+        began = monotonic()
+        event = await self._event()
+        if not isinstance(event, TaskSuccessEvent):
+            await asyncio.sleep(max(self.settle_seconds - (monotonic() - began), 0))
+        yield event
+
+    async def _event(self) -> TriggerEvent:
         while True:
             try:
-                yield await self._waited()
+                return await self._waited()
             except (LoginRefusedError, ConnectionMissingError) as error:
                 # A password that is changed, an API server that is away: the task itself had a connection that worked.
                 self._refused_since = self._refused_since or monotonic()
                 left = self._seconds_left()
                 if left <= 0:
-                    yield _event({"status": "timeout", "message": str(error)})
-                    return
+                    return _event({"status": "timeout", "message": str(error)})
                 if monotonic() - self._refused_since > _GRACE_SECONDS:
-                    yield _event({"status": "error", "message": str(error)})
-                    return
+                    return _event({"status": "error", "message": str(error)})
                 self.log.warning("Looking the connection up again: %s", error)
                 await asyncio.sleep(min(_AGAIN_SECONDS, left))
             except EtlError as error:
-                yield _event({"status": "error", "message": str(error)})
-                return
-            else:
-                return
+                return _event({"status": "error", "message": str(error)})
 
     async def _waited(self) -> TriggerEvent:
         condition = registry.from_json(self.condition)

@@ -26,7 +26,8 @@ class PipelineRunTrigger(LedgerTrigger):
 
     :param run: :meth:`DeferredRun.to_json` of it.
     :param startup_timeout_seconds: how long the driver may take to come up.
-    :param poll_seconds: how long at most between two looks. :param give_up_at: as :class:`LedgerTrigger`.
+    :param poll_seconds: how long at most between two looks.
+    :param give_up_at: as :class:`LedgerTrigger`. :param settle_seconds: likewise.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class PipelineRunTrigger(LedgerTrigger):
         startup_timeout_seconds: float = 600.0,
         poll_seconds: float = 60.0,
         give_up_at: str | None = None,
+        settle_seconds: float = 0.0,
     ) -> None:
         self.deferred = DeferredRun.from_json(run)
         self.startup_timeout_seconds = startup_timeout_seconds
@@ -50,11 +52,12 @@ class PipelineRunTrigger(LedgerTrigger):
             tracker_schema=self.deferred.tracker_schema,
             poll_seconds=poll_seconds,
             give_up_at=give_up_at,
+            settle_seconds=settle_seconds,
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return how the trigger is made again."""
-        names = ("startup_timeout_seconds", "poll_seconds", "give_up_at")
+        names = ("startup_timeout_seconds", "poll_seconds", "give_up_at", "settle_seconds")
         path = f"{type(self).__module__}.{type(self).__qualname__}"
         return path, {"run": self.deferred.to_json(), **{name: getattr(self, name) for name in names}}
 

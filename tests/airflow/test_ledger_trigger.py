@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -372,6 +373,16 @@ def test_it_may_end_the_task_itself(rows: LedgerRows) -> None:
     assert isinstance(event, TaskSuccessEvent)
     assert event.xcoms is not None
     assert event.xcoms["return_value"]["batch_id"] == 0  # type: ignore[index,call-overload]
+
+
+def test_it_lets_airflow_hear_that_the_task_was_deferred(rows: LedgerRows) -> None:
+    rows.commit(0)
+    began = time.monotonic()
+    assert run(event_of(trigger(settle_seconds=1.5))).payload["status"] == "satisfied"
+    assert run(event_of(trigger(pipeline="oders", settle_seconds=1.5))).payload["status"] == "error"
+    assert time.monotonic() - began >= 3
+    # Nothing goes on in a worker then.
+    assert isinstance(run(event_of(trigger(end_from_trigger=True, settle_seconds=NEVER))), TaskSuccessEvent)
 
 
 def test_who_leaves_early_takes_nothing_away_from_others(rows: LedgerRows) -> None:

@@ -17,6 +17,8 @@ from sandbox.postgres import PostgresServer
 
 _DAG = "waits"
 _POKE_SECONDS = 10
+# Before that the trigger of a sensor does not fire: airflow_etl_provider.triggers.ledger.SETTLING_SECONDS.
+_SETTLED_SECONDS = 12
 # The state in which each waits, and how.
 _WAYS = {"from_trigger": "deferred", "resumed": "deferred", "poking": "running"}
 _FILE = f"""
@@ -68,8 +70,8 @@ def _measure(airflow: Airflow, server: PostgresServer, rounds: int) -> dict[str,
         run_id = airflow.trigger(_DAG, {"batch": batch})
         for way, state in _WAYS.items():
             airflow.wait_task(_DAG, run_id, way, state, seconds=300)
-        # Each has looked once; and a poking one is somewhere between two looks.
-        sleep(5 + batch * 1.7)
+        # Each has looked once, a trigger may fire, and a poking one is somewhere between two looks.
+        sleep(_SETTLED_SECONDS + batch * 1.7)
         committed = time()
         rows.commit(batch)
         assert airflow.wait_run(_DAG, run_id, seconds=300) == "success"

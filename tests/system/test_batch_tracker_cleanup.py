@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -46,12 +47,14 @@ def staging(site: Site, name: str) -> Iterator[str]:
 
 
 def _wait_scheduled(site: Site) -> None:
-    """Wait for the end of the day's own run, which unpausing the DAG starts: it cleans as well."""
+    """Wait for the end of the day's own run, which unpausing starts in the day's first hours: it cleans as well."""
 
     def ended() -> bool:
+        next_run = site.airflow.api("GET", f"/dags/{DAG}")["next_dagrun_run_after"]
+        if next_run is None or datetime.fromisoformat(next_run) <= datetime.now(UTC):
+            return False
         runs = site.airflow.api("GET", f"/dags/{DAG}/dagRuns")["dag_runs"]
-        scheduled = [run for run in runs if run["run_type"] == "scheduled"]
-        return bool(scheduled) and all(run["state"] in ("success", "failed") for run in scheduled)
+        return all(run["state"] in ("success", "failed") for run in runs if run["run_type"] == "scheduled")
 
     wait_for(ended, "the day's own run", 600)
 
