@@ -26,7 +26,7 @@ from spark_jobs.contracts.tracker.records import BatchRecord, Books
 from spark_jobs.faults import reach
 from spark_jobs.rows import LETTER_ID
 from spark_jobs.runtime.flow import Flow
-from spark_jobs.runtime.replay_frame import stored_letters
+from spark_jobs.runtime.stored_letters import asking, stored_letters
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.batch_result import Written
 from spark_jobs.sinks.committing import CommitPlan, begin_batch, conclude
@@ -35,7 +35,14 @@ from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.plans import writing_session
 from spark_jobs.sinks.refused import Limit
-from spark_jobs.sinks.replay_plans import count_unsendable, letters_query, positions, redrive_settling, topics_query
+from spark_jobs.sinks.replay_plans import (
+    LETTER_VALUES,
+    count_unsendable,
+    letters_query,
+    positions,
+    redrive_settling,
+    topics_query,
+)
 from spark_jobs.sinks.unaltered import TableState
 from spark_jobs.sources.kafka import KafkaSource
 from spark_jobs.sources.kafka_admin import latest_offsets, list_partitions
@@ -62,6 +69,7 @@ INSERT INTO {schema}.dead_letter_redrive (replay_id, batch_id, first_position, l
 VALUES (%(replay_id)s, %(batch_id)s, %(first)s, %(last)s, %(offsets)s)"""
 
 Offsets = dict[str, dict[str, int]]
+_LETTERS = "redrive"
 
 
 @dataclass(slots=True)
@@ -104,15 +112,17 @@ class Redrive:
         return self._settle(record, event, last - first)
 
     def _send(self, batch_id: int, first: int, last: int) -> None:
-        letters = self._letters(first, last)
+        letters = self._letters()
         now = self._mark(batch_id, first, last)
         earlier = self._unsettled(first, last)
         if earlier:
             letters = letters.join(self._sent(earlier, now), LETTER_ID, "left_anti")
         # The last look before what cannot be rolled back.
         self.ledger.check_fence()
+        question = letters_query(self.ledger, self.request, first, last)
         try:
-            letters.select(*self._message()).write.format("kafka").options(**self._client()).save()
+            with asking(self.spark, {_LETTERS: question}):
+                letters.select(*self._message()).write.format("kafka").options(**self._client()).save()
         except PySparkException as error:
             raise SourceUnreachableError(
                 "Records of dead letters could not be sent to their topic",
@@ -232,10 +242,9 @@ class Redrive:
             raise classify(error, "Settling the letters that were sent") from error
         return Written(parts.COMMITTED, books, outcome=report.message)
 
-    def _letters(self, first: int, last: int) -> DataFrame:
-        question = letters_query(self.ledger, self.request, first, last)
+    def _letters(self) -> DataFrame:
         session = writing_session(self.ledger, self.flow.config.load.role)
-        letters = stored_letters(self.spark, session, question)
+        letters = stored_letters(self.spark, session, _LETTERS, tuple(LETTER_VALUES))
         return letters.withColumn(RAW_VALUE, F.col("raw_value").cast("string"))
 
     def _client(self) -> dict[str, str]:

@@ -7,12 +7,11 @@ target refused, without a raw record, is the target's already. Each letter is on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property, reduce
 
-import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
@@ -36,7 +35,8 @@ from spark_jobs.rows import (
     passed,
 )
 from spark_jobs.runtime.flow import Flow
-from spark_jobs.sinks.copying import Session, transaction
+from spark_jobs.runtime.stored_letters import stored_letters
+from spark_jobs.sinks.copying import Session
 from spark_jobs.sinks.replay_plans import LETTER_VALUES
 from spark_jobs.transforms import careful
 from spark_jobs.transforms.select import select
@@ -45,7 +45,6 @@ from spark_jobs.transforms.try_eval import tried
 _CORRUPT = "__corrupt"
 _FAILED = "!"
 """In front of the id of a letter whose record could not be repaired."""
-_OTHER_THAN_TEXT = {"raw_key": "BINARY", "raw_value": "BINARY", "attempt": "INT"}
 
 
 class Kind(StrEnum):
@@ -80,7 +79,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class ReplayFrame:
-    """Makes the DataFrames of one replay's micro-batches, with the care that the flow has.
+    """Makes the DataFrames of one replay, with the care that the flow has; all its micro-batches share them.
 
     :param session: how executors read the letters.
     """
@@ -89,6 +88,7 @@ class ReplayFrame:
     flow: Flow
     request: ReplayRequest
     session: Session
+    _made: dict[Kind, DataFrame] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def carefully(self) -> ReplayFrame:
@@ -108,7 +108,7 @@ class ReplayFrame:
             return
         for kind, count in kinds.items():
             if count:
-                known |= set(self._target.names if kind is Kind.TARGET_ROW else data_columns(self._source_frame))
+                known |= set(self.target.names if kind is Kind.TARGET_ROW else data_columns(self._source_frame))
         unknown = sorted(self.request.patch.keys() - known)
         if unknown and sum(kinds.values()):
             raise ConfigError(
@@ -130,13 +130,28 @@ class ReplayFrame:
                 "result that was refused in output mode update is written again with the next change of its group",
             )
 
-    def of(self, questions: Mapping[Kind, str]) -> DataFrame:
-        """Return the rows of the letters that the questions ask for, sorted out, as they reach the sink."""
-        frames = [self._ways[kind](self._letters(kind, text)) for kind, text in questions.items()]
+    def of(self, kinds: Sequence[Kind]) -> DataFrame:
+        """Return the rows of letters of these kinds, sorted out, as they reach the sink.
+
+        Which letters, the job says that reads them: :func:`~spark_jobs.runtime.stored_letters.asking`, by kind.
+        """
+        frames = [self._rows(kind) for kind in kinds]
         return reduce(DataFrame.unionByName, [frame.select(*self._columns(frame)) for frame in frames])
 
-    def _letters(self, kind: Kind, question: str) -> DataFrame:
-        return stored_letters(self.spark, self.session, question, kind.columns(self.flow, self.request))
+    @cached_property
+    def target(self) -> StructType:
+        """The schema of the rows that reach the target, without the carried columns."""
+        if self.flow.stateful or not self.flow.source.keeps_raw:
+            return self.flow.result_schema()
+        # Put together for the letters anyway: a stream's DataFrame would be made for this alone.
+        rows = self._rows(Kind.RECORD)
+        return StructType([rows.schema[name] for name in data_columns(rows)])
+
+    def _rows(self, kind: Kind) -> DataFrame:
+        if kind not in self._made:
+            columns = kind.columns(self.flow, self.request)
+            self._made[kind] = self._ways[kind](stored_letters(self.spark, self.session, kind.name, columns))
+        return self._made[kind]
 
     @property
     def _ways(self) -> dict[Kind, Callable[[DataFrame], DataFrame]]:
@@ -173,7 +188,7 @@ class ReplayFrame:
     def _target_rows(self, letters: DataFrame) -> DataFrame:
         # The row was to be another micro-batch's; now it is one of the micro-batch that brings it home.
         batch = self.flow.config.load.batch_column
-        return self._patched(self._carried(_from_json(letters, self._target, "write", ignored=batch)))
+        return self._patched(self._carried(_from_json(letters, self.target, "write", ignored=batch)))
 
     def _through_transforms(self, rows: DataFrame) -> DataFrame:
         return self.flow.without_own_columns(self.flow.sort_out(self._patched(self._carried(rows))))
@@ -208,26 +223,11 @@ class ReplayFrame:
             for name in CARRIED
             if name in frame.columns and name not in (RAW, ROW)
         ]
-        return [*(F.col(_quoted(name)) for name in self._target.names), *carried]
-
-    @cached_property
-    def _target(self) -> StructType:
-        return self.flow.result_schema()
+        return [*(F.col(_quoted(name)) for name in self.target.names), *carried]
 
     @cached_property
     def _source_frame(self) -> DataFrame:
         return self.flow.source.stream()
-
-
-def stored_letters(
-    spark: SparkSession, session: Session, question: str, columns: Sequence[str] = tuple(LETTER_VALUES)
-) -> DataFrame:
-    """Return letters as PostgreSQL has them, read by one task: their ids, and the columns that the question asks for.
-
-    :param question: see :func:`~spark_jobs.sinks.replay_plans.letters_query`.
-    """
-    types = [f"{name} {_OTHER_THAN_TEXT.get(name, 'STRING')}" for name in columns]
-    return spark.range(0, 1, 1, 1).mapInArrow(_reading(session, question), ", ".join([f"{LETTER_ID} STRING", *types]))
 
 
 def _from_json(
@@ -291,17 +291,6 @@ def _value(field: StructField) -> Column:
     if not isinstance(field.dataType, BinaryType):
         return value
     return F.when(value.startswith("\\x"), F.unhex(F.substring(value, 3, 2**31 - 1))).otherwise(F.unbase64(value))
-
-
-def _reading(session: Session, question: str) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for _ in batches:
-            continue
-        with transaction(session) as cursor:
-            yield from cursor.stream(question)
-            cursor.run("COMMIT")
-
-    return read
 
 
 def _quoted(name: str) -> str:

@@ -14,6 +14,7 @@ from spark_jobs.contracts.tracker.records import BatchRecord
 from spark_jobs.runtime.executors import require_ready_executors
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.replay_frame import Kind, ReplayFrame
+from spark_jobs.runtime.stored_letters import asking
 from spark_jobs.runtime.target_table import TargetTable
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.batch_column import with_batch
@@ -41,19 +42,21 @@ class Reprocess:
 
         :raises TargetMismatchError: the rows do not fit it, as at a run's start.
         """
-        target = TargetTable(flow, ledger).open()
         load = flow.config.load
+        session = writing_session(ledger, load.role)
+        frame = ReplayFrame(spark, flow, request, session)
+        target = TargetTable(flow, ledger, rows=frame.target).open()
         plans = ReplayPlans(
             ledger,
             target,
             merge_rule(load),
-            writing_session(ledger, load.role),
+            session,
             Limit(),
             replay_id=request.replay_id,
             max_attempts=request.max_attempts,
             dry_run=request.dry_run,
         )
-        return cls(ReplayFrame(spark, flow, request, plans.session), plans, PostgresSink(plans, 1))
+        return cls(frame, plans, PostgresSink(plans, 1))
 
     def check(self, first: int, last: int) -> None:
         """Return if the letters that were taken can go through the pipeline.
@@ -71,7 +74,7 @@ class Reprocess:
         first, last = positions(record)
         request = self.frame.request
         questions = {
-            kind: letters_query(
+            kind.name: letters_query(
                 self.plans.ledger,
                 request,
                 first,
@@ -82,9 +85,10 @@ class Reprocess:
             for kind in self._kinds
         }
         try:
-            written = self.sink.write_in_one_task(
-                lambda careful: self._rows(questions, record, careful=careful), record, event
-            )
+            with asking(self.frame.spark, questions):
+                written = self.sink.write_in_one_task(
+                    lambda careful: self._rows(record, careful=careful), record, event
+                )
         except EtlError:
             raise
         except Exception:
@@ -98,9 +102,9 @@ class Reprocess:
             )
         return written if written.outcome else replace(written, outcome=self._outcome(record))
 
-    def _rows(self, questions: dict[Kind, str], record: BatchRecord, *, careful: bool) -> DataFrame:
+    def _rows(self, record: BatchRecord, *, careful: bool) -> DataFrame:
         frame = self.frame.carefully if careful else self.frame
-        return with_batch(frame.of(questions), frame.flow.config.load.batch_column, record.identity)
+        return with_batch(frame.of(self._kinds), frame.flow.config.load.batch_column, record.identity)
 
     def _outcome(self, record: BatchRecord) -> str:
         # The batch was committed, and the answer was lost on the way.

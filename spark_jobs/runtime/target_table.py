@@ -30,6 +30,8 @@ class TargetTable:
     ledger: Ledger
     replaces: bool = False
     """Whether rows of a micro-batch that is done again are removed."""
+    rows: StructType | None = None
+    """The schema of the rows that come; the flow's stream is put together to know it when None."""
     _opened: Target | None = field(default=None, init=False)
 
     def open(self) -> Target:
@@ -73,7 +75,8 @@ class TargetTable:
 
     def _schema(self) -> StructType:
         load = self.flow.config.load
-        return with_batch_field(written_columns(self.flow.result_schema(), merge_rule(load)), load.batch_column)
+        rows = self.flow.result_schema() if self.rows is None else self.rows
+        return with_batch_field(written_columns(rows, merge_rule(load)), load.batch_column)
 
     @property
     def _keys(self) -> tuple[str, ...]:
