@@ -20,10 +20,9 @@ class OrphanCleanupOperator(BaseOperator):
     """Clear away what drivers that are gone have left, of all pipelines, as each pipeline's next run would.
 
     Micro-batches that were decided are finished, other prepared transactions of this project are rolled back, staging
-    tables are dropped, the letters of abandoned replays wait again, and progress of pipelines that nobody runs any more
-    expires. A driver counts as gone when it has ended, or after ``older_than_minutes`` without a sign of life; it loses
-    its right to commit first. What a driver that is alive still needs stays, and so does everything that is not of this
-    project.
+    tables are dropped, the letters of abandoned replays wait again, and old progress expires. A driver counts as gone
+    when it has ended, or after ``older_than_minutes`` without a sign of life; it loses its right to commit first. What
+    a driver that is alive still needs stays, and so does everything that is not of this project.
 
     The result (XCom): ``orphans`` (each with what was done, or why it stays) and ``problems``.
 

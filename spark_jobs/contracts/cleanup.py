@@ -96,8 +96,8 @@ class SweepRequest(_Model):
 
     :param pipelines: only these; all when empty.
     :param older_than_minutes: how long a prepared transaction must have waited, and a driver must have been silent.
-    :param progress_days: age from which progress expires: each run keeps its own pipeline's short, but a pipeline that
-        nobody runs any more keeps it for ever. The newest of each stays. None: all stays.
+    :param progress_days: age from which progress expires; the newest hundred of each pipeline stay. None: all stays,
+        which is at most the thousand to which each run keeps its own pipeline's.
     :param role: who prepared transactions and owns staging tables; what each pipeline's ``load.role`` says when None.
     :param dry_run: say what there is, and leave it.
     """

@@ -141,17 +141,21 @@ class ReplayFrame:
     @cached_property
     def target(self) -> StructType:
         """The schema of the rows that reach the target, without the carried columns."""
-        if self.flow.stateful or not self.flow.source.keeps_raw:
+        if self.flow.stateful or not self.flow.source.keeps_raw or self.request.patch.keys() - {RAW_VALUE}:
             return self.flow.result_schema()
         # Put together for the letters anyway: a stream's DataFrame would be made for this alone.
         rows = self._rows(Kind.RECORD)
         return StructType([rows.schema[name] for name in data_columns(rows)])
 
     def _rows(self, kind: Kind) -> DataFrame:
-        if kind not in self._made:
-            columns = kind.columns(self.flow, self.request)
-            self._made[kind] = self._ways[kind](stored_letters(self.spark, self.session, kind.name, columns))
-        return self._made[kind]
+        if kind in self._made:
+            return self._made[kind]
+        columns = kind.columns(self.flow, self.request)
+        rows = self._ways[kind](stored_letters(self.spark, self.session, kind.name, columns))
+        # uuid() and its like have their seed from the analysis: a micro-batch that shared it would have the same ids.
+        if rows._jdf.queryExecution().analyzed().deterministic():
+            self._made[kind] = rows
+        return rows
 
     @property
     def _ways(self) -> dict[Kind, Callable[[DataFrame], DataFrame]]:

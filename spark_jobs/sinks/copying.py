@@ -38,36 +38,25 @@ class Session:
     role: str | None = None
 
 
-def connected(session: Session) -> AdbcConnection:
-    """Return a new connection, a context manager, for :func:`transaction`."""
-    return AdbcConnection(_database(session.uri))
-
-
 @contextmanager
-def transaction(session: Session, connection: AdbcConnection | None = None) -> Iterator[Cursor]:
-    """Open a transaction and roll it back when the block fails. The caller commits with ``COMMIT``.
-
-    :param connection: the caller's own, that stays open; a new one, that is closed, when None.
-    """
-    if connection is None:
-        with connected(session) as new, transaction(session, new) as cursor:
-            yield cursor
-        return
-    cursor = Cursor(connection)
+def transaction(session: Session) -> Iterator[Cursor]:
+    """Open a transaction and roll it back when the block fails. The caller commits with ``COMMIT``."""
     # BEGIN sent as SQL: with ADBC's own transactions a failed COPY leaves no savepoint to go back to.
-    cursor.run("BEGIN ISOLATION LEVEL READ COMMITTED")
-    try:
-        cursor.execute(
-            statements.begin_settings(), (session.application_name, session.lock_timeout, session.idle_timeout)
-        )
-        if session.role:
-            cursor.run(f"SET LOCAL ROLE {statements.quote_identifier(session.role)}")
-        # A deferred constraint would fail at the end, where no row could be blamed any more.
-        cursor.run("SET CONSTRAINTS ALL IMMEDIATE")
-        yield cursor
-    except BaseException:
-        _roll_back(cursor)
-        raise
+    with AdbcConnection(_database(session.uri)) as connection:
+        cursor = Cursor(connection)
+        cursor.run("BEGIN ISOLATION LEVEL READ COMMITTED")
+        try:
+            cursor.execute(
+                statements.begin_settings(), (session.application_name, session.lock_timeout, session.idle_timeout)
+            )
+            if session.role:
+                cursor.run(f"SET LOCAL ROLE {statements.quote_identifier(session.role)}")
+            # A deferred constraint would fail at the end, where no row could be blamed any more.
+            cursor.run("SET CONSTRAINTS ALL IMMEDIATE")
+            yield cursor
+        except BaseException:
+            _roll_back(cursor)
+            raise
 
 
 @lru_cache(maxsize=1)

@@ -268,7 +268,7 @@ def test_expired_progress_goes_but_for_the_newest(ledger: Any) -> None:
         other.execute("BEGIN")
         other.execute("LOCK TABLE etl.query_progress IN SHARE MODE")
         [kept] = sweep(ledger).orphans
-        assert (kept.state, kept.why) == ("kept", "another session is using it")
+        assert (kept.state, kept.why) == ("kept", "another session is using the rest")
     assert sweep(ledger).orphans == (expected,)
     assert ledger.one("SELECT min(batch_id) FROM etl.query_progress") == 1031
     assert sweep(ledger).orphans == ()

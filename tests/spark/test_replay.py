@@ -52,6 +52,16 @@ def test_a_patched_record_comes_home_and_the_others_stay(pipelines: Pipelines, i
     assert pipelines.one("SELECT count(*) FROM result") == 2
 
 
+def test_what_is_drawn_anew_for_each_row_is_so_in_each_micro_batch(pipelines: Pipelines, inbox: Path) -> None:
+    drawn = [select(id="id", token="uuid()")]
+    config = file_pipeline("orders", inbox, pipelines.checkpoints, schema="id BIGINT", transforms=drawn)
+    write_lines(inbox / "1.json", *(f'{{"id": "{n}x"}}' for n in range(6)), {"id": 6})
+    pipelines.finish(config)
+    patch = {"_value": "regexp_replace(_value, '\"([0-9]+)x\"', '$1')"}
+    assert pipelines.replayed("orders", patch=patch, batch_size=2).replayed == 6
+    assert pipelines.rows("SELECT count(*), count(DISTINCT token) FROM result") == [(7, 7)]
+
+
 def test_a_letter_that_fails_again_takes_its_bundle_apart_and_no_other(pipelines: Pipelines, inbox: Path) -> None:
     config = file_pipeline(
         "orders", inbox, pipelines.checkpoints, schema="id BIGINT", load={"maxDeadLetterFraction": 1}

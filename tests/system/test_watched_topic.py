@@ -43,8 +43,8 @@ with DAG("{name}_is_watched", schedule=None, default_args=waiting, is_paused_upo
     PipelineFreshnessSensor(task_id="fresh", younger_than="1 hour")
     SourceLagSensor(task_id="caught_up", at_most_rows=0, poke_interval=1)
     RetentionRiskSensor(task_id="kept", at_least="1 hour", poke_interval=1)
-    StreamingQueryProgressSensor(task_id="too_late", rows=1000, timeout=20)
-    StreamingQueryProgressSensor(task_id="not_needed", rows=1000, timeout=20, soft_fail=True)
+    StreamingQueryProgressSensor(task_id="too_late", rows=1000, timeout=90)
+    StreamingQueryProgressSensor(task_id="not_needed", rows=1000, timeout=90, soft_fail=True)
 """
 MET = ("read", "complete", "joined_up", "nothing_deleted", "balanced", "fresh", "caught_up", "kept")
 
@@ -106,7 +106,7 @@ def topic(site: Site, kafka: KafkaBroker) -> Topic:
 def test_all_sensors_wait_for_a_topic_and_tell_of_its_holes(topic: Topic) -> None:
     airflow = topic.site.airflow
     run_id = airflow.trigger(topic.dag)
-    for task in (*MET, "too_late", "not_needed"):
+    for task in ("too_late", "not_needed", *MET):
         airflow.wait_task(topic.dag, run_id, task, "deferred", seconds=240)
     topic.produce(1, 2, 3, hour=6)
     topic.run()
@@ -118,8 +118,7 @@ def test_all_sensors_wait_for_a_topic_and_tell_of_its_holes(topic: Topic) -> Non
     assert topic.result(run_id, "joined_up")["batches"] == 1
     assert topic.result(run_id, "caught_up")["rows"] == 0
     for task in ("too_late", "not_needed"):
-        assert "Last seen: " in topic.log(run_id, task)
-        assert f"{topic.name} has never run" in topic.log(run_id, task)
+        assert f"Last seen: {topic.name}" in topic.log(run_id, task)
 
     # The broker deletes what was not read yet: the next run goes on behind it, and says so.
     topic.produce(4, 5, hour=7)

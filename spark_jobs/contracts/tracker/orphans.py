@@ -145,27 +145,32 @@ class _Sweep:
                 yield self._replay(pipeline_id, replay_id)
 
     def progress(self) -> Iterator[Orphan]:
-        """Remove what has expired of the progress of pipelines that nobody runs any more."""
+        """Remove progress that has expired."""
         if self.request.progress_days is None:
             return
         before = server_time_before(self.conn, self.request.progress_days)
         expiry = ProgressExpiry(self.conn, self.schema, before)
-        for pipeline_id, rows in expiry.pipelines():
-            if self._wanted(pipeline_id):
-                yield self._expired(expiry, pipeline_id, rows)
+        for pipeline_id in filter(self._wanted, expiry.pipelines()):
+            yield from self._expired(expiry, pipeline_id)
 
-    def _expired(self, expiry: ProgressExpiry, pipeline_id: str, rows: int) -> Orphan:
+    def _expired(self, expiry: ProgressExpiry, pipeline_id: str) -> Iterator[Orphan]:
+        rows = 0
+
         def remove() -> str:
             nonlocal rows
-            try:
-                rows = expiry.remove(pipeline_id)
-            except BusyError:
-                return "another session is using it"
-            return ""
+            if self.request.dry_run:
+                rows = expiry.count(pipeline_id)
+                return ""
+            rows, stopped = expiry.remove(pipeline_id)
+            if isinstance(stopped, EtlError):
+                raise stopped
+            return "another session is using the rest" if stopped else ""
 
-        why = "" if self.request.dry_run else self._attempt(pipeline_id, remove)
-        state = "kept" if why else "removed"
-        return Orphan(kind="progress", pipeline_id=pipeline_id, name="query_progress", state=state, why=why, rows=rows)
+        why = self._attempt(pipeline_id, remove)
+        if rows or why:
+            state = "removed" if rows else "kept"
+            about = {"pipeline_id": pipeline_id, "name": "query_progress", "state": state, "why": why, "rows": rows}
+            yield Orphan.model_validate({"kind": "progress", **about})
 
     def _replay(self, pipeline_id: str, replay_id: UUID) -> Orphan:
         letters = number(self.conn, self.schema, _HELD, {"replay_id": replay_id})

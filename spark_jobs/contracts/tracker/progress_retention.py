@@ -1,17 +1,13 @@
-"""Removing progress that nobody keeps short any more.
-
-Each run keeps its own pipeline's to a thousand; what expires is that of pipelines that nobody runs any more.
-"""
+"""Removing progress by its age: each run keeps its own pipeline's to a thousand, however old."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 from spark_jobs.contracts.tracker.connect import Connection, classified, query
-from spark_jobs.contracts.tracker.short_deletes import number, repeat, short_delete
+from spark_jobs.contracts.tracker.short_deletes import Repeated, number, repeat, short_delete
 
 KEPT_PROGRESS: Final = 100
 """The newest progress of every pipeline stays, however old."""
@@ -45,33 +41,26 @@ class ProgressExpiry:
     schema: str
     before: datetime
 
-    def pipelines(self) -> Iterator[tuple[str, int]]:
-        """Yield the pipelines with expired progress, and how much there is."""
-        values = self._values(None)
+    def pipelines(self) -> list[str]:
+        """Return the pipelines that may have expired progress."""
         with classified("Looking for expired progress"):
-            found = query(self.conn, self.schema, _WITH_PROGRESS, values).fetchall()
-        for (pipeline_id,) in found:
-            with classified("Counting expired progress"):
-                expired = number(self.conn, self.schema, _COUNT, self._values(pipeline_id))
-            if expired:
-                yield pipeline_id, expired
+            found = query(self.conn, self.schema, _WITH_PROGRESS, self._values(None)).fetchall()
+        return [row[0] for row in found]
 
-    def remove(self, pipeline_id: str) -> int:
-        """Remove a pipeline's expired progress, in short transactions; return how much went.
+    def count(self, pipeline_id: str) -> int:
+        """Return how much of a pipeline's progress has expired."""
+        with classified("Counting expired progress"):
+            return number(self.conn, self.schema, _COUNT, self._values(pipeline_id))
 
-        :raises BusyError: others are at the rest.
-        :raises EtlError: it cannot be removed.
-        """
+    def remove(self, pipeline_id: str) -> Repeated:
+        """Remove a pipeline's expired progress, in short transactions."""
 
         def step() -> tuple[int, bool]:
             with short_delete(self.conn, "Removing expired progress"):
                 removed = query(self.conn, self.schema, _PROGRESS, self._values(pipeline_id)).rowcount
             return removed, removed == _MOST
 
-        done = repeat(step, _PAUSE_SECONDS)
-        if done.stopped is not None:
-            raise done.stopped
-        return done.removed
+        return repeat(step, _PAUSE_SECONDS)
 
     def _values(self, pipeline_id: str | None) -> dict[str, Any]:
         return {"pipeline_id": pipeline_id, "before": self.before, "most": _MOST, "kept": KEPT_PROGRESS}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from spark_jobs.contracts.config.extract import Extract
 from spark_jobs.contracts.errors import ConfigError
@@ -35,8 +34,10 @@ def require_reachable(view: LedgerView, pipeline: str, have: Offsets | None, wan
 
 def _subscribed(extract: Extract) -> set[str]:
     if assigned := extract.option("assign"):
-        partitions: dict[str, Any] = json.loads(assigned)
-        return set(partitions)
+        try:
+            return set(dict(json.loads(assigned)))
+        except (TypeError, ValueError):
+            raise ConfigError("The pipeline's option `assign` is not a JSON object", found=assigned) from None
     return {name.strip() for name in extract.options.get("subscribe", extract.option("subscribe") or "").split(",")}
 
 
