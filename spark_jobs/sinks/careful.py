@@ -34,7 +34,7 @@ class CarefulCopy:
     """Copies into one table.
 
     :param bases: the PostgreSQL types of the columns, for the letters.
-    :param keep_source: whether the table has a column ``_source``, for the row's origin.
+    :param keep_source: whether the row's origin goes into the table's column ``_source``.
     :param sieve: how to find many refused rows; None where only COPY can.
     """
 

@@ -27,8 +27,9 @@ UNKNOWN = "unknown"
 """The connection was lost at COMMIT: only the ledger knows."""
 
 ROWS = "rows"
+MERGE = "merge"
 PREPARE = "prepare"
-"""What an attempt was doing when it failed: writing the target's rows, or preparing its transaction."""
+"""What an attempt was doing when it failed: copying rows, merging them, or preparing its transaction."""
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from spark_jobs.contracts.tracker.records import BatchRecord
 from spark_jobs.rows import LETTER, OUTCOME, RAW, ROW, SOURCE, origin
 from spark_jobs.sinks import merging
 from spark_jobs.sinks.applying import MergeText
+from spark_jobs.sinks.care import Care
 from spark_jobs.sinks.committing import CommitPlan
 from spark_jobs.sinks.copying import Session
 from spark_jobs.sinks.dead_letter_rows import counted_letters_from, insert_letters_from_json
@@ -73,7 +74,7 @@ class Plans:
         record: BatchRecord,
         event: dict[str, Any],
         *,
-        careful: bool,
+        care: Care,
         letters: Staged | None = None,
         by_driver: bool = False,
     ) -> SinglePlan:
@@ -85,7 +86,7 @@ class Plans:
         overwrite = self.rule.mode is WriteMode.OVERWRITE
         plan = SinglePlan(
             session=self.session,
-            rows=self._rows(*self._table, careful, "single.in_copy"),
+            rows=self._rows(*self._table, care, "single.in_copy"),
             commit=self.commit(record, event, "single", letters, hands_over=self.elsewhere and not by_driver),
             before=self.emptying() if overwrite else None,
         )
@@ -94,21 +95,21 @@ class Plans:
         staging = sql.Identifier(TEMPORARY)
         return SinglePlan(
             session=plan.session,
-            rows=self._rows("pg_temp", TEMPORARY, careful, "single.in_copy", staged="TEMP"),
+            rows=self._rows("pg_temp", TEMPORARY, care, "single.in_copy", staged="TEMP"),
             commit=plan.commit,
             before=plan.before,
             create_staging=(create_staging(staging, self.target, kind="TEMP", rule=self.rule).as_string(conn),),
             merge=self.merge(staging.as_string(conn)),
         )
 
-    def staged(self, staging: Staging, *, careful: bool) -> StagedPlan:
+    def staged(self, staging: Staging, *, care: Care) -> StagedPlan:
         """Return the plan of the tasks that fill a staging."""
         rows = None
         if staging.rows:
-            rows = self._rows(staging.schema, staging.rows, careful, "staged.in_copy", staged="UNLOGGED")
+            rows = self._rows(staging.schema, staging.rows, care, "staged.in_copy", staged="UNLOGGED")
         return StagedPlan(self.session, staging.schema, rows, staging.letters, self.limit, self.fail_fast)
 
-    def two_phase(self, record: BatchRecord, event: dict[str, Any], attempt: int, *, careful: bool) -> TwoPhasePlan:
+    def two_phase(self, record: BatchRecord, event: dict[str, Any], attempt: int, *, care: Care) -> TwoPhasePlan:
         """Return the plan of the tasks that prepare their parts.
 
         :param attempt: number of the attempt within this driver's epoch; no two are the same.
@@ -118,7 +119,7 @@ class Plans:
         return TwoPhasePlan(
             session=self.session,
             # A prepared transaction may not have used temporary tables.
-            rows=self._rows(*self._table, careful, "two_phase.in_copy", temporary=False),
+            rows=self._rows(*self._table, care, "two_phase.in_copy", temporary=False),
             commit=self.commit(record, event, "two_phase", hands_over=self.elsewhere),
             names=part_names(key.pipeline_id, ledger.schema, key.query_id, key.batch_id, ledger.epoch, attempt),
         )
@@ -203,7 +204,7 @@ class Plans:
         return [*self.target.sent(types), *carried]
 
     def _rows(
-        self, schema: str, table: str, careful: bool, point: str, *, staged: str = "", temporary: bool = True
+        self, schema: str, table: str, care: Care, point: str, *, staged: str = "", temporary: bool = True
     ) -> RowsPlan:
         """Return where rows go.
 
@@ -212,12 +213,13 @@ class Plans:
         columns = [(column.name, column.type.base) for column in self.target.columns]
         if staged and self.rule.delete_marker:
             columns.append((self.rule.delete_marker, "boolean"))
+        keep_source = bool(staged) and care is Care.MERGE
         sieve = None
-        if careful and temporary and (staged or not self.target.has_rules):
+        if care and temporary and (staged or not self.target.has_rules):
             into = sql.Identifier(schema, table)
             beside = marks(staged, self.rule) if staged else []
             sieve = sieve_text(self.ledger.connection(), into, self.target.columns, self.target.checks, beside)
-        return RowsPlan(schema, table, tuple(columns), careful, bool(staged), point, sieve)
+        return RowsPlan(schema, table, tuple(columns), bool(care), keep_source, point, sieve)
 
 
 def writing_session(ledger: Ledger, role: str | None) -> Session:

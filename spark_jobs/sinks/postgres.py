@@ -21,30 +21,24 @@ from spark_jobs.faults import reach
 from spark_jobs.logs.events import log_event
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.ability import two_phase_ability
+from spark_jobs.sinks.attempts import Attempts
 from spark_jobs.sinks.batch_result import BatchRows, Looked, SecondLook, Written
-from spark_jobs.sinks.committing import CommitPlan, LettersFoundError, Publish, stateless_books
+from spark_jobs.sinks.care import Care
+from spark_jobs.sinks.committing import CommitPlan, Publish, stateless_books
 from spark_jobs.sinks.cursor import Cursor
 from spark_jobs.sinks.letter_copy import LettersBatch
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.plans import Plans
 from spark_jobs.sinks.publishing import LetterPublisher
-from spark_jobs.sinks.reports import RowsRefusedError, raise_for, read_reports
+from spark_jobs.sinks.reports import raise_for, read_reports
 from spark_jobs.sinks.single import single_task, write_single
 from spark_jobs.sinks.sorting import LetterSpool
 from spark_jobs.sinks.staged_commit import merge_staged, stage_parts, stage_spool
 from spark_jobs.sinks.staging import Staged, drop
 from spark_jobs.sinks.strategy import Choice, Means
 from spark_jobs.sinks.two_phase_commit import TwoPhaseCommit
-from spark_jobs.transforms.try_eval import expression_failed
 
 log = logging.getLogger("etl.batch")
-
-
-def _fault_of_a_row(error: Exception) -> tuple[str, str]:
-    """Return what happened and the words for it, empty when no row is at fault."""
-    if isinstance(error, RowsRefusedError):
-        return "rows_refused", error.found or str(error)
-    return "expression_failed", expression_failed(error) or ""
 
 
 class PostgresSink:
@@ -62,7 +56,7 @@ class PostgresSink:
         self._parallelism = asked or parallelism
         self._asked = asked
         self._attempt = 0
-        self._careful = False
+        self._attempts = Attempts(publishes=publisher is not None)
         self._publisher = publisher
 
     @property
@@ -134,16 +128,16 @@ class PostgresSink:
         :param several_read: whether other tasks read it, and hand their rows over by a shuffle.
         """
 
-        def write(careful: bool) -> PartReport:
-            prepared = self._plans.prepare(rows(careful), careful=careful)
+        def write(care: Care) -> PartReport:
+            prepared = self._plans.prepare(rows(bool(care)), careful=bool(care))
             narrow = prepared.repartition(1) if several_read else prepared.coalesce(1)
-            return self._one_task(narrow, record, event, careful=careful)
+            return self._one_task(narrow, record, event, care)
 
-        report = self._quick_then_careful(write, record, in_tasks=True)
+        report = self._attempts.write(write, record, in_tasks=True)
         return Written(report.state, stateless_books(report), report.tally.event_time_max, report.message)
 
-    def _one_task(self, narrow: DataFrame, record: BatchRecord, event: dict[str, Any], *, careful: bool) -> PartReport:
-        plan = self._plans.single(record, event, careful=careful)
+    def _one_task(self, narrow: DataFrame, record: BatchRecord, event: dict[str, Any], care: Care) -> PartReport:
+        plan = self._plans.single(record, event, care=care)
         rows = narrow.mapInArrow(single_task(plan), REPORT_SCHEMA).collect()
         return self._settled(read_reports(rows)[0], record)
 
@@ -154,8 +148,8 @@ class PostgresSink:
         table = self._plans.prepare(df, careful=False).toArrow()
         looked = second_look(None)
 
-        def write(careful: bool) -> PartReport:
-            plan = self._plans.single(looked.record, event, careful=careful, letters=looked.letters, by_driver=True)
+        def write(care: Care) -> PartReport:
+            plan = self._plans.single(looked.record, event, care=care, letters=looked.letters, by_driver=True)
             with self._publishing(record, None, looked.letters) as publish:
                 report = write_single(plan, table.to_batches(), looked.books_of, publish=publish)
             return self._settled(report, record)
@@ -165,7 +159,7 @@ class PostgresSink:
 
     def _written(
         self,
-        write: Callable[[bool], PartReport],
+        write: Callable[[Care], PartReport],
         record: BatchRecord,
         looks: Sequence[Looked],
         *,
@@ -177,36 +171,10 @@ class PostgresSink:
         :param again: whether the batch may be evaluated a second time. If not, it is written with care at once.
         """
         try:
-            return self._quick_then_careful(write, record, in_tasks=in_tasks) if again else write(True)
+            return self._attempts.write(write, record, in_tasks=in_tasks) if again else write(Care.MERGE)
         finally:
             for looked in looks:
                 self.discard(looked.letters)
-
-    def _quick_then_careful(
-        self, write: Callable[[bool], PartReport], record: BatchRecord, *, in_tasks: bool = False
-    ) -> PartReport:
-        """Write, and again with care where rows were refused.
-
-        :param in_tasks: whether tasks store the dead letters.
-        :raises LettersFoundError: there are some, which must be published first.
-        """
-        if not self._careful:
-            try:
-                return write(False)
-            except Exception as error:
-                event, said = _fault_of_a_row(error)
-                if not said:
-                    raise
-                batch_id = record.identity.batch_id
-                log_event(log, logging.WARNING, event, batch=batch_id, going="row_by_row", first=said)
-                reach("batch.before_second_look")
-                if in_tasks and self._publisher is not None:
-                    self._careful = True
-                    raise LettersFoundError("Rows have become dead letters", found=said) from error
-        report = write(True)
-        # Where there was one bad row the next batch may have some: the quick way would only be in vain.
-        self._careful = report.refused + report.tally.dead_lettered > 0
-        return report
 
     def _settled(self, report: PartReport, record: BatchRecord) -> PartReport:
         if report.state == parts.UNKNOWN:
@@ -225,14 +193,14 @@ class PostgresSink:
 
     # -- staged ----------------------------------------------------------------------------------------------------
 
-    def stage(self, df: DataFrame, identity_text: str, *, rows: bool, careful: bool = False) -> Staged:
+    def stage(self, df: DataFrame, identity_text: str, *, rows: bool, care: Care = Care.QUICK) -> Staged:
         """Stage a prepared DataFrame's rows and dead letters from the executors.
 
         :param rows: False when only dead letters and counts are looked for.
         """
         self._attempt += 1
         narrow = df.coalesce(self._parallelism)
-        return stage_parts(self._plans, narrow, self._attempt, identity_text, rows=rows, careful=careful)
+        return stage_parts(self._plans, narrow, self._attempt, identity_text, rows=rows, care=care)
 
     def write_staged(
         self, rows: BatchRows, record: BatchRecord, event: dict[str, Any], second_look: SecondLook, *, again: bool
@@ -243,13 +211,13 @@ class PostgresSink:
         """
         last: list[Looked] = []
 
-        def write(careful: bool) -> PartReport:
-            prepared = self._plans.prepare(rows(careful), careful=careful)
-            staged = self.stage(prepared, _name(record), rows=True, careful=careful)
+        def write(care: Care) -> PartReport:
+            prepared = self._plans.prepare(rows(bool(care)), careful=bool(care))
+            staged = self.stage(prepared, _name(record), rows=True, care=care)
             try:
                 last.append(second_look(staged.tally))
                 with self._publishing(record, staged, last[-1].letters) as publish:
-                    report = merge_staged(self._plans, staged, last[-1], event, careful=careful, publish=publish)
+                    report = merge_staged(self._plans, staged, last[-1], event, care=care, publish=publish)
                 return self._settled(report, record)
             finally:
                 self.discard(staged)
@@ -282,13 +250,13 @@ class PostgresSink:
         """
         last: list[Looked] = []
 
-        def write(careful: bool) -> PartReport:
+        def write(care: Care) -> PartReport:
             self._attempt += 1
             two_phase = TwoPhaseCommit(self._plans, self._attempt)
             two_phase.sweep()
-            prepared = self._plans.prepare(rows(careful), careful=careful)
+            prepared = self._plans.prepare(rows(bool(care)), careful=bool(care))
             with two_phase.swept_on_failure():
-                reports = two_phase.prepare_parts(prepared.coalesce(most_parts), record, event, careful=careful)
+                reports = two_phase.prepare_parts(prepared.coalesce(most_parts), record, event, care=care)
                 total = PartReport.total(reports)
                 last.append(second_look(total.tally))
                 two_phase.commit(last[-1], reports, total, event, stateless=again)

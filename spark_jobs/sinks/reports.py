@@ -52,7 +52,12 @@ _NO_SLOT = "53200"
 
 
 class RowsRefusedError(DataError):
-    """The target refused a row of a batch that was written the quick way: it is written again with care."""
+    """The target refused a row of a batch: it is written again with more care.
+
+    :ivar in_merge: whether it was the merge that was refused, and not a COPY.
+    """
+
+    in_merge = False
 
 
 def read_reports(rows: Iterable[Any]) -> list[PartReport]:
@@ -68,9 +73,11 @@ def raise_for(report: PartReport) -> None:
         told = json.loads(report.message)
         raise _BY_NAME[report.sqlstate](told["what"], found=told["found"], expected=told["expected"], cure=told["cure"])
     if refused_rows(report):
-        raise RowsRefusedError(
+        error = RowsRefusedError(
             f"The target refused a row of part {report.part} of the micro-batch", found=report.message
         )
+        error.in_merge = report.doing == parts.MERGE
+        raise error
     if report.doing == parts.PREPARE:
         refused = cannot_prepare(report.sqlstate, f"Part {report.part} of the micro-batch", report.message)
         if refused is not None:

@@ -104,6 +104,7 @@ def _write(
     report.doing = parts.ROWS
     report.written = write_rows(plan.rows, cursor, batches, report, letters, refused, numbered if plan.merge else None)
     if plan.merge:
+        report.doing = parts.MERGE
         _merge(plan, cursor, report, refused)
     report.refused = refused.count if refused else 0
     report.doing = ""
@@ -113,7 +114,7 @@ def _write(
 def _merge(plan: SinglePlan, cursor: Cursor, report: PartReport, refused: RefusedRows | None) -> None:
     assert plan.merge is not None  # noqa: S101 - for the type checker
     before = refused.count if refused else 0
-    merger = Merger(cursor, plan.merge, refused)
+    merger = Merger(cursor, plan.merge, refused if plan.rows.keep_source else None)
     report.written, report.deduplicated = merge_rows(merger, report.written, before)
 
 
@@ -160,4 +161,4 @@ def single_task(plan: SinglePlan) -> Callable[[Iterator[pa.RecordBatch]], Iterat
 
 def refused_rows(report: PartReport) -> bool:
     """Tell whether a part failed because the target refused a row of it."""
-    return report.state == parts.FAILED and report.doing == parts.ROWS and is_about_data(report.sqlstate)
+    return report.state == parts.FAILED and report.doing in (parts.ROWS, parts.MERGE) and is_about_data(report.sqlstate)

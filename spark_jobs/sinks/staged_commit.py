@@ -13,6 +13,7 @@ from spark_jobs.faults import reach
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.applying import Merger
 from spark_jobs.sinks.batch_result import Looked
+from spark_jobs.sinks.care import Care
 from spark_jobs.sinks.committing import Publish, begin_batch, commit
 from spark_jobs.sinks.copying import copy_rows, sqlstate, transaction
 from spark_jobs.sinks.cursor import Cursor, Error
@@ -28,7 +29,7 @@ from spark_jobs.transforms.try_eval import expression_failed
 
 
 def stage_parts(
-    plans: Plans, df: DataFrame, attempt: int, comment: str, *, rows: bool = True, careful: bool = False
+    plans: Plans, df: DataFrame, attempt: int, comment: str, *, rows: bool = True, care: Care = Care.QUICK
 ) -> Staged:
     """Stage a prepared DataFrame's rows and dead letters from the executors.
 
@@ -39,7 +40,7 @@ def stage_parts(
     role = plans.session.role
     staging = create(plans.ledger, plans.target if rows else None, plans.rule, attempt, comment, role)
     reach("staged.after_create")
-    task = staged_task(plans.staged(staging, careful=careful))
+    task = staged_task(plans.staged(staging, care=care))
     try:
         reports = read_reports(df.mapInArrow(task, REPORT_SCHEMA).collect())
         for report in reports:
@@ -71,7 +72,7 @@ def merge_staged(
     looked: Looked,
     event: dict[str, Any],
     *,
-    careful: bool,
+    care: Care,
     publish: Publish | None = None,
 ) -> PartReport:
     """Merge and commit what the winning attempts staged; errors of PostgreSQL come back in the report.
@@ -93,7 +94,9 @@ def merge_staged(
             if plans.rule.mode is WriteMode.OVERWRITE:
                 empty(cursor, *plans.emptying())
             if staged.reports:
-                _merge_rows(cursor, plans, staged, total, RefusedRows(letters, plan.limit) if careful else None)
+                _merge_rows(
+                    cursor, plans, staged, total, RefusedRows(letters, plan.limit) if care is Care.MERGE else None
+                )
             commit(cursor, plan, total, letters, looked.books_of(total), started, publish)
     except Error as error:
         open_question = total.state == parts.UNKNOWN and not sqlstate(error)
@@ -114,7 +117,7 @@ def _merge_rows(cursor: Cursor, plans: Plans, staged: Staged, total: PartReport,
             expected=f"{staged.written} rows",
             cure="Nothing was committed; the batch is done again (did the server restart?)",
         )
-    total.doing = parts.ROWS
+    total.doing = parts.MERGE
     merger = Merger(cursor, plans.merge(plans.winners(staged.staging, staged.reports)), refused)
     total.written, total.deduplicated = merge_rows(merger, found)
     total.doing = ""

@@ -22,6 +22,7 @@ from spark_jobs.faults import reach
 from spark_jobs.logs.events import log_event
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.batch_result import Looked
+from spark_jobs.sinks.care import Care
 from spark_jobs.sinks.committing import check_limits, completed, event_text, require_letters, stateless_books
 from spark_jobs.sinks.parts import REPORT_SCHEMA, PartReport
 from spark_jobs.sinks.plans import Plans
@@ -57,10 +58,10 @@ class TwoPhaseCommit:
             raise
 
     def prepare_parts(
-        self, df: DataFrame, record: BatchRecord, event: dict[str, Any], *, careful: bool
+        self, df: DataFrame, record: BatchRecord, event: dict[str, Any], *, care: Care
     ) -> list[PartReport]:
         """Run the tasks; return the winners' reports, or raise for the first that failed."""
-        plan = self.plans.two_phase(record, event, self.attempt, careful=careful)
+        plan = self.plans.two_phase(record, event, self.attempt, care=care)
         reports = read_reports(df.mapInArrow(two_phase_task(plan), REPORT_SCHEMA).collect())
         for report in reports:
             raise_for(report)

@@ -35,7 +35,7 @@ class RowsPlan:
     :param schema: unquoted, as is ``table``.
     :param columns: the data columns and their PostgreSQL types without modifiers.
     :param careful: whether refused rows are looked for.
-    :param keep_source: whether the table has a column ``_source`` for the row's origin.
+    :param keep_source: whether the row's origin goes into the table's column ``_source``: a merge may refuse the row.
     :param point: fault point between two bounded COPYs.
     :param sieve: how many refused rows are found, where there may be temporary tables.
     """

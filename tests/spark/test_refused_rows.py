@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,36 @@ def test_an_upsert_leaves_the_key_of_a_refused_row_as_it_was(pipelines: Pipeline
     letters = pipelines.rows("SELECT sqlstate, parsed_row->>'id' FROM etl.dead_letter ORDER BY 1")
     assert letters == [("23503", "12"), ("23514", "13")]
     assert pipelines.one("SELECT count(*) FROM result") == 30
+
+
+REFUSED_BY = {
+    "COPY": ([{"amount": 5000}], ["row_by_row"]),
+    "merge": ([{"shop": 77}], ["merge_row_by_row"]),
+    "both": ([{"amount": 5000}, {"shop": 77}], ["row_by_row", "merge_row_by_row"]),
+}
+
+
+@pytest.mark.parametrize("by", REFUSED_BY)
+@pytest.mark.parametrize("strategy", ["single", "staged"])
+def test_a_batch_is_done_again_as_closely_as_it_needs_and_the_next_one_begins_so(
+    pipelines: Pipelines, inbox: Path, strategy: str, by: str, caplog: Any
+) -> None:
+    _table(pipelines, "UNIQUE (id)", "FOREIGN KEY (shop) REFERENCES shop")
+    config = _pipeline(pipelines, inbox, writeMode="upsert", keys="id", writeStrategy=strategy)
+    config["extract"]["connectionParams"]["maxFilesPerTrigger"] = "1"
+    changes, going = REFUSED_BY[by]
+    for file in (0, 1):
+        bad = [{**_good(file * 10 + 5 + place), **change} for place, change in enumerate(changes)]
+        write_lines(inbox / f"{file}.json", *[_good(file * 10 + number) for number in range(5)], *bad)
+    pipelines.finish(config)
+    assert re.findall(r"event=rows_refused batch=(\d+) going=(\w+)", caplog.text) == [("0", word) for word in going]
+    # Wherever it was refused, a letter tells its file.
+    letters = pipelines.rows("SELECT (parsed_row->>'id')::int, source->>'file' FROM etl.dead_letter ORDER BY 1")
+    assert [(number, Path(file).name) for number, file in letters] == [
+        (file * 10 + 5 + place, f"{file}.json") for file in (0, 1) for place in range(len(changes))
+    ]
+    assert pipelines.one("SELECT count(*) FROM etl.batch_tracker WHERE write_dead_lettered_rows > 0") == 2
+    assert pipelines.one("SELECT count(*) FROM result") == 10
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
