@@ -26,6 +26,7 @@ from spark_jobs.contracts.tracker.records import BatchRecord, Books
 from spark_jobs.faults import reach
 from spark_jobs.rows import LETTER_ID
 from spark_jobs.runtime.flow import Flow
+from spark_jobs.runtime.redrive_checks import repaired, require_partitions, require_repairable
 from spark_jobs.runtime.stored_letters import asking, stored_letters
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.batch_result import Written
@@ -39,23 +40,23 @@ from spark_jobs.sinks.replay_plans import (
     LETTER_VALUES,
     count_unsendable,
     letters_query,
+    partitions_query,
     positions,
     redrive_settling,
-    topics_query,
 )
 from spark_jobs.sinks.unaltered import TableState
 from spark_jobs.sources.kafka import KafkaSource
-from spark_jobs.sources.kafka_admin import latest_offsets, list_partitions
+from spark_jobs.sources.kafka_admin import Partition, latest_offsets, list_partitions
 
 HEADER = "etl.dead-letter."
 """What the headers of a record that was sent again begin with: ``id``, ``attempt``, ``topic``, ``partition``,
 ``offset``, ``stage`` and ``error-class``."""
 _PLACE = "topic STRING, partition INT, offset BIGINT"
 _HEADERS = "ARRAY<STRUCT<key: STRING, value: BINARY>>"
-# Marks of replays that ended between sending and settling, and that hold letters of this batch.
+# Marks of replays, or attempts, that ended between sending and settling, and that hold letters of this batch.
 _UNSETTLED = """
 SELECT m.start_offsets FROM {schema}.dead_letter_redrive m
-WHERE m.replay_id <> %(replay_id)s AND EXISTS (
+WHERE (m.replay_id, m.first_position) <> (%(replay_id)s, %(first)s) AND EXISTS (
     SELECT FROM {schema}.dead_letter_replay_item theirs
     WHERE theirs.replay_id = m.replay_id AND theirs.position > m.first_position AND theirs.position <= m.last_position
         -- IS TRUE: looked up in memory, not joined.
@@ -75,7 +76,7 @@ _LETTERS = "redrive"
 @dataclass(slots=True)
 class Redrive:
     """Sends the letters of one replay. At most one of its records reaches the topic for each letter, unless a driver
-    that was taken for dead goes on sending.
+    that was taken for dead, or the Kafka client of a task that was, goes on sending.
     """
 
     spark: SparkSession
@@ -86,7 +87,8 @@ class Redrive:
     def check(self, first: int, last: int) -> None:
         """Return if all letters that were taken can be sent.
 
-        :raises ConfigError: the source is no Kafka topic, or letters have no raw record.
+        :raises ConfigError: the source is no Kafka topic, letters have no raw record, or the repair gives none; or
+            their topic or partition is gone.
         """
         if not isinstance(self.flow.source, KafkaSource):
             raise ConfigError(
@@ -103,6 +105,11 @@ class Redrive:
                 expected="letters with a raw value and the topic it came from",
                 cure="Choose by stage or error class, or by ids; nothing was sent",
             )
+        require_partitions(self.spark, self._source.client_options, self._places(first, last))
+        if patch := self.request.patch.get(RAW_VALUE):
+            question = letters_query(self.ledger, self.request, first, last)
+            with asking(self.spark, {_LETTERS: question}):
+                require_repairable(self._letters(), patch)
 
     def batch(self, record: BatchRecord, event: dict[str, Any]) -> Written:
         """Send the records of the batch's positions, and settle their letters."""
@@ -112,11 +119,12 @@ class Redrive:
         return self._settle(record, event, last - first)
 
     def _send(self, batch_id: int, first: int, last: int) -> None:
-        letters = self._letters()
+        letters = self._letters(once=True)
         now = self._mark(batch_id, first, last)
         earlier = self._unsettled(first, last)
         if earlier:
-            letters = letters.join(self._sent(earlier, now), LETTER_ID, "left_anti")
+            # Broadcast: behind a shuffle the tasks that send would not be the ones that read.
+            letters = letters.join(F.broadcast(self._sent(earlier, now)), LETTER_ID, "left_anti")
         # The last look before what cannot be rolled back.
         self.ledger.check_fence()
         question = letters_query(self.ledger, self.request, first, last)
@@ -148,15 +156,17 @@ class Redrive:
         return now
 
     def _latest(self, first: int, last: int) -> Offsets:
-        text = topics_query(self.ledger, self.request, first, last)
-        with classified("Looking up the topics of dead letters"):
-            rows = raw(self.ledger.connection(), text)
-        client = self._source.client_options
-        partitions = sorted(list_partitions(self.spark, client, [row[0] for row in rows]))
+        client, topics = self._source.client_options, {topic for topic, _ in self._places(first, last)}
+        partitions = sorted(list_partitions(self.spark, client, topics))
         offsets: Offsets = {}
         for (topic, partition), offset in latest_offsets(self.spark, client, partitions).items():
             offsets.setdefault(topic, {})[str(partition)] = offset
         return offsets
+
+    def _places(self, first: int, last: int) -> set[Partition]:
+        text = partitions_query(self.ledger, self.request, first, last)
+        with classified("Looking up the topics of dead letters"):
+            return {(str(topic), int(number)) for topic, number in raw(self.ledger.connection(), text)}
 
     def _unsettled(self, first: int, last: int) -> Offsets:
         values = {"replay_id": self.request.replay_id, "first": first, "last": last}
@@ -193,9 +203,8 @@ class Redrive:
 
     def _message(self) -> list[Column]:
         place = F.from_json("source", _PLACE)
-        value = F.col("raw_value")
-        if patch := self.request.patch.get(RAW_VALUE):
-            value = F.expr(patch).cast("binary")
+        patch = self.request.patch.get(RAW_VALUE)
+        value = repaired(patch) if patch else F.col("raw_value")
         own = {
             "id": F.col(LETTER_ID),
             "attempt": F.col("attempt").cast("string"),
@@ -242,9 +251,9 @@ class Redrive:
             raise classify(error, "Settling the letters that were sent") from error
         return Written(parts.COMMITTED, books, outcome=report.message)
 
-    def _letters(self) -> DataFrame:
+    def _letters(self, *, once: bool = False) -> DataFrame:
         session = writing_session(self.ledger, self.flow.config.load.role)
-        letters = stored_letters(self.spark, session, _LETTERS, tuple(LETTER_VALUES))
+        letters = stored_letters(self.spark, session, _LETTERS, tuple(LETTER_VALUES), once=once)
         return letters.withColumn(RAW_VALUE, F.col("raw_value").cast("string"))
 
     def _client(self) -> dict[str, str]:

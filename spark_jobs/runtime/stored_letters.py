@@ -16,14 +16,19 @@ _OTHER_THAN_TEXT = {"raw_key": "BINARY", "raw_value": "BINARY", "attempt": "INT"
 _QUESTION = "etl.letters.{}"
 
 
-def stored_letters(spark: SparkSession, session: Session, name: str, columns: Sequence[str]) -> DataFrame:
+def stored_letters(
+    spark: SparkSession, session: Session, name: str, columns: Sequence[str], *, once: bool = False
+) -> DataFrame:
     """Return the letters that a job asks for, as PostgreSQL has them, read by one task: their ids, and ``columns``.
 
     :param name: under which :func:`asking` has the question, see
         :func:`~spark_jobs.sinks.replay_plans.letters_query`; it must ask for these columns.
+    :param once: whether a task that is run a second time fails: what the first one did with them stays done.
     """
     types = [f"{column} {_OTHER_THAN_TEXT.get(column, 'STRING')}" for column in columns]
-    return spark.range(0, 1, 1, 1).mapInArrow(_reading(session, name), ", ".join([f"{LETTER_ID} STRING", *types]))
+    return spark.range(0, 1, 1, 1).mapInArrow(
+        _reading(session, name, once=once), ", ".join([f"{LETTER_ID} STRING", *types])
+    )
 
 
 @contextmanager
@@ -42,12 +47,16 @@ def asking(spark: SparkSession, questions: Mapping[str, str]) -> Iterator[None]:
             context.setLocalProperty(_QUESTION.format(name), None)  # type: ignore[arg-type] # Spark's way to remove one
 
 
-def _reading(session: Session, name: str) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _reading(
+    session: Session, name: str, *, once: bool
+) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
         question = context.getLocalProperty(_QUESTION.format(name)) if context else None
-        if question is None:
+        if question is None or context is None:
             raise RuntimeError(f"This job asks for no letters {name!r}")
+        if once and context.attemptNumber() > 0:
+            raise RuntimeError("A task that was lost may have sent some of the letters' records: no other sends them")
         # What comes in says nothing. The server is asked before it is waited for.
         with transaction(session) as cursor:
             yield from cursor.stream(question)

@@ -149,10 +149,10 @@ def letters_query(
     return sql.SQL("({}) UNION ALL ({})").format(singles, bundles).as_string(ledger.connection())
 
 
-def topics_query(ledger: Ledger, request: ReplayRequest, first: int, last: int) -> str:
-    """Return the question for the Kafka topics that these letters came from."""
-    question = _of_positions("DISTINCT d.source ->> 'topic'", "true", ledger, request, first, last)
-    return question.as_string(ledger.connection())
+def partitions_query(ledger: Ledger, request: ReplayRequest, first: int, last: int) -> str:
+    """Return the question for the topics and partitions that these letters came from."""
+    places = "DISTINCT d.source ->> 'topic', (d.source ->> 'partition')::int"
+    return _of_positions(places, "true", ledger, request, first, last).as_string(ledger.connection())
 
 
 def count_unsendable(ledger: Ledger, request: ReplayRequest, first: int, last: int) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic, sleep
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from kafka_pipelines import kafka_pipeline, records_in
@@ -20,7 +23,10 @@ REPAIR = {"_value": "replace(_value, 'minus ', '-')"}
 @pytest.fixture
 def topic(new_topic: Any, kafka: KafkaBroker) -> str:
     """A topic with two good records and two bad ones, which a patch repairs."""
-    name = new_topic()
+    return _filled(kafka, new_topic())
+
+
+def _filled(kafka: KafkaBroker, name: str) -> str:
     headers = (("source", b"till \xff"),)
     kafka.produce(
         name,
@@ -31,7 +37,7 @@ def topic(new_topic: Any, kafka: KafkaBroker) -> str:
             Record('{"id": 4, "amount": minus 11}', partition=0),
         ],
     )
-    return str(name)
+    return name
 
 
 def _config(pipelines: Pipelines, kafka: KafkaBroker, topic: str) -> dict[str, Any]:
@@ -108,6 +114,76 @@ def test_a_failure_between_kafka_and_postgresql_sends_nothing_twice(
     assert pipelines.one("SELECT count(*) FROM etl.dead_letter_redrive") == 0
     pipelines.finish(config)
     assert _home(pipelines) == WHOLE
+
+
+def test_a_run_that_tries_again_by_itself_sends_nothing_twice(
+    pipelines: Pipelines, kafka: KafkaBroker, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = _config(pipelines, kafka, topic)
+    retry = {"strategy": "fixed", "maxAttempts": 3, "initialDelaySeconds": 0.1}
+    config["errorHandlingConfig"] = {"retryConfig": retry}
+    pipelines.finish(config)
+    with ThreadPoolExecutor(1) as executor, pipelines.database.connect() as conn:
+        # The letters' end waits for it, and loses its connection meanwhile.
+        conn.execute("LOCK TABLE etl.batch_tracker IN EXCLUSIVE MODE")
+        broken = executor.submit(_break_who_waits, pipelines.database, conn)
+        summary = pipelines.replayed("tills", mode=ReplayMode.REDRIVE, patch=REPAIR)
+        broken.result()
+    assert "event=retry" in caplog.text
+    assert (summary.taken, summary.replayed) == (2, 2)
+    assert len(records_in(kafka, topic)) == 6
+    assert pipelines.one("SELECT count(*) FROM etl.dead_letter_redrive") == 0
+    pipelines.finish(config)
+    assert _home(pipelines) == WHOLE
+
+
+def _break_who_waits(database: Any, blocking: Any) -> None:
+    waiting = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with database.connect(autocommit=True) as conn:
+        until = monotonic() + 60
+        while not conn.execute(waiting).fetchall():
+            assert monotonic() < until, "nobody waits for the ledger"
+            sleep(0.05)
+    blocking.rollback()
+
+
+UNABLE = {
+    "fails": (
+        "CAST(CAST(substring(_value, 8, 1) AS INT) / (CASE WHEN _value LIKE '%11%' THEN 0 ELSE 1 END) AS STRING)"
+    ),
+    "gives nothing": "CASE WHEN _value LIKE '%7%' THEN _value END",
+}
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("how", UNABLE)
+def test_a_repair_that_gives_one_letter_no_record_sends_none(
+    pipelines: Pipelines, kafka: KafkaBroker, topic: str, how: str, dry_run: bool
+) -> None:
+    pipelines.finish(_config(pipelines, kafka, topic))
+    ended = pipelines.replay("tills", mode=ReplayMode.REDRIVE, patch={"_value": UNABLE[how]}, dry_run=dry_run)
+    assert isinstance(ended.error, ConfigError), ended.error
+    assert "no record for 1 of the letters" in ended.error.what
+    unable = pipelines.one("SELECT dead_letter_id::text FROM etl.dead_letter WHERE (source->>'partition')::int = 0")
+    assert unable in str(ended.error.found)
+    assert ("DIVIDE_BY_ZERO" if how == "fails" else "NULL") in str(ended.error.found)
+    assert len(records_in(kafka, topic)) == 4
+    assert pipelines.rows("SELECT status, attempt FROM etl.dead_letter") == [("pending", 1)] * 2
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_topic_that_is_gone_takes_no_letters(pipelines: Pipelines, kafka: KafkaBroker, dry_run: bool) -> None:
+    topic = _filled(kafka, kafka.create_topic(f"gone-{uuid4().hex[:8]}", partitions=2))
+    pipelines.finish(_config(pipelines, kafka, topic))
+    kafka.delete_topic(topic)
+    ended = pipelines.replay("tills", mode=ReplayMode.REDRIVE, dry_run=dry_run)
+    assert isinstance(ended.error, ConfigError), ended.error
+    assert ended.error.found == f"{topic}/0, {topic}/1"
+    assert not ended.error.retryable
+    assert pipelines.rows("SELECT status FROM etl.dead_letter") == [("pending",)] * 2
 
 
 def test_a_pipeline_with_state_takes_its_letters_by_redrive_only(
