@@ -24,9 +24,8 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from spark_jobs.contracts.breaker import kafka_system, postgres_system
+from spark_jobs.contracts.breaker import copy_system, postgres_system
 from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
-from spark_jobs.contracts.config.enumerations import DeadLetterBackend
 from spark_jobs.contracts.credentials import DatabaseConnection, HadoopLookup, resolve, resolve_database
 from spark_jobs.contracts.errors import ConfigError, EtlError, Operation
 from spark_jobs.contracts.exit_codes import ExitCode
@@ -100,15 +99,23 @@ def _register(request: RunRequest, database: DatabaseConnection) -> None:
 def _retries(config: PipelineConfig, request: RunRequest, database: DatabaseConnection, stop: Stop) -> Retries:
     """Return what the pipeline wants done about passing faults; nothing where it says nothing."""
     handling = config.error_handling
-    if handling is None:
-        return Retries(None, stop)
-    breakers: dict[Operation, RunBreaker] = {}
-    if handling.circuit_breaker is not None and handling.circuit_breaker.enabled:
-        breakers["write"] = RunBreaker(postgres_system(database), handling.circuit_breaker, database, request)
-        queue = handling.dead_letter_queue
-        if queue is not None and queue.backend is DeadLetterBackend.KAFKA and queue.brokers:
-            breakers["publish"] = RunBreaker(kafka_system(queue.brokers), handling.circuit_breaker, database, request)
-    return Retries(handling.retry, stop, breakers)
+    retries = Retries(handling.retry if handling else None, stop)
+    _guard(retries, "write", postgres_system(database), config, request, database)
+    return retries
+
+
+def _guard(
+    retries: Retries,
+    operation: Operation,
+    system: str | None,
+    config: PipelineConfig,
+    request: RunRequest,
+    database: DatabaseConnection,
+) -> None:
+    """Have the breaker of a system asked, where the pipeline wants breakers."""
+    settings = config.error_handling.circuit_breaker if config.error_handling else None
+    if system is not None and settings is not None and settings.enabled:
+        retries.guard(operation, RunBreaker(system, settings, database, request))
 
 
 def run_replay(
@@ -200,6 +207,9 @@ def carry_out(
     elif request.reprocess:
         kind = ReprocessRun
     copy_secrets = _copy_secrets(config, hadoop_lookup)
+    queue = config.error_handling.dead_letter_queue if config.error_handling else None
+    if queue is not None and kind is PipelineRun:
+        _guard(retries, "publish", copy_system(queue, copy_secrets), config, request, database)
     return kind(request, database, secrets, stop, retries, copy_secrets).execute(session)
 
 

@@ -7,15 +7,18 @@ probes, and the error that says until when.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
 
 import pybreaker
 
 from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
+from spark_jobs.contracts.config.dead_letters import DeadLetterQueue
+from spark_jobs.contracts.config.enumerations import DeadLetterBackend
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import BreakerOpenError, EtlError
 
@@ -32,6 +35,20 @@ def postgres_system(database: DatabaseConnection) -> str:
 def kafka_system(bootstrap_servers: str) -> str:
     """Return the name under which the breaker of a Kafka cluster is kept, the same in whatever order they stand."""
     return f"kafka://{','.join(sorted(server.strip() for server in bootstrap_servers.split(',')))}"
+
+
+def copy_system(queue: DeadLetterQueue, secrets: Mapping[str, str]) -> str | None:
+    """Return the name under which the breaker of the dead letters' copy is kept; None where it has none.
+
+    A folder without a host of its own, such as a local one, is no system outside.
+
+    :param secrets: options of the copy's connection, which may have the brokers.
+    """
+    if queue.backend is DeadLetterBackend.KAFKA:
+        brokers = queue.brokers or secrets.get("kafka.bootstrap.servers")
+        return kafka_system(brokers) if brokers else None
+    where = urlsplit(queue.folder or "") if queue.backend is DeadLetterBackend.FILES else None
+    return f"{where.scheme}://{where.netloc}" if where and where.scheme and where.netloc else None
 
 
 @dataclass(frozen=True, slots=True)

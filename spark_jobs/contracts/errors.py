@@ -180,6 +180,13 @@ class LettersNotPublishedError(EtlError):
     retryable = True
 
 
+class LettersUnwelcomeError(LettersNotPublishedError):
+    """The place answers, but does not take the copy of these dead letters: trying again unchanged does not help."""
+
+    blames_system = False
+    retryable = False
+
+
 class TwoPhaseUnavailableError(EtlError):
     """``two_phase`` was asked for, and the server or the target table does not allow it."""
 

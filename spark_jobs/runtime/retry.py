@@ -46,6 +46,10 @@ class Retries:
         self.ledger: Ledger | None = None
         """Of the newest attempt, for the sign of life while waiting; None before there was an epoch."""
 
+    def guard(self, operation: Operation, breaker: RunBreaker) -> None:
+        """Ask a further breaker from now on."""
+        self._breakers[operation] = breaker
+
     def call(self, work: Callable[[], T], *, guarded: bool = True) -> T:
         """Return what ``work`` returns, doing it again after each passing fault as long as there are attempts.
 

@@ -30,7 +30,7 @@ class Attempts:
         self._care = Care.QUICK
 
     def write(self, write: Callable[[Care], PartReport], record: BatchRecord, *, in_tasks: bool = False) -> PartReport:
-        """Write, and again with more care where rows were refused: three times at most.
+        """Write, and again with more care where rows were refused: three times at most, before another strategy.
 
         :param in_tasks: whether tasks store the dead letters.
         :raises LettersFoundError: there are some, which must be published first.
@@ -48,7 +48,8 @@ class Attempts:
                 log_event(log, logging.WARNING, event, batch=record.identity.batch_id, going=_GOING[care], first=said)
                 reach("batch.before_second_look")
                 if in_tasks and self._publishes:
-                    self._care = care
+                    # By staged, which merges: whether that refuses what COPY into the target did is not known.
+                    self._care = Care.MERGE
                     raise LettersFoundError("Rows have become dead letters", found=said) from error
         # Where there was one bad row the next batch may have some: the quick way would only be in vain.
         self._care = care if report.refused + report.tally.dead_lettered else Care.QUICK

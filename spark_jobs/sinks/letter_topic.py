@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import BinaryType, StructField, StructType
 from typing_extensions import override
 
-from spark_jobs.contracts.errors import LettersNotPublishedError, SourceUnreachableError
+from spark_jobs.contracts.errors import LettersNotPublishedError, LettersUnwelcomeError, SourceUnreachableError
 from spark_jobs.sinks.letter_copy import HEADERS, LetterCopy, LettersBatch
 from spark_jobs.sinks.letter_rows import topic_rows
 from spark_jobs.sources.kafka_admin import list_topics, require_connector
@@ -57,7 +57,7 @@ class LetterTopic(LetterCopy):
         require_connector(self._spark)
         brokers = self._options.get(_BROKERS)
         if not brokers:
-            raise LettersNotPublishedError(
+            raise LettersUnwelcomeError(
                 "The copy of the dead letters has no brokers",
                 expected="errorHandlingConfig.dlqConfig.bootstrapServers, or a host in its connection",
                 cure="Name the brokers as host:port,host:port",
@@ -72,7 +72,7 @@ class LetterTopic(LetterCopy):
                 cure="Check errorHandlingConfig.dlqConfig, the network and the credentials; the run has not begun",
             ) from error
         if self._topic not in existing:
-            raise LettersNotPublishedError(
+            raise LettersUnwelcomeError(
                 f"The Kafka topic {self._topic} of the dead letters does not exist",
                 found=f"topics {', '.join(sorted(existing)[:20]) or '(none)'}",
                 expected=f"errorHandlingConfig.dlqConfig.topic = {self._topic}",

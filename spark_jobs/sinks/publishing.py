@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
-from spark_jobs.contracts.errors import EtlError, LettersNotPublishedError
+from spark_jobs.contracts.errors import EtlError, LettersNotPublishedError, LettersUnwelcomeError
 from spark_jobs.faults import reach
 from spark_jobs.logs.events import log_event
 from spark_jobs.sinks.copying import Session
@@ -37,6 +37,8 @@ _FEW = 1000
 _FEW_BYTES = 4 << 20
 _PER_SHARE = 10_000
 _REASON = re.compile(r"(?:[A-Za-z_$][\w$]*\.)+[A-Z]\w*(?:Error|Exception)\b.*")
+# What a broker says of the records or of the writer, and will say again.
+_UNWELCOME = re.compile(r"\.(?:RecordTooLarge|RecordBatchTooLarge|TopicAuthorization|InvalidTopic)Exception\b")
 
 
 @dataclass(slots=True)
@@ -135,9 +137,11 @@ class LetterPublisher:
         except EtlError:
             raise
         except Exception as error:
-            raise LettersNotPublishedError(
+            reason = self._reason(error)
+            kind = LettersUnwelcomeError if _UNWELCOME.search(reason) else LettersNotPublishedError
+            raise kind(
                 f"{what}: {self.copy.place}",
-                found=self._reason(error),
+                found=reason,
                 expected="a copy of every dead letter (errorHandlingConfig.dlqConfig) before the micro-batch commits",
                 cure="Nothing of the micro-batch was committed. See to that place, and run again; or set "
                 "dlqConfig.enabled to false: the table dead_letter has all letters in any case",

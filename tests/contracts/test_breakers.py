@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from spark_jobs.cli.breakers import breakers as command
-from spark_jobs.contracts.breaker import Breaker, MemoryStorage, kafka_system, postgres_system
+from spark_jobs.contracts.breaker import Breaker, MemoryStorage, copy_system, kafka_system, postgres_system
 from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
+from spark_jobs.contracts.config.dead_letters import DeadLetterQueue
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import BreakerOpenError, ConfigError, DatabaseUnreachableError, TransientError
 from spark_jobs.contracts.exit_codes import ExitCode
@@ -212,6 +213,22 @@ def test_systems_are_named_without_user_and_secret() -> None:
     assert postgres_system(database) == "postgresql://db.example:5432/shop"
     assert postgres_system(database.model_copy(update={"host": "::1", "port": 5433})) == "postgresql://[::1]:5433/shop"
     assert kafka_system("b:9092, a:9092") == kafka_system("a:9092,b:9092") == "kafka://a:9092,b:9092"
+
+
+@pytest.mark.parametrize(
+    ("queue", "system"),
+    [
+        ({"dlqType": "files", "bucketPath": "s3a://letters/of/orders"}, "s3a://letters"),
+        ({"dlqType": "files", "bucketPath": "/var/letters"}, None),
+        ({"dlqType": "files", "bucketPath": "file:///var/letters"}, None),
+        ({"dlqType": "kafka", "topic": "letters"}, "kafka://from-the-connection:9092"),
+        ({"dlqType": "kafka", "topic": "letters", "bootstrapServers": "own:9092"}, "kafka://own:9092"),
+        ({"dlqType": "postgresql"}, None),
+    ],
+)
+def test_where_a_copy_goes_has_a_breaker_if_it_is_a_system_outside(queue, system):
+    secrets = {"kafka.bootstrap.servers": "from-the-connection:9092"}
+    assert copy_system(DeadLetterQueue.model_validate(queue), secrets) == system
 
 
 def test_the_first_failure_opens_it_by_hand_or_by_trip(tracker: Any, breaker: Any) -> None:

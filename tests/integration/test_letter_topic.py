@@ -63,6 +63,14 @@ def _with_copy(config: dict[str, Any], brokers: str, topic: str, **options: Any)
     return {**config, "load": load, "errorHandlingConfig": {"dlqConfig": queue}}
 
 
+def _guarded(config: dict[str, Any]) -> dict[str, Any]:
+    care = {
+        "retryConfig": {"strategy": "fixed", "maxAttempts": 2, "initialDelaySeconds": 0.1},
+        "circuitBreakerConfig": {"enabled": True, "failureThreshold": 1, "resetTimeoutSeconds": 600},
+    }
+    return {**config, "errorHandlingConfig": {**config["errorHandlingConfig"], **care}}
+
+
 def _ids(pipelines: Pipelines) -> list[str]:
     return [str(key) for (key,) in pipelines.rows("SELECT dead_letter_id FROM etl.dead_letter ORDER BY 1")]
 
@@ -206,10 +214,11 @@ def test_a_topic_that_does_not_exist_stops_the_run_before_data_moves(
     inbox = tmp_path / "inbox"
     write_lines(inbox / "1.json", GOOD.decode())
     config = file_pipeline("orders", inbox, pipelines.checkpoints, schema="id INT, amount INT")
-    ended = pipelines.run(_with_copy(config, kafka.bootstrap_servers, "nobody-made-it"))
+    ended = pipelines.run(_guarded(_with_copy(config, kafka.bootstrap_servers, "nobody-made-it")))
     assert ended.exit_code is ExitCode.LETTERS_NOT_PUBLISHED
     assert "nobody-made-it" in str(ended.error)
     assert pipelines.one("SELECT count(*) FROM etl.batch_tracker") == 0
+    _is_nobodys_outage(pipelines, ended)
 
 
 def test_a_record_that_the_broker_does_not_take(pipelines: Pipelines, kafka: KafkaBroker, tmp_path: Path) -> None:
@@ -217,10 +226,35 @@ def test_a_record_that_the_broker_does_not_take(pipelines: Pipelines, kafka: Kaf
     inbox = tmp_path / "inbox"
     write_lines(inbox / "1.json", GOOD.decode(), "x" * 2000)
     config = file_pipeline("orders", inbox, pipelines.checkpoints, schema="id INT, amount INT")
-    ended = pipelines.run(_with_copy(config, kafka.bootstrap_servers, topic))
+    ended = pipelines.run(_guarded(_with_copy(config, kafka.bootstrap_servers, topic)))
     assert ended.exit_code is ExitCode.LETTERS_NOT_PUBLISHED
     assert "RecordTooLargeException" in str(ended.error)
     assert pipelines.one("SELECT count(*) FROM etl.batch_tracker") == 0
+    _is_nobodys_outage(pipelines, ended)
+
+
+def _is_nobodys_outage(pipelines: Pipelines, ended: Any) -> None:
+    """It is neither tried again, which would not help, nor a reason to leave the brokers alone."""
+    assert not ended.error.retryable
+    assert pipelines.one("SELECT count(*) FROM etl.run_retry") == 0
+    assert pipelines.one("SELECT count(*) FROM etl.circuit_breaker WHERE state <> 'closed' OR failures > 0") == 0
+
+
+def test_brokers_of_a_connection_have_a_breaker(
+    pipelines: Pipelines, flaky: KafkaBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flaky.stop()
+    inbox = tmp_path / "inbox"
+    monkeypatch.setenv("AIRFLOW_CONN_LETTERS", f"kafka://{flaky.bootstrap_servers}")
+    write_lines(inbox / "1.json", GOOD.decode(), "not json")
+    config = file_pipeline("orders", inbox, pipelines.checkpoints, schema="id INT, amount INT")
+    queue = {"dlqType": "kafka", "topic": "letters", "credentialId": "letters", "config": SOON}
+    config = _guarded({**config, "errorHandlingConfig": {"dlqConfig": queue}})
+    for _ in range(2):
+        assert pipelines.run(config).exit_code is ExitCode.BREAKER_OPEN
+    assert pipelines.rows("SELECT system FROM etl.circuit_breaker WHERE state = 'open'") == [
+        (f"kafka://{flaky.bootstrap_servers}",)
+    ]
 
 
 def test_brokers_and_secrets_may_come_from_a_connection(
