@@ -15,6 +15,28 @@ from airflow_etl_provider.operators.dead_letter_replay import DeadLetterReplayOp
 
 log = logging.getLogger(__name__)
 
+# What the drivers need beside the connection `spark_default`: arguments of Spark's operator. Not in the form: packages
+# are code. Letters of a Kafka pipeline need its connector, where the cluster does not have it:
+# {"packages": "org.apache.spark:spark-sql-kafka-0-10_2.13:4.2.0"}
+SPARK: dict[str, Any] = {}
+
+# What a person is asked: as `summary` has it of the dry run.
+QUESTION = """{% set found = ti.xcom_pull(task_ids='dry_run') -%}
+The dry run says: of {{ found.taken }} letters {{ found.replayed }} would come home, {{ found.failed }} would fail \
+again, {{ found.parked }} would be parked.
+
+| stage | error class | letters | come home | fail again | parked |
+|---|---|---|---|---|---|
+{% for kind in found.classes -%}
+| {{ kind.stage }} | {{ kind.error_class | replace('|', '/') }} | {{ kind.taken }} | {{ kind.replayed }} \
+| {{ kind.failed }} | {{ kind.parked }} |
+{% endfor -%}
+{% for one in found.samples[:5] %}
+- {{ one.dead_letter_id }} ({{ one.stage }}, {{ one.error_class }}) would fail in {{ one.new_stage }}:
+  `{{ one.new_error_class }}: {{ one.new_message | replace('`', "'") | replace('\n', ' ') | truncate(200) }}`
+{%- endfor %}
+"""
+
 PARAMS = {
     "pipeline_id": Param("", type="string", minLength=1, title="Pipeline", description="Whose dead letters."),
     "ledger_conn_id": Param("warehouse", type="string", title="Connection", description="To the ledger's PostgreSQL."),
@@ -73,6 +95,8 @@ def summary(ti: Any) -> dict[str, Any]:
     log.info("%s: of %d dead letters %d %s", told["pipeline_id"], told["taken"], told["replayed"], verb)
     for kind in told["classes"]:
         log.info("%(stage)s %(error_class)s: %(replayed)d of %(taken)d, %(failed)d failed, %(parked)d parked", kind)
+    for one in told["samples"]:
+        log.info("%(dead_letter_id)s fails in %(new_stage)s: %(new_error_class)s: %(new_message)s", one)
     return told
 
 
@@ -86,15 +110,15 @@ with DAG(
     catchup=False,
     render_template_as_native_obj=True,
 ):
-    dry_run = DeadLetterReplayOperator(task_id="dry_run", dry_run=True, **CHOICE)
+    dry_run = DeadLetterReplayOperator(task_id="dry_run", dry_run=True, **CHOICE, **SPARK)
     approve = ApprovalOperator(
         task_id="approve",
         subject="Replay {{ ti.xcom_pull(task_ids='dry_run')['taken'] }} dead letters of {{ params.pipeline_id }}?",
-        body="The dry run says: {{ ti.xcom_pull(task_ids='dry_run')['replayed'] }} would come home, "
-        "{{ ti.xcom_pull(task_ids='dry_run')['failed'] }} would fail again, "
-        "{{ ti.xcom_pull(task_ids='dry_run')['parked'] }} would be parked.",
+        body=QUESTION,
     )
-    replay = DeadLetterReplayOperator(task_id="replay", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **CHOICE)
+    replay = DeadLetterReplayOperator(
+        task_id="replay", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **CHOICE, **SPARK
+    )
     branch = what_next()
     told = summary()
     dry_run >> branch >> [approve, replay, told]

@@ -180,6 +180,10 @@ class AirflowApi:
                 raise SandboxError(f"The task {task_id} of {dag_id} is {found}, never {state}")
             time.sleep(0.5)
 
+    def question(self, dag_id: str, run_id: str, task_id: str) -> str:
+        """Return what a task asks of a person."""
+        return str(self.api("GET", f"{_task(dag_id, run_id, task_id)}/-1/hitlDetails")["body"])
+
     def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
         """Answer what a task asks of a person."""
         path = f"{_task(dag_id, run_id, task_id)}/-1/hitlDetails"

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -123,6 +124,27 @@ def test_a_server_that_is_away_for_a_while_is_ridden_out(
     assert runs.one("SELECT count(*) FROM etl.dead_letter") == 0
     assert runs.one("SELECT coalesce(max(failures), 0) FROM etl.circuit_breaker") == 0
     assert runs.one("SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()") == 0
+
+
+def test_a_server_that_is_stopped_for_half_a_minute_is_ridden_out(
+    runs: Pipelines, server: PostgresServer, inbox: Path
+) -> None:
+    waits = {"initialDelaySeconds": 5, "maxDelaySeconds": 10, "maxAttempts": 9}
+    config = pipeline(runs, inbox, retryConfig=waits, circuitBreakerConfig={"failureThreshold": 10})
+    back = Timer(30, server.start)
+
+    def stop() -> None:
+        server.stop()
+        back.start()
+
+    ended = runs.run(config, stop=Outage(stop, nth=2))
+    back.join()
+    assert ended.error is None, str(ended.error)
+    assert ended.result is not None
+    assert (ended.result.batches, ended.result.dead_letters) == (3, 0)
+    assert ids(runs) == list(range(30))
+    assert runs.one("SELECT count(*) FROM etl.dead_letter") == 0
+    assert runs.one("SELECT sum(wait_ms) FROM etl.run_retry") >= 25_000
 
 
 def test_attempts_count_anew_after_a_committed_batch(runs: Pipelines, inbox: Path) -> None:

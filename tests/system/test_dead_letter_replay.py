@@ -51,6 +51,10 @@ def test_what_a_person_approves_comes_home(site: Site, name: str) -> None:
     run_id = _trigger(site, name, dry_run=False)
     _wait_asked(site, run_id)
     assert _statuses(site, name) == [("pending", 2)]
+    question = site.airflow.question(DAG, run_id, "approve")
+    assert "of 2 letters 1 would come home, 1 would fail again, 0 would be parked." in question
+    assert "| parse | MALFORMED_JSON | 2 | 1 | 1 | 0 |" in question
+    assert "would fail in parse:\n  `MALFORMED_JSON: " in question
     site.airflow.answer(DAG, run_id, "approve", "Approve")
     assert site.airflow.wait_run(DAG, run_id, seconds=420) == "success", _log(site, run_id, "replay")
     told = site.airflow.xcom(DAG, run_id, "summary")
