@@ -19,8 +19,8 @@ class PipelineHealthOperator(BaseOperator):
     """Look once at how pipelines are, and return what is wrong; it does not fail for it.
 
     Looks at the newest run (failed, its driver fell silent or did not come up within an hour), at the age of the last
-    commit, gaps, the books, new dead letters, and for Kafka at the lag and at what the broker will delete. One check that cannot be made (a broker
-    that does not answer) is a finding of the state ``unknown``, and the others are made.
+    commit, gaps, the books, new dead letters, and for Kafka at the lag and at what the broker will delete. One check
+    that cannot be made (a broker that does not answer) is a finding of the state ``unknown``, and the others are made.
 
     The result (XCom): a list of ``{"pipeline", "check", "state", "message"}``.
 

@@ -15,6 +15,7 @@ from jinja2 import DictLoader, Environment
 from airflow_etl_provider.pages.shown_run import MaySee, SeenRun, ShownRun
 from airflow_etl_provider.pages.templates import TEMPLATES
 from spark_jobs.contracts.errors import EtlError
+from spark_jobs.contracts.tracker.breaker_changes import breaker_changes
 from spark_jobs.contracts.tracker.letters import count_letters
 from spark_jobs.contracts.tracker.progress import recent_progress
 from spark_jobs.contracts.tracker.queries import pipeline_status
@@ -47,11 +48,12 @@ def spark(shown: SeenRun) -> Response:
 
 @app.get("/pipeline")
 def pipeline(shown: SeenRun) -> Response:
-    """Show how the pipeline is, the task's run, and the newest micro-batches."""
+    """Show how the pipeline is, the task's run, the newest micro-batches, and which breakers its runs changed."""
     [status] = pipeline_status(shown.conn, shown.schema, shown.pipeline_id)
     life = run_life(shown.conn, shown.schema, shown.run_id)
     batches = recent_progress(shown.conn, shown.schema, shown.pipeline_id, _BATCHES)
-    return _page("pipeline", shown, status=status, life=life, batches=batches)
+    changes = breaker_changes(shown.conn, shown.schema, shown.pipeline_id)
+    return _page("pipeline", shown, status=status, life=life, batches=batches, changes=changes)
 
 
 @app.get("/dead-letters")

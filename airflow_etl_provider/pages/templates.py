@@ -54,6 +54,12 @@ _PIPELINE: Final = """{% extends "base" %}{% block body %}
 <td class="n">{{ "" if b.backlog_rows is none else b.backlog_rows }}</td>
 <td>{{ b.watermark or "" }}</td><td>{{ b.recorded_at or "" }}</td></tr>
 {% else %}<tr><td colspan="8">none yet</td></tr>{% endfor %}</table>
+{% if changes %}<h2>Circuit breakers that its runs changed</h2>
+<table><tr><th>at</th><th>system</th><th>change</th><th>reason</th><th>now</th></tr>
+{% for c in changes %}<tr><td>{{ c.at }}</td><td>{{ c.system }}</td>
+<td>{{ c.from_state }} → {{ c.to_state }}</td><td>{{ c.reason }}</td>
+<td{% if c.state_now != "closed" %} class="bad"{% endif %}>{{ c.state_now }}
+{%- if c.state_now == "open" %} until {{ c.reopen_at }}{% endif %}</td></tr>{% endfor %}</table>{% endif %}
 {% endblock %}"""
 
 _DEAD_LETTERS: Final = """{% extends "base" %}{% block body %}

@@ -67,6 +67,22 @@ def test_they_are_there_when_a_task_has_ended(site: Site) -> None:
     assert status == 200
     assert "1 micro-batches, 2 rows" in " ".join(text.split())
     assert "balanced" in text
+    assert "Circuit breakers" not in text
+
+    system = "postgresql://127.0.0.1:5432/shop"
+    with site.server.connect("warehouse", autocommit=True) as conn:
+        conn.execute("INSERT INTO etl.circuit_breaker (system, state, reopen_at) VALUES (%s, 'open', now())", (system,))
+        for pipeline, why in ((name, "five failures <in> a row"), ("another", "none of their business")):
+            conn.execute(
+                "INSERT INTO etl.circuit_breaker_event (system, from_state, to_state, pipeline_id, reason) "
+                "VALUES (%s, 'closed', 'open', %s, %s)",
+                (system, pipeline, why),
+            )
+    text = site.airflow.page(links["Pipeline"])[2]
+    assert system in text
+    assert "closed → open" in text
+    assert "five failures &lt;in&gt; a row" in text
+    assert "none of their business" not in text
 
 
 def test_nobody_sees_the_run_of_another_task_nor_runs_what_it_wrote(site: Site) -> None:
