@@ -16,7 +16,7 @@ from spark_jobs.transforms.try_eval import expression_failed
 
 log = logging.getLogger("etl.batch")
 
-_GOING = {Care.ROWS: "row_by_row", Care.MERGE: "merge_row_by_row"}
+_GOING = {Care.ROWS: "row_by_row", Care.EACH: "merge_row_by_row"}
 
 
 class Attempts:

@@ -17,6 +17,7 @@ from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.tracker.connect import Connection
 from spark_jobs.sinks.applying import MergeText
 from spark_jobs.sinks.merge_audit import AuditParts, audit, present
+from spark_jobs.sinks.references import doubts
 from spark_jobs.sinks.target import Target
 
 ATTEMPT = "_attempt"
@@ -24,6 +25,7 @@ SEQUENCE = "_seq"
 SOURCE = "_source"
 _ORDERED = "etl_ordered"
 _ORDINAL = "_ordinal"
+_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ def merge(target: Target, source: str, rule: MergeRule, conn: Connection) -> Mer
             f"row_number() OVER (ORDER BY {made.keys or SEQUENCE}) AS {_ORDINAL} FROM {latest}",
             f"CREATE INDEX ON {_ORDERED} ({_ORDINAL})",
         ),
+        doubts=made.doubts(),
         count=f"SELECT count(*) FROM {_ORDERED}",  # noqa: S608 - names are constants, or rendered by psycopg.sql
         # Not as jsonb: a column of type json may hold what that refuses, and the row is to be kept whatever it holds.
         row=f"SELECT row_to_json(d)::text, o.{SOURCE} FROM {_ORDERED} o, LATERAL (SELECT {made.braced(data)}) AS d "  # noqa: S608
@@ -79,6 +82,7 @@ def merge(target: Target, source: str, rule: MergeRule, conn: Connection) -> Mer
         audit=audit(audited) if audited else nothing_suppressed,
         present=present(audited).format() if audited else "",
         lock=made.lock() if rule.keys else "",
+        doubted=f"SELECT {_ORDINAL} FROM {_ORDERED} WHERE {_ORDINAL} < {{after}} ORDER BY 1 DESC LIMIT {_AT_ONCE}",  # noqa: S608
     )
 
 
@@ -176,6 +180,12 @@ class _Made:
         shared = "" if self._rule.delete_marker else "_shared"
         name = sql.Literal(f"etl merge {self._target.table}").as_string(self._conn)
         return f"SELECT pg_advisory_xact_lock{shared}(hashtextextended({name}, 0))"
+
+    def doubts(self) -> tuple[str, ...]:
+        """Return the statements that set rows of ``etl_ordered`` aside which the target's keys will refuse."""
+        names = {column.name for column in self._target.columns}
+        asked = self._target.demands.of(names)
+        return doubts(asked, self._conn, _ORDERED, _ORDINAL, self._target.identifier(), self._rule.keys)
 
     def audit(self, latest: str) -> AuditParts | None:
         """Return what the question whether rows were suppressed is made of; None where nothing in the table could."""

@@ -100,6 +100,7 @@ class Plans:
             before=plan.before,
             create_staging=(create_staging(staging, self.target, kind="TEMP", rule=self.rule).as_string(conn),),
             merge=self.merge(staging.as_string(conn)),
+            merge_refuses=care is Care.EACH,
         )
 
     def staged(self, staging: Staging, *, care: Care) -> StagedPlan:
@@ -213,12 +214,14 @@ class Plans:
         columns = [(column.name, column.type.base) for column in self.target.columns]
         if staged and self.rule.delete_marker:
             columns.append((self.rule.delete_marker, "boolean"))
-        keep_source = bool(staged) and care is Care.MERGE
+        keep_source = bool(staged) and care >= Care.MERGE
         sieve = None
         if care and temporary and (staged or not self.target.has_rules):
             into = sql.Identifier(schema, table)
             beside = marks(staged, self.rule) if staged else []
-            sieve = sieve_text(self.ledger.connection(), into, self.target.columns, self.target.checks, beside)
+            demanded = None if staged else self.target.demands
+            conn = self.ledger.connection()
+            sieve = sieve_text(conn, into, self.target.columns, self.target.checks, beside, demanded)
         return RowsPlan(schema, table, tuple(columns), bool(care), keep_source, point, sieve)
 
 

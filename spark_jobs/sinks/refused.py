@@ -24,6 +24,10 @@ _DATA_STATES = ("P0001", "44000")
 DATA_CONDITIONS = ("data_exception", "integrity_constraint_violation", "raise_exception", "with_check_option_violation")
 """The same as PL/pgSQL names them; the first two stand for their classes."""
 
+ABOUT_THE_QUESTION = ("22", "2F", "38", "39", "42", "P0")
+"""Classes of what a question over rows may end with: data exceptions, names that are not there, nothing to look at for
+this role, errors of a function that a check calls."""
+
 # A value of a wrong length breaks the protocol of COPY's binary form; with a line it is that row's fault.
 _PROTOCOL = "08P01"
 _DOCUMENTS = ("json", "jsonb")

@@ -15,14 +15,12 @@ import pyarrow as pa
 from spark_jobs.sinks.copying import sqlstate
 from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.plain_arrow import longs
-from spark_jobs.sinks.refused import Refusal, refusal_of
+from spark_jobs.sinks.refused import ABOUT_THE_QUESTION, Refusal, refusal_of
 
 _SAVEPOINT = "etl_sieve"
 # Insufficient privilege (no TEMP, no plpgsql), no such language, a feature that a pooler or a standby does not have, a
 # table with as many columns as one may have, an event trigger that lets nobody make functions.
 _NOT_ALLOWED = ("42501", "42704", "0A000", "54011", "P0001")
-# Data exceptions, names that are not there, errors of a function that a check calls.
-_ABOUT_THE_QUESTION = ("22", "2F", "38", "39", "42", "P0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +28,8 @@ class SieveText:
     """The statements of a sieve, rendered.
 
     :param table: in ``pg_temp``: the target's columns, which demand nothing, and ``line``. :param line: its number.
-    :param create: makes table and function. :param doubt: turns the sign of the lines that are likely to be refused;
-        empty where nothing says which. :param analyze: tells the server that the lines are in order.
+    :param create: makes table and function. :param doubts: turn the sign of the lines that are likely to be refused.
+    :param analyze: tells the server that the lines are in order.
     :param sift: brings the rows on; its parameters are the line to begin with, the last one, and how many to try at
         once. Answers the refused rows, and at the end, without a SQLSTATE, the next line to begin with or NULL, how
         many rows have landed, and how many to try at once.
@@ -41,7 +39,7 @@ class SieveText:
     table: str
     line: str
     create: tuple[str, ...]
-    doubt: str
+    doubts: tuple[str, ...]
     analyze: str
     sift: str
     empty: str
@@ -56,7 +54,7 @@ class Sieve:
     text: SieveText
     _is_open: bool = field(default=False)
     _is_new: bool = field(default=True)
-    _has_doubts: bool = field(default=True)
+    _in_vain: set[str] = field(default_factory=set)
 
     def open(self) -> bool:
         """Make it, if it is not there; return whether this session may have one."""
@@ -82,7 +80,8 @@ class Sieve:
             # Else the server might sort the rest of the rows for each that it refuses.
             self.cursor.run(self.text.analyze)
             self._is_new = False
-        self._doubt()
+        for doubt in self.text.doubts:
+            self._doubt(doubt)
         begin, step, landed = "1", str(last), 0
         while begin:
             *answers, end = self.cursor.execute(self.text.sift, (begin, str(last), step))
@@ -92,16 +91,17 @@ class Sieve:
         self.cursor.run(self.text.empty)
         return landed
 
-    def _doubt(self) -> None:
-        if not (self.text.doubt and self._has_doubts):
+    def _doubt(self, doubt: str) -> None:
+        if doubt in self._in_vain:
             return
-        error = self._tried(self.text.doubt)
+        error = self._tried(doubt)
         if error is None:
             return
-        # A check that means the whole row, or fails on one: the function finds the rows without.
-        if sqlstate(error)[:2] not in _ABOUT_THE_QUESTION:
+        # A check that means the whole row, or fails on one; a table that this role may not read: the function finds
+        # the rows without.
+        if sqlstate(error)[:2] not in ABOUT_THE_QUESTION:
             raise error
-        self._has_doubts = False
+        self._in_vain.add(doubt)
 
     def _tried(self, *statements: str) -> Error | None:
         self.cursor.run(f"SAVEPOINT {_SAVEPOINT}")

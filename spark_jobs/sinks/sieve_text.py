@@ -11,11 +11,12 @@ Only errors that may be a row's fault are caught; all others end the transaction
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from psycopg import sql
 
 from spark_jobs.contracts.tracker.connect import Connection
+from spark_jobs.sinks.references import Demands, doubts
 from spark_jobs.sinks.refused import DATA_CONDITIONS
 from spark_jobs.sinks.sieve import SieveText
 from spark_jobs.sinks.table_columns import TargetColumn
@@ -39,12 +40,14 @@ def sieve_text(
     filled: Sequence[TargetColumn],
     checks: Sequence[Check] = (),
     beside: Sequence[tuple[str, str]] = (),
+    demanded: Demands | None = None,
 ) -> SieveText:
     """Return the statements.
 
     :param into: the table that the rows go to, the target or a staging table of it.
     :param filled: the target's columns. :param checks: the target's.
-    :param beside: a staging table's other columns and their types.
+    :param beside: a staging table's other columns and their types. :param demanded: what the target's keys demand, if
+        the rows go to the target itself.
     """
     columns = [*((one.name, one.plain_type, one.staged_type) for one in filled), *((n, k, k) for n, k in beside)]
     names = {name for name, _, _ in columns}
@@ -56,7 +59,7 @@ def sieve_text(
         table=_TABLE,
         line=line,
         create=(_table(table, sql.Identifier(line), columns).as_string(conn), function.as_string(conn)),
-        doubt=_doubt(table, sql.Identifier(line), filled, checks).as_string(conn),
+        doubts=_doubts(conn, (table, sql.Identifier(line)), into, filled, checks, demanded),
         analyze=sql.SQL("ANALYZE {} ({})").format(table, sql.Identifier(line)).as_string(conn),
         sift=f"SELECT * FROM {_FUNCTION}($1::text::bigint, $2::text::bigint, $3::text::bigint)",  # noqa: S608 - a constant
         empty=sql.SQL("TRUNCATE {}").format(table).as_string(conn),
@@ -73,18 +76,38 @@ def _table(table: sql.Composable, line: sql.Identifier, columns: Sequence[_Colum
     return sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(table, sql.SQL(", ").join([*items, place]))
 
 
-def _doubt(
-    table: sql.Composable, line: sql.Identifier, filled: Sequence[TargetColumn], checks: Sequence[Check]
-) -> sql.Composed:
+def _doubts(
+    conn: Connection,
+    lines: tuple[sql.Composable, sql.Identifier],
+    into: sql.Composable,
+    filled: Sequence[TargetColumn],
+    checks: Sequence[Check],
+    demanded: Demands | None,
+) -> tuple[str, ...]:
+    table, line = lines
     typed = {column.name for column in filled if column.direct}
-    doubts = [sql.SQL("c.{} IS NULL").format(sql.Identifier(one.name)) for one in filled if one.not_null]
-    doubts += [
-        sql.SQL("({}) IS FALSE").format(sql.SQL(check.condition)) for check in checks if typed.issuperset(check.columns)
+    of_keys = doubts(demanded.of(typed), conn, table.as_string(conn), line.as_string(conn), into) if demanded else ()
+    of_rows = _doubt(table, line, filled, checks, typed)
+    return (*([of_rows.as_string(conn)] if of_rows else []), *of_keys)
+
+
+def _doubt(
+    table: sql.Composable,
+    line: sql.Identifier,
+    filled: Sequence[TargetColumn],
+    checks: Sequence[Check],
+    typed: Collection[str],
+) -> sql.Composed | None:
+    asked = [sql.SQL("c.{} IS NULL").format(sql.Identifier(one.name)) for one in filled if one.not_null]
+    asked += [
+        sql.SQL("({}) IS FALSE").format(sql.SQL(check.condition))
+        for check in checks
+        if set(check.columns) <= set(typed)
     ]
-    if not doubts:
-        return sql.SQL("").format()
+    if not asked:
+        return None
     update = sql.SQL("UPDATE {table} AS c SET {line} = -c.{line} WHERE {doubts}")
-    return update.format(table=table, line=line, doubts=sql.SQL(" OR ").join(doubts))
+    return update.format(table=table, line=line, doubts=sql.SQL(" OR ").join(asked))
 
 
 def _body(

@@ -33,6 +33,7 @@ class SinglePlan:
 
     :param rows: where COPY puts the rows: the target, or the temporary staging table when there is a merge.
     :param create_staging: DDL of the temporary staging table, empty when rows go straight into the target.
+    :param merge_refuses: whether that is known to refuse rows.
     :param before: of an overwrite: the statement that deletes the rows there are, and the question whether any is left.
     """
 
@@ -41,6 +42,7 @@ class SinglePlan:
     commit: CommitPlan
     create_staging: tuple[str, ...] = ()
     merge: MergeText | None = None
+    merge_refuses: bool = False
     before: tuple[str, str] | None = None
 
 
@@ -114,7 +116,7 @@ def _write(
 def _merge(plan: SinglePlan, cursor: Cursor, report: PartReport, refused: RefusedRows | None) -> None:
     assert plan.merge is not None  # noqa: S101 - for the type checker
     before = refused.count if refused else 0
-    merger = Merger(cursor, plan.merge, refused if plan.rows.keep_source else None)
+    merger = Merger(cursor, plan.merge, refused if plan.rows.keep_source else None, refuses=plan.merge_refuses)
     report.written, report.deduplicated = merge_rows(merger, report.written, before)
 
 

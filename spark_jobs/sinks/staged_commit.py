@@ -94,9 +94,8 @@ def merge_staged(
             if plans.rule.mode is WriteMode.OVERWRITE:
                 empty(cursor, *plans.emptying())
             if staged.reports:
-                _merge_rows(
-                    cursor, plans, staged, total, RefusedRows(letters, plan.limit) if care is Care.MERGE else None
-                )
+                refused = RefusedRows(letters, plan.limit) if care >= Care.MERGE else None
+                _merge_rows(cursor, plans, staged, total, refused, refuses=care is Care.EACH)
             commit(cursor, plan, total, letters, looked.books_of(total), started, publish)
     except Error as error:
         open_question = total.state == parts.UNKNOWN and not sqlstate(error)
@@ -107,7 +106,9 @@ def merge_staged(
     return total
 
 
-def _merge_rows(cursor: Cursor, plans: Plans, staged: Staged, total: PartReport, refused: RefusedRows | None) -> None:
+def _merge_rows(
+    cursor: Cursor, plans: Plans, staged: Staged, total: PartReport, refused: RefusedRows | None, *, refuses: bool
+) -> None:
     found = int(cursor.scalar(plans.count_staged(staged.staging, staged.reports)))
     if found != staged.written:
         # An unlogged table is empty after a crash of the server: then the batch is done again, not the merge.
@@ -118,7 +119,7 @@ def _merge_rows(cursor: Cursor, plans: Plans, staged: Staged, total: PartReport,
             cure="Nothing was committed; the batch is done again (did the server restart?)",
         )
     total.doing = parts.MERGE
-    merger = Merger(cursor, plans.merge(plans.winners(staged.staging, staged.reports)), refused)
+    merger = Merger(cursor, plans.merge(plans.winners(staged.staging, staged.reports)), refused, refuses=refuses)
     total.written, total.deduplicated = merge_rows(merger, found)
     total.doing = ""
     total.refused += refused.count if refused else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from psycopg import sql
 from pyspark.sql import Column
@@ -12,6 +12,7 @@ from pyspark.sql.types import DataType, StructType
 
 from spark_jobs.contracts.config import TableName
 from spark_jobs.contracts.errors import TargetMismatchError
+from spark_jobs.sinks.references import Demands, demands
 from spark_jobs.sinks.table_columns import Connection, TargetColumn, qualified, table_columns
 from spark_jobs.sinks.table_state import table_state
 from spark_jobs.sinks.target_checks import problems
@@ -42,7 +43,7 @@ class Target:
     :param has_insert_triggers: whether a trigger may change or suppress a row before it is inserted.
     :param has_suppressing_triggers: the same, before it is inserted, updated or deleted.
     :param spares_equal_rows: whether PostgreSQL's own trigger leaves out updates that change nothing.
-    :param has_rules: whether an INSERT may do something else there than COPY.
+    :param has_rules: whether an INSERT may do something else there than COPY. :param demands: of its keys.
     """
 
     table: TableName
@@ -53,6 +54,7 @@ class Target:
     spares_equal_rows: bool
     checks: tuple[Check, ...] = ()
     has_rules: bool = False
+    demands: Demands = field(default_factory=Demands)
 
     def identifier(self) -> sql.Identifier:
         """Return the quoted, qualified name."""
@@ -186,6 +188,7 @@ def inspect(
         spares_equal_rows=_has_triggers(conn, table, _UPDATE, "suppress_redundant_updates_trigger"),
         checks=_checks(conn, table),
         has_rules=_has_rules(conn, table),
+        demands=demands(conn, table),
     )
 
 

@@ -54,6 +54,7 @@ _IN_SESSION: dict[str, Callable[[Bench, int], Iterator[Figure]]] = {
     "small": small_batches.figures,
     "replay": replay.figures,
     "bad": error_handling.bad_rows,
+    "orphans": error_handling.orphaned_rows,
     "healthy": error_handling.healthy,
     "publish": lambda bench, _: letters_published.figures(bench, _PUBLISHED),
 }
@@ -65,6 +66,7 @@ _TITLES = {
     "memory": "Memory",
     "healthy": "Retry, breaker and dead-letter queue in a healthy run",
     "bad": "Bad rows",
+    "orphans": "Rows that a foreign key refuses",
     "publish": "Dead letters to Kafka",
     "replay": "Replaying dead letters",
     "letters": "Looking through {letters:,} dead letters",

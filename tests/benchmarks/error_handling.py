@@ -21,6 +21,8 @@ _CARE = {
 }
 # What becomes of a bad line: text that ends within it, or a price that the table's check refuses.
 _LINES = {"clean": "value", "unreadable": "left(value, 40)", "refused": "replace(value, '\"price\":', '\"price\":-')"}
+# A customer whom the table does not know to which the target refers.
+_ORPHANED = {"clean": "value", "orphaned": "replace(value, '\"customer\":', '\"customer\":-1')"}
 # A first look that is enough, or a second one: the batch is rolled back and written again row by row.
 _GOALS = {"unreadable": 0.7, "refused": 0.5}
 _STRATEGIES = ("single", "staged")
@@ -45,7 +47,24 @@ def healthy(bench: Bench, number: int) -> Iterator[Figure]:
 
 def bad_rows(bench: Bench, number: int) -> Iterator[Figure]:
     """Measure lines of which one in a hundred is bad beside clean ones."""
-    lines = {kind: _lines(bench, kind) for kind in _LINES}
+    yield from _bad(bench, number, _LINES, _GOALS, "CHECK (price >= 0)")
+
+
+def orphaned_rows(bench: Bench, number: int) -> Iterator[Figure]:
+    """Measure lines of which one in a hundred refers to nothing, beside clean ones, both with the foreign key."""
+    bench.sql(
+        "DROP TABLE IF EXISTS peer, peer_customer",
+        "CREATE TABLE peer_customer (customer integer PRIMARY KEY)",
+        "INSERT INTO peer_customer SELECT generate_series(0, 99999)",
+        "ANALYZE peer_customer",
+    )
+    yield from _bad(bench, number, _ORPHANED, {"orphaned": 0.5}, "FOREIGN KEY (customer) REFERENCES peer_customer")
+
+
+def _bad(
+    bench: Bench, number: int, spoiling: Mapping[str, str], goals: Mapping[str, float], demand: str
+) -> Iterator[Figure]:
+    lines = {kind: _lines(bench, kind, how) for kind, how in spoiling.items()}
     peers: dict[str, Callable[[], Any]] = {
         f"{kind}, {strategy}": partial(_run, bench, _json(path), strategy, None)
         for kind, path in lines.items()
@@ -55,11 +74,11 @@ def bad_rows(bench: Bench, number: int) -> Iterator[Figure]:
     seconds = rounds(
         number,
         peers,
-        lambda: _fresh(bench),
+        lambda: _fresh(bench, demand),
         lambda name: _check(bench, 0 if name.startswith("clean") else bad),
     )
     rates = {name: bench.rows / took / 1000 for name, took in seconds.items()}
-    for kind, goal in _GOALS.items():
+    for kind, goal in goals.items():
         for strategy in _STRATEGIES:
             mine, clean = rates[f"{kind}, {strategy}"], rates[f"clean, {strategy}"]
             yield Figure(f"JSON lines, 1 % {kind}: {strategy}", mine, "krows/s", "clean lines", mine / clean, goal)
@@ -74,19 +93,19 @@ def _json(path: Path) -> dict[str, Any]:
     return {"sourceType": "file", "connectionParams": {"path": str(path), "format": "json"}}
 
 
-def _lines(bench: Bench, kind: str) -> Path:
+def _lines(bench: Bench, kind: str, how: str) -> Path:
     """Write the rows as JSON lines, every hundredth spoilt in the way of ``kind``, in a file for each core."""
     path = bench.folder / f"lines-{kind}"
     rows = bench.spark.read.schema(SCHEMA).parquet(str(parquet(bench.spark, bench.folder, bench.rows)))
     # A price of at least a cent: -0 would pass the check.
     texts = rows.selectExpr("id", "to_json(struct(id, customer, sku, note, price + 0.01 AS price, at)) AS value")
-    spoilt = texts.selectExpr(f"CASE WHEN id % {_EVERY} = 0 THEN {_LINES[kind]} ELSE value END")
+    spoilt = texts.selectExpr(f"CASE WHEN id % {_EVERY} = 0 THEN {how} ELSE value END")
     spoilt.coalesce(2).write.mode("overwrite").text(str(path))
     return path
 
 
-def _fresh(bench: Bench) -> None:
-    bench.sql("DROP TABLE IF EXISTS peer", f"CREATE TABLE peer ({TABLE}, CHECK (price >= 0))")
+def _fresh(bench: Bench, demand: str = "CHECK (price >= 0)") -> None:
+    bench.sql("DROP TABLE IF EXISTS peer", f"CREATE TABLE peer ({TABLE}, {demand})")
     if bench.sql("SELECT to_regclass('etl.dead_letter') IS NOT NULL") == (True,):
         bench.sql("TRUNCATE etl.dead_letter_bundle, etl.dead_letter_bundled")
     bench.sql("CHECKPOINT")

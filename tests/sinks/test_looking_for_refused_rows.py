@@ -71,7 +71,7 @@ def _check(database: Any, bad: int, written: int, refused: RefusedRows, attempts
 
 
 @pytest.mark.parametrize("bad", [1, 5, 20])
-@pytest.mark.parametrize("demand", list(DEMANDS))
+@pytest.mark.parametrize("demand", ["check", "foreign key"])
 def test_a_copy_finds_its_refused_rows(database: Any, attempts: list[str], demand: str, bad: int) -> None:
     letters = LetterSpool()
     refused = RefusedRows(letters, Limit())
@@ -87,6 +87,19 @@ def test_a_merge_finds_its_refused_rows(database: Any, attempts: list[str], bad:
     with closing(letters), _table(database, "foreign key") as cursor:
         written = _merger(database, cursor, bad, refused).apply()
     _check(database, bad, written, refused, attempts)
+
+
+@pytest.mark.parametrize("bad", [1, 20, 2000])
+def test_a_merge_asks_beforehand_which_rows_have_no_referenced_row(
+    database: Any, attempts: list[str], bad: int
+) -> None:
+    letters = LetterSpool()
+    refused = RefusedRows(letters, Limit())
+    with closing(letters), _table(database, "foreign key") as cursor:
+        written = _merger(database, cursor, bad, refused).apply()
+    _check(database, bad, written, refused, attempts)
+    # The whole, the question, the others, and each of them by itself.
+    assert len(attempts) == 3 + bad
 
 
 def _merger(database: Any, cursor: Cursor, bad: int, refused: RefusedRows) -> Merger:

@@ -103,7 +103,8 @@ def _sieve(database: Any, cursor: Cursor, columns: Sequence[str]) -> Sieve:
     schema = StructType([StructField(name, SPARK[name]) for name in columns])
     with closing(database.connect()) as conn:
         target = inspect(conn, TableName("public", "result"), schema, ())
-        return Sieve(cursor, sieve_text(conn, target.identifier(), target.columns, target.checks))
+        text = sieve_text(conn, target.identifier(), target.columns, target.checks, (), target.demands)
+        return Sieve(cursor, text)
 
 
 def _copy(database: Any, columns: Mapping[str, pa.Array], *, sieve: bool = True, role: str | None = None) -> Copied:
@@ -239,9 +240,10 @@ def test_a_row_that_was_set_aside_in_vain_lands(database: Any) -> None:
     with closing(letters), _writing(database) as cursor:
         copy = CarefulCopy(cursor, "public", "result", {"id": ""}, RefusedRows(letters, Limit()))
         copy.sieve = _sieve(database, cursor, ["id"])
-        doubt = copy.sieve.text.doubt.replace("WHERE", "WHERE c.id % 3 = 0 AND c.id > 0 OR")
-        assert doubt != copy.sieve.text.doubt
-        copy.sieve.text = replace(copy.sieve.text, doubt=doubt)
+        [asked] = copy.sieve.text.doubts
+        doubt = asked.replace("WHERE", "WHERE c.id % 3 = 0 AND c.id > 0 OR")
+        assert doubt != asked
+        copy.sieve.text = replace(copy.sieve.text, doubts=(doubt,))
         assert copy.copy(pa.table(_numbers(6000, 5)).to_batches()) == 4800
         assert letters.count == 1200
     with closing(database.connect()) as conn:
