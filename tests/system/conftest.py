@@ -124,7 +124,9 @@ class Site:
 
     def target_events(self, name: str) -> list[dict[str, Any]]:
         """Return the asset events of a pipeline's target table, oldest first."""
-        events: list[dict[str, Any]] = self.airflow.api("GET", "/assets/events", order_by="timestamp")["asset_events"]
+        # By the table's name: Airflow answers with the first fifty events of those asked for.
+        told = self.airflow.api("GET", "/assets/events", order_by="timestamp", name_pattern=f"/warehouse/shop/{name}")
+        events: list[dict[str, Any]] = told["asset_events"]
         return [event for event in events if str(event["uri"]).endswith(f"/warehouse/shop/{name}")]
 
 
