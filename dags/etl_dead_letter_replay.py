@@ -24,6 +24,7 @@ SPARK: dict[str, Any] = {}
 QUESTION = """{% set found = ti.xcom_pull(task_ids='dry_run') -%}
 The dry run says: of {{ found.taken }} letters {{ found.replayed }} would come home, {{ found.failed }} would fail \
 again, {{ found.parked }} would be parked.
+{%- if found.unsendable %} {{ found.unsendable }} hold no record that could be sent, and would be left.{% endif %}
 
 | stage | error class | letters | come home | fail again | parked |
 |---|---|---|---|---|---|

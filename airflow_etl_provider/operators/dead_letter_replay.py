@@ -187,6 +187,8 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
             summary.failed,
             summary.parked,
         )
+        if summary.unsendable:
+            self.log.warning("%d letters hold no record that could be sent, and were left", summary.unsendable)
         if not summary.dry_run:
             for outcome in ("replayed", "failed", "parked"):
                 number = getattr(summary, outcome)

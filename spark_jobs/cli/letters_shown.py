@@ -88,7 +88,7 @@ def summary_text(summary: ReplaySummary) -> Table:
     heading = f"{summary.taken:,} dead letters of {summary.pipeline_id}" if summary.taken else "no letter was chosen"
     if summary.dry_run:
         heading += " (dry run: nothing was written)"
-    table = Table(title=heading, caption=_samples(summary), caption_justify="left")
+    table = Table(title=heading, caption=_remarks(summary), caption_justify="left")
     for name in ("stage", "error", "taken", f"{would}home", f"{would}failed again", f"{would}parked"):
         table.add_column(name, overflow="fold")
     for one in summary.classes:
@@ -97,14 +97,16 @@ def summary_text(summary: ReplaySummary) -> Table:
     return table
 
 
-def _samples(summary: ReplaySummary) -> Text | None:
-    if not summary.samples:
-        return None
+def _remarks(summary: ReplaySummary) -> Text | None:
     lines = [
         f"{one.dead_letter_id} {one.new_stage} {one.new_error_class}: {_short(one.new_message)}"
         for one in summary.samples[:5]
     ]
-    return Text("\n".join(["failed again, for instance:", *lines]))
+    if lines:
+        lines.insert(0, "failed again, for instance:")
+    if summary.unsendable:
+        lines.append(f"{summary.unsendable:,} more hold no record that could be sent, and were left as they are")
+    return Text("\n".join(lines)) if lines else None
 
 
 def _short(text: str) -> str:

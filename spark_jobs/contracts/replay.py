@@ -136,7 +136,10 @@ class LetterSample(_Model):
 
 
 class ReplaySummary(_Model):
-    """What a replay did, or would do if it was a dry run."""
+    """What a replay did, or would do if it was a dry run.
+
+    :param unsendable: letters that a redrive left where they are, for they hold no record that could be sent.
+    """
 
     replay_id: UUID
     pipeline_id: str
@@ -146,6 +149,7 @@ class ReplaySummary(_Model):
     replayed: int
     failed: int
     parked: int
+    unsendable: int = 0
     classes: tuple[ClassOutcome, ...] = ()
     samples: tuple[LetterSample, ...] = ()
 

@@ -23,6 +23,7 @@ from spark_jobs.contracts.replay import RAW_VALUE, ReplayRequest
 from spark_jobs.contracts.tracker.connect import classified, classify, query, raw, short_transaction
 from spark_jobs.contracts.tracker.fence import check_fence
 from spark_jobs.contracts.tracker.records import BatchRecord, Books
+from spark_jobs.contracts.tracker.taking import Taken
 from spark_jobs.faults import reach
 from spark_jobs.rows import LETTER_ID
 from spark_jobs.runtime.flow import Flow
@@ -84,7 +85,7 @@ class Redrive:
     ledger: Ledger
     request: ReplayRequest
 
-    def check(self, first: int, last: int) -> None:
+    def check(self, taken: Taken) -> None:
         """Return if all letters that were taken can be sent.
 
         :raises ConfigError: the source is no Kafka topic, letters have no raw record, or the repair gives none; or
@@ -97,7 +98,8 @@ class Redrive:
                 expected="kafka",
                 cure="Use mode reprocess",
             )
-        others = count_unsendable(self.ledger, self.request, first, last)
+        first, last = taken.first, taken.last
+        others = count_unsendable(self.ledger, self.request, first, last) or (0 if taken.letters else taken.unsendable)
         if others:
             raise ConfigError(
                 f"{others} of the letters hold no raw record that could be sent again",

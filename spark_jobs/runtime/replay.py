@@ -41,6 +41,7 @@ _MOST_SAMPLES = 20
 class Outcomes:
     """What became of the letters so far."""
 
+    unsendable: int = 0
     classes: list[ClassOutcome] = field(default_factory=list)
     samples: list[LetterSample] = field(default_factory=list)
 
@@ -59,6 +60,7 @@ class Outcomes:
             mode=request.mode,
             dry_run=request.dry_run,
             **sums,
+            unsendable=self.unsendable,
             classes=tuple(self.classes),
             samples=tuple(self.samples),
         )
@@ -112,11 +114,12 @@ class _Replay:
             letters=taken.letters,
             freed=taken.released,
             parked=taken.parked,
+            unsendable=taken.unsendable,
             dry_run=request.dry_run,
         )
+        self.run_of.outcomes.unsendable = taken.unsendable
         try:
-            last = taken.first + taken.letters
-            write.check(taken.first, last)
+            write.check(taken)
             firsts = (taken.first, *taken.ends[:-1])
             for number, (first, end) in enumerate(zip(firsts, taken.ends, strict=False), taken.batches):
                 self.jvm.set({"batch": number})

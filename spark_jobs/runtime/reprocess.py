@@ -11,6 +11,7 @@ from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.replay import ReplayRequest
 from spark_jobs.contracts.tracker.connect import classified, raw
 from spark_jobs.contracts.tracker.records import BatchRecord
+from spark_jobs.contracts.tracker.taking import Taken
 from spark_jobs.runtime.executors import require_ready_executors
 from spark_jobs.runtime.flow import Flow
 from spark_jobs.runtime.replay_frame import Kind, ReplayFrame
@@ -58,13 +59,13 @@ class Reprocess:
         )
         return cls(frame, plans, PostgresSink(plans, 1))
 
-    def check(self, first: int, last: int) -> None:
+    def check(self, taken: Taken) -> None:
         """Return if the letters that were taken can go through the pipeline.
 
         :raises ConfigError: they cannot; see :meth:`~spark_jobs.runtime.replay_frame.ReplayFrame.check`.
         """
         conditions = [self._condition(kind) for kind in Kind]
-        counts = count_letters_of(self.plans.ledger, self.frame.request, first, last, conditions)
+        counts = count_letters_of(self.plans.ledger, self.frame.request, taken.first, taken.last, conditions)
         kinds = dict(zip(Kind, counts, strict=True))
         self.frame.check(kinds)
         self._kinds = [kind for kind, count in kinds.items() if count]

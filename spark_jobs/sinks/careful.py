@@ -99,7 +99,7 @@ class CarefulCopy:
         sieve = self.sieve
         assert sieve is not None  # noqa: S101 - for the type checker
         # What no column of such a type can hold is refused here already.
-        self._rows(sieve.numbered(rows), ("pg_temp", sieve.text.table), sifts=False)
+        self._rows(sieve.numbered(rows), (sieve.text.schema, sieve.text.table), sifts=False)
         return sieve.sift(rows.num_rows, lambda line, said: self._refuse(rows, line - 1, said))
 
     def _try(self, rows: pa.Table, into: tuple[str, str]) -> Refusal | None:

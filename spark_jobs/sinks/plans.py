@@ -120,7 +120,7 @@ class Plans:
         return TwoPhasePlan(
             session=self.session,
             # A prepared transaction may not have used temporary tables.
-            rows=self._rows(*self._table, care, "two_phase.in_copy", temporary=False),
+            rows=self._rows(*self._table, care, "two_phase.in_copy", lasting=ledger.schema),
             commit=self.commit(record, event, "two_phase", hands_over=self.elsewhere),
             names=part_names(key.pipeline_id, ledger.schema, key.query_id, key.batch_id, ledger.epoch, attempt),
         )
@@ -205,23 +205,24 @@ class Plans:
         return [*self.target.sent(types), *carried]
 
     def _rows(
-        self, schema: str, table: str, care: Care, point: str, *, staged: str = "", temporary: bool = True
+        self, schema: str, table: str, care: Care, point: str, *, staged: str = "", lasting: str | None = None
     ) -> RowsPlan:
         """Return where rows go.
 
-        :param staged: the kind of the staging table, if it is one. :param temporary: whether there may be such tables.
+        :param staged: the kind of the staging table, if it is one. :param lasting: where there may be no temporary
+            tables, the schema for what is made and dropped within the transaction.
         """
         columns = [(column.name, column.type.base) for column in self.target.columns]
         if staged and self.rule.delete_marker:
             columns.append((self.rule.delete_marker, "boolean"))
         keep_source = bool(staged) and care >= Care.MERGE
         sieve = None
-        if care and temporary and (staged or not self.target.has_rules):
+        if care and (staged or not self.target.has_rules):
             into = sql.Identifier(schema, table)
             beside = marks(staged, self.rule) if staged else []
             demanded = None if staged else self.target.demands
             conn = self.ledger.connection()
-            sieve = sieve_text(conn, into, self.target.columns, self.target.checks, beside, demanded)
+            sieve = sieve_text(conn, into, self.target.columns, self.target.checks, beside, demanded, lasting)
         return RowsPlan(schema, table, tuple(columns), bool(care), keep_source, point, sieve)
 
 

@@ -12,6 +12,7 @@ from psycopg import sql
 from spark_jobs.contracts.replay import ReplayRequest
 from spark_jobs.contracts.tracker.connect import classified
 from spark_jobs.contracts.tracker.records import BatchRecord
+from spark_jobs.contracts.tracker.taking import SENDABLE
 from spark_jobs.sinks.committing import CommitPlan
 from spark_jobs.sinks.dead_letter_rows import LETTER_COLUMNS
 from spark_jobs.sinks.ledger import Ledger
@@ -157,7 +158,7 @@ def partitions_query(ledger: Ledger, request: ReplayRequest, first: int, last: i
 
 def count_unsendable(ledger: Ledger, request: ReplayRequest, first: int, last: int) -> int:
     """Return how many of these letters hold no record that could be sent to the topic it came from."""
-    other = "NOT (d.raw_value IS NOT NULL AND d.source ? 'topic')"
+    other = f"NOT ({SENDABLE})"
     with classified("Looking at the letters of a replay"):
         row = ledger.connection().execute(_of_positions("count(*)", other, ledger, request, first, last)).fetchone()
     return int(row[0]) if row else 0

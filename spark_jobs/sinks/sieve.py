@@ -1,14 +1,14 @@
-"""Refused rows are found inside the server: rows wait in a temporary table, and a function there brings them on.
+"""Refused rows are found inside the server: rows wait in a table of their own, and a function there brings them on.
 
 A row that the target refuses costs no COPY of its own then, but some microseconds of the server; how they are found
-says :mod:`spark_jobs.sinks.sieve_text`. It is part of the transaction that writes: a prepared one may not use temporary
-tables, and a role may not be allowed to make them. Executor side.
+says :mod:`spark_jobs.sinks.sieve_text`. Table and function are temporary, or made and dropped by the transaction that
+writes, where it will be prepared: nobody else ever sees them. A role may not be allowed to make them. Executor side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -27,15 +27,18 @@ _NOT_ALLOWED = ("42501", "42704", "0A000", "54011", "P0001")
 class SieveText:
     """The statements of a sieve, rendered.
 
-    :param table: in ``pg_temp``: the target's columns, which demand nothing, and ``line``. :param line: its number.
+    :param schema: ``pg_temp``, or a lasting one. :param table: there: the target's columns, which demand nothing, and
+        ``line``. :param line: its number.
     :param create: makes table and function. :param doubts: turn the sign of the lines that are likely to be refused.
     :param analyze: tells the server that the lines are in order.
     :param sift: brings the rows on; its parameters are the line to begin with, the last one, and how many to try at
         once. Answers the refused rows, and at the end, without a SQLSTATE, the next line to begin with or NULL, how
         many rows have landed, and how many to try at once.
     :param empty: removes all rows. :param drop: removes what would outlive the transaction.
+    :param mark: what each part replaces by a name of its own (:meth:`of`), where names are everybody's.
     """
 
+    schema: str
     table: str
     line: str
     create: tuple[str, ...]
@@ -43,7 +46,28 @@ class SieveText:
     analyze: str
     sift: str
     empty: str
-    drop: str
+    drop: tuple[str, ...]
+    mark: str = ""
+
+    def of(self, part: int, attempt: int) -> SieveText:
+        """Return the statements of one attempt at a part: no two transactions may wait for each other's names."""
+        if not self.mark:
+            return self
+
+        def own(text: str) -> str:
+            return text.replace(self.mark, f"{self.mark}_{part}_{attempt}")
+
+        return replace(
+            self,
+            table=own(self.table),
+            create=tuple(map(own, self.create)),
+            doubts=tuple(map(own, self.doubts)),
+            analyze=own(self.analyze),
+            sift=own(self.sift),
+            empty=own(self.empty),
+            drop=tuple(map(own, self.drop)),
+            mark="",
+        )
 
 
 @dataclass(slots=True)
@@ -119,5 +143,6 @@ class Sieve:
     def close(self) -> None:
         """Remove what would outlive the transaction: behind a pooler the session does."""
         if self._is_open:
-            self.cursor.run(self.text.drop)
+            for statement in self.text.drop:
+                self.cursor.run(statement)
             self._is_open = False

@@ -37,7 +37,7 @@ class RowsPlan:
     :param careful: whether refused rows are looked for.
     :param keep_source: whether the row's origin goes into the table's column ``_source``: a merge may refuse the row.
     :param point: fault point between two bounded COPYs.
-    :param sieve: how many refused rows are found, where there may be temporary tables.
+    :param sieve: how many refused rows are found, where the target is one that a sieve is for.
     """
 
     schema: str
@@ -69,7 +69,7 @@ def write_rows(
         rows = mark(rows)
     if refused is None:
         return copy_rows(cursor, plan.schema, plan.table, rows, plan.point)
-    sieve = Sieve(cursor, plan.sieve) if plan.sieve else None
+    sieve = Sieve(cursor, plan.sieve.of(report.part, report.attempt)) if plan.sieve else None
     bases = dict(plan.columns)
     return CarefulCopy(cursor, plan.schema, plan.table, bases, refused, plan.keep_source, plan.point, sieve).copy(rows)
 

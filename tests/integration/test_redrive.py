@@ -204,6 +204,25 @@ def test_a_pipeline_with_state_takes_its_letters_by_redrive_only(
     assert pipelines.rows("SELECT id, total FROM result ORDER BY id") == WHOLE
 
 
+def test_letters_without_a_record_are_left_and_told(pipelines: Pipelines, kafka: KafkaBroker, topic: str) -> None:
+    kafka.produce(topic, [Record(None, key=b"gone", partition=0), Record(None, partition=1)])
+    pipelines.finish(_config(pipelines, kafka, topic))
+    waiting = "SELECT dead_letter_id, raw_value IS NULL FROM etl.dead_letter WHERE status = 'pending' ORDER BY 2, 1"
+    assert [empty for _, empty in pipelines.rows(waiting)] == [False, False, True, True]
+    for dry_run in (True, False):
+        summary = pipelines.replayed("tills", mode=ReplayMode.REDRIVE, patch=REPAIR, dry_run=dry_run)
+        assert (summary.taken, summary.replayed, summary.unsendable) == (2, 2, 2)
+    assert [record.value for record in records_in(kafka, topic)].count(None) == 2
+    left = pipelines.rows(waiting)
+    assert [empty for _, empty in left] == [True, True]
+    # Nothing else to send, or named by its id: then it is an error.
+    for chosen in ({}, {"ids": (left[0][0],)}):
+        ended = pipelines.replay("tills", mode=ReplayMode.REDRIVE, letters=chosen)
+        assert isinstance(ended.error, ConfigError)
+        assert "hold no raw record" in str(ended.error)
+    assert pipelines.rows(waiting) == left
+
+
 def test_a_dry_run_sends_nothing(pipelines: Pipelines, kafka: KafkaBroker, topic: str) -> None:
     pipelines.finish(_config(pipelines, kafka, topic))
     summary = pipelines.replayed("tills", mode=ReplayMode.REDRIVE, dry_run=True)

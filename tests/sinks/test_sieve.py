@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -23,7 +23,7 @@ from spark_jobs.sinks.careful import CarefulCopy
 from spark_jobs.sinks.copying import Session, transaction
 from spark_jobs.sinks.cursor import Cursor, Error
 from spark_jobs.sinks.refused import Limit, RefusedRows
-from spark_jobs.sinks.sieve import Sieve
+from spark_jobs.sinks.sieve import Sieve, SieveText
 from spark_jobs.sinks.sieve_text import sieve_text
 from spark_jobs.sinks.sorting import LetterSpool
 from spark_jobs.sinks.target import inspect
@@ -51,6 +51,8 @@ SPARK = {
     "id": LongType(), "line": IntegerType(), "c": LongType(), "name": StringType(), "code": StringType(),
     "price": DecimalType(3, 1), "color": StringType(), "shop": IntegerType(),
 }  # fmt: skip
+FUNCTIONS = "SELECT count(*)::text FROM pg_proc WHERE proname ~ '^etl_'"
+TABLES = "SELECT count(*)::text FROM pg_class WHERE relname ~ '^_?etl_'"
 CASTS = "%s::int, %s::bigint, %s::text, %s::bpchar, %s::numeric, %s::text::color, %s::int"
 
 Row = tuple[Any, ...]
@@ -78,6 +80,7 @@ class Copied:
 def table(database: Any) -> Any:
     with closing(database.connect(autocommit=True)) as conn:
         conn.execute(DDL)
+        conn.execute('CREATE SCHEMA "etl ledger"')
     return database
 
 
@@ -99,29 +102,45 @@ def _writing(database: Any, role: str | None = None) -> Iterator[Cursor]:
         cursor.run("COMMIT")
 
 
-def _sieve(database: Any, cursor: Cursor, columns: Sequence[str]) -> Sieve:
+def _sieve(database: Any, cursor: Cursor, columns: Sequence[str], lasting: str | None = None) -> Sieve:
+    return Sieve(cursor, _text(database, columns, lasting).of(0, 1))
+
+
+def _text(database: Any, columns: Sequence[str], lasting: str | None) -> SieveText:
     schema = StructType([StructField(name, SPARK[name]) for name in columns])
     with closing(database.connect()) as conn:
         target = inspect(conn, TableName("public", "result"), schema, ())
-        text = sieve_text(conn, target.identifier(), target.columns, target.checks, (), target.demands)
-        return Sieve(cursor, text)
+        return sieve_text(conn, target.identifier(), target.columns, target.checks, (), target.demands, lasting)
 
 
-def _copy(database: Any, columns: Mapping[str, pa.Array], *, sieve: bool = True, role: str | None = None) -> Copied:
-    return _copy_batches(database, pa.table(dict(columns)).to_batches(), sieve=sieve, role=role)
+def _copy(
+    database: Any,
+    columns: Mapping[str, pa.Array],
+    *,
+    sieve: bool = True,
+    role: str | None = None,
+    lasting: str | None = None,
+) -> Copied:
+    return _copy_batches(database, pa.table(dict(columns)).to_batches(), sieve=sieve, role=role, lasting=lasting)
 
 
 def _copy_batches(
-    database: Any, batches: Sequence[pa.RecordBatch], *, sieve: bool = True, role: str | None = None
+    database: Any,
+    batches: Sequence[pa.RecordBatch],
+    *,
+    sieve: bool = True,
+    role: str | None = None,
+    lasting: str | None = None,
 ) -> Copied:
     letters = LetterSpool()
     with closing(letters), _writing(database, role) as cursor:
         names = batches[0].schema.names
         copy = CarefulCopy(cursor, "public", "result", dict.fromkeys(names, ""), RefusedRows(letters, Limit()))
-        copy.sieve = _sieve(database, cursor, names) if sieve else None
+        copy.sieve = _sieve(database, cursor, names, lasting) if sieve else None
         landed = copy.copy(batches)
-        left = cursor.scalar("SELECT to_regproc('pg_temp.etl_sift')::text")
-        assert left is None
+        assert cursor.scalar(FUNCTIONS) == "0"
+        # A temporary table goes with the transaction.
+        assert not lasting or cursor.scalar(TABLES) == "0"
         return Copied(landed, [json.loads(text) for chunk in letters.batches() for text in chunk])
 
 
@@ -172,6 +191,31 @@ def test_a_sieve_says_what_one_insert_for_each_row_would_say(table: Any, rows: l
     assert sifted.landed == len(expected)
     assert sorted([(one["sqlstate"], one["constraint_name"]) for one in sifted.letters], key=str) == one_by_one
     assert _said(sifted.letters, "column_name") == _said(copied.letters, "column_name")
+    lasting = _copy(table, _arrow(rows), lasting="etl ledger")
+    assert _landed(table) == expected
+    assert (lasting.landed, _said(lasting.letters)) == (sifted.landed, _said(sifted.letters))
+
+
+def test_parts_that_will_be_prepared_have_sieves_side_by_side(database: Any, calls: list[str]) -> None:
+    _checked(database, 'CREATE SCHEMA "etl ledger"')
+    text, parts = _text(database, ["id"], "etl ledger"), 3
+    with ExitStack() as stack:
+        for part in range(parts):
+            letters = stack.enter_context(closing(LetterSpool()))
+            # Each is left open: its names are taken until it ends.
+            cursor = stack.enter_context(transaction(Session(database.uri, "test", "30s", "30s", None)))
+            copy = CarefulCopy(cursor, "public", "result", {"id": ""}, RefusedRows(letters, Limit()))
+            copy.sieve = Sieve(cursor, text.of(part, 2**31))
+            before = len(calls)
+            assert copy.copy(pa.table(_numbers(3000, 10)).to_batches()) == 2700
+            assert letters.count == 300
+            assert len(calls) - before < 60
+            cursor.run(f"PREPARE TRANSACTION 'sieve {part}'")
+    with closing(database.connect(autocommit=True)) as conn:
+        for part in range(parts):
+            conn.execute(f"COMMIT PREPARED 'sieve {part}'".encode())
+        assert conn.execute("SELECT count(*), count(DISTINCT id) FROM result").fetchone() == (parts * 2700, 2700)
+        assert [conn.execute(left).fetchone() for left in (FUNCTIONS, TABLES)] == [("0",)] * 2
 
 
 def test_what_no_column_can_hold_and_what_a_check_refuses_meet_in_a_sieve(table: Any) -> None:
@@ -303,11 +347,13 @@ def test_where_no_sieve_can_be_made_refused_rows_are_found_by_copy(database: Any
     assert (copied.landed, len(copied.letters)) == (270, 30)
 
 
-def test_a_role_that_may_have_no_temporary_tables_finds_them_by_copy(database: Any, role: str) -> None:
+@pytest.mark.parametrize("lasting", [None, "etl ledger"])
+def test_a_role_that_may_make_no_tables_finds_them_by_copy(database: Any, role: str, lasting: str | None) -> None:
     with closing(database.connect(autocommit=True)) as conn:
+        conn.execute('CREATE SCHEMA "etl ledger"')
         conn.execute(sql.SQL("REVOKE TEMP ON DATABASE {} FROM PUBLIC").format(sql.Identifier(conn.info.dbname)))
     _checked(database, f'GRANT INSERT ON result TO "{role}"')
-    copied = _copy(database, _numbers(300, 10), role=role)
+    copied = _copy(database, _numbers(300, 10), role=role, lasting=lasting)
     assert (copied.landed, len(copied.letters)) == (270, 30)
 
 

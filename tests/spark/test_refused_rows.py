@@ -82,6 +82,26 @@ def test_each_refused_row_is_a_dead_letter_with_its_reason(
     assert pipelines.rows("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()") == []
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_many_refused_rows_leave_nothing_but_letters(pipelines: Pipelines, inbox: Path, strategy: str) -> None:
+    _table(pipelines, "FOREIGN KEY (shop) REFERENCES shop")
+    rows = [_good(number) for number in range(4000)]
+    for row in rows[::20]:
+        row["shop"] = 77
+    for row in rows[5::20]:
+        row["amount"] = 5000
+    write_lines(inbox / "0.json", *rows[:2000])
+    write_lines(inbox / "1.json", *rows[2000:])
+    finished = pipelines.finish(_pipeline(pipelines, inbox, writeStrategy=strategy))
+    assert finished.result.rows["write_dead_lettered"] == 400
+    assert pipelines.rows("SELECT strategy, written_rows FROM etl.batch_tracker") == [(strategy, 3600)]
+    assert pipelines.one("SELECT count(DISTINCT id) FROM result WHERE id % 20 NOT IN (0, 5)") == 3600
+    found = "SELECT sqlstate, count(*), min((parsed_row->>'id')::int % 20) FROM etl.dead_letter GROUP BY 1 ORDER BY 1"
+    assert pipelines.rows(found) == [("23503", 200, 0), ("23514", 200, 5)]
+    assert pipelines.rows("SELECT relname FROM pg_class WHERE relname ~ '^etl_(sieve|place)'") == []
+    assert pipelines.rows("SELECT proname FROM pg_proc WHERE proname ~ '^etl_sift'") == []
+
+
 def test_duplicates_of_a_unique_key_are_dead_letters_of_an_append(pipelines: Pipelines, inbox: Path) -> None:
     _table(pipelines, "UNIQUE (id)")
     write_lines(inbox / "0.json", *[_good(number) for number in (1, 2, 3, 2, 4, 1)])

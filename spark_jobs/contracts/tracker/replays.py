@@ -80,8 +80,9 @@ def open_replay(conn: Connection, schema: str, request: ReplayRequest, run_id: s
     """Take the letters that the request chooses, the oldest first; letters that another replay has are left alone.
 
     A dry run takes none away from others. Letters of replays whose drivers are gone are freed first. Those that failed
-    as often as they may are parked, and those that a redrive has perhaps sent are left to another redrive. A further
-    attempt at the same replay goes on behind the positions and micro-batches of the one before.
+    as often as they may are parked, and those that a redrive has perhaps sent are left to another redrive. A redrive
+    leaves those that hold no record, unless their ids are given. A further attempt at the same replay goes on behind
+    the positions and micro-batches of the one before.
 
     :raises FencedError: a newer run of the replay exists.
     """

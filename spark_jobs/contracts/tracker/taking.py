@@ -74,6 +74,9 @@ _APART: Final = """
 status = ANY (%(waiting)s) AND bundle_id = ANY (ARRAY(
     SELECT bundle_id FROM {schema}.dead_letter_bundle WHERE BUNDLES AND WHICH FOR UPDATE SKIP LOCKED
 ))"""
+SENDABLE: Final = "raw_value IS NOT NULL AND source ? 'topic'"
+"""Letters that hold a record, and know the topic that a redrive sends it back to."""
+_UNSENDABLE: Final = f"SELECT count(*) FROM {{schema}}.dead_letter WHERE SINGLES AND NOT ({SENDABLE})"  # noqa: S608
 _OPEN: Final = """
 INSERT INTO {schema}.dead_letter_replay (replay_id, pipeline_id, mode, dry_run, request, requested_by, letters)
 VALUES (%(replay_id)s, %(pipeline_id)s, %(mode)s, %(dry_run)s, %(request)s, %(by)s, 0)
@@ -107,6 +110,7 @@ class Taken:
     :param released: how many letters it had to free from replays whose drivers are gone.
     :param parked: how many had failed as often as they may.
     :param ends: the last positions of the micro-batches to come.
+    :param unsendable: how many a redrive left where they are, for they hold no record that could be sent.
     """
 
     letters: int
@@ -115,6 +119,12 @@ class Taken:
     released: int
     parked: int
     ends: tuple[int, ...]
+    unsendable: int
+
+    @property
+    def last(self) -> int:
+        """The last letter's position."""
+        return self.first + self.letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +167,7 @@ class Taking:
             self.released,
             parked,
             _ends(first, first + letters, request.letters_per_batch, bundles),
+            self._unsendable(values) if self._leaves_unsendable else 0,
         )
 
     def _prepare(self, values: dict[str, Any]) -> int:
@@ -178,11 +189,24 @@ class Taking:
         request = self.request
         return request.mode is ReplayMode.REPROCESS and request.limit is None and not request.letters.ids
 
+    @property
+    def _leaves_unsendable(self) -> bool:
+        # Who names letters by their ids means these.
+        return self.request.mode is ReplayMode.REDRIVE and not self.request.letters.ids
+
+    def _unsendable(self, values: dict[str, Any]) -> int:
+        question = _UNSENDABLE.replace("SINGLES", conditions(self.request.letters)[0])
+        row = self._query(question, values).fetchone()
+        return int(row[0]) if row else 0
+
     def _of(self, statement: str) -> str:
-        singles, _ = conditions(self.request.letters)
+        singles, bundles = conditions(self.request.letters)[0], of_bundles(self.request.letters)[0]
         if self.request.mode is ReplayMode.REPROCESS:
             singles += f" AND NOT {PERHAPS_SENT}"
-        return statement.replace("SINGLES", singles).replace("BUNDLES", of_bundles(self.request.letters)[0])
+        elif self._leaves_unsendable:
+            singles += f" AND {SENDABLE}"
+            bundles += " AND has_raw_value"
+        return statement.replace("SINGLES", singles).replace("BUNDLES", bundles)
 
     def _values(self) -> dict[str, Any]:
         request = self.request
