@@ -25,7 +25,7 @@ _LINES = {"clean": "value", "unreadable": "left(value, 40)", "refused": "replace
 _ORPHANED = {"clean": "value", "orphaned": "replace(value, '\"customer\":', '\"customer\":-1')"}
 # A first look that is enough, or a second one: the batch is rolled back and written again row by row.
 _GOALS = {"unreadable": 0.7, "refused": 0.5}
-_STRATEGIES = ("single", "staged")
+_STRATEGIES = ("single", "staged", "two_phase")
 
 
 def healthy(bench: Bench, number: int) -> Iterator[Figure]:
