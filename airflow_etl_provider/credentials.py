@@ -11,6 +11,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
 from spark_jobs.contracts.airflow_connection import AirflowConnection
+from spark_jobs.contracts.config.secret_values import SPARK_REDACTION
 from spark_jobs.contracts.errors import ConnectionMissingError
 from spark_jobs.contracts.redaction import forms
 
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     from spark_jobs.contracts.config import PipelineConfig
 
 REDACTION_KEY = "spark.redaction.regex"
-# Spark's own default, written so that the Spark provider does not take the pattern itself for a secret's name: it masks
-# what follows such a word in the command that it logs.
-_SPARK_REDACTS = "(?i:s[e]cret|pass[w]ord|token|access[.]?key)"
-_WE_REDACT = "(?i:airflow_conn_|etl[.]connection[.])"
 _K8S_SECRET = "spark.kubernetes.driver.secretKeyRef."  # noqa: S105 - a name
 _FOLDER_KEYS = ("spark.kubernetes.driverEnv.ETL_CREDENTIALS_DIR", "spark.yarn.appMasterEnv.ETL_CREDENTIALS_DIR")
 _REMEMBERED_SECONDS = 60.0
@@ -136,5 +133,6 @@ def require_cluster_credentials(ids: Iterable[str], conf: Mapping[str, Any]) -> 
 
 
 def redaction(conf: Mapping[str, Any]) -> str:
-    """Return ``spark.redaction.regex`` that hides our keys beside what the user or Spark hides."""
-    return f"{conf.get(REDACTION_KEY) or _SPARK_REDACTS}|{_WE_REDACT}"
+    """Return ``spark.redaction.regex`` that hides secrets of ours beside what the user hides."""
+    theirs = conf.get(REDACTION_KEY)
+    return f"{theirs}|{SPARK_REDACTION}" if theirs else SPARK_REDACTION

@@ -25,6 +25,8 @@ QUESTION = """{% set found = ti.xcom_pull(task_ids='dry_run') -%}
 The dry run says: of {{ found.taken }} letters {{ found.replayed }} would come home, {{ found.failed }} would fail \
 again, {{ found.parked }} would be parked.
 {%- if found.unsendable %} {{ found.unsendable }} hold no record that could be sent, and would be left.{% endif %}
+{%- if found.perhaps_sent %} {{ found.perhaps_sent }} may have been sent by a redrive that died, and would be left.\
+{% endif %}
 
 | stage | error class | letters | come home | fail again | parked |
 |---|---|---|---|---|---|
@@ -72,6 +74,12 @@ PARAMS = {
     "limit": Param(None, type=["null", "integer"], minimum=1, title="Most letters"),
     "rate": Param(None, type=["null", "number"], exclusiveMinimum=0, title="Most letters a second"),
     "max_attempts": Param(5, type="integer", minimum=1, title="Failures until a letter is parked"),
+    "not_sent": Param(
+        False,
+        type="boolean",
+        title="What a redrive that died may have sent, was not",
+        description="On: you have looked, and the rows of such letters are nowhere.",
+    ),
     "dry_run": Param(True, type="boolean", title="Only a dry run", description="Off: replay after the dry run."),
     "approval": Param(True, type="boolean", title="Ask a person between dry run and replay"),
 }

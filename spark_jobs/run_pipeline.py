@@ -24,14 +24,14 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from spark_jobs.contracts.breaker import copy_system, postgres_system
+from spark_jobs.contracts.breaker import copy_system, postgres_system, redrive_system
 from spark_jobs.contracts.config import PipelineConfig, load_pipeline, require_supported
 from spark_jobs.contracts.credentials import DatabaseConnection, HadoopLookup, resolve, resolve_database
 from spark_jobs.contracts.errors import ConfigError, EtlError, Operation
 from spark_jobs.contracts.exit_codes import ExitCode
 from spark_jobs.contracts.log_settings import LogFormat, LogLevel, log_format, log_level
 from spark_jobs.contracts.name_values import parse_name_values
-from spark_jobs.contracts.replay import ReplayRequest
+from spark_jobs.contracts.replay import ReplayMode, ReplayRequest
 from spark_jobs.contracts.reprocess_batches import ReprocessRequest
 from spark_jobs.contracts.run_request import Resume, RunRequest, user_at_host
 from spark_jobs.contracts.tracker.connect import connect
@@ -210,6 +210,8 @@ def carry_out(
     queue = config.error_handling.dead_letter_queue if config.error_handling else None
     if queue is not None and kind is PipelineRun:
         _guard(retries, "publish", copy_system(queue, copy_secrets), config, request, database)
+    if request.replay and request.replay.mode is ReplayMode.REDRIVE and not request.replay.dry_run:
+        _guard(retries, "publish", redrive_system(config.extract, secrets), config, request, database)
     return kind(request, database, secrets, stop, retries, copy_secrets).execute(session)
 
 

@@ -49,6 +49,8 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
     :param max_attempts: failures, the first one included, after which a letter is parked. (templated)
     :param include_parked: take parked letters as well. (templated)
     :param dry_run: do everything, and roll it back; the summary says what would happen. (templated)
+    :param not_sent: somebody has looked: what a redrive that died may have sent was not, as far as the topic does not
+        say otherwise. (templated)
 
     Everything else as :class:`StreamingPipelineOperator`.
     """
@@ -66,6 +68,7 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
         "limit",
         "rate",
         "max_attempts",
+        "not_sent",
         "include_parked",
         "dry_run_only",
         *(f for f in StreamingPipelineOperator.template_fields if f not in ("pipeline", "variables", "resume")),
@@ -90,6 +93,7 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
         max_attempts: int | str = 5,
         include_parked: bool | str = False,
         dry_run: bool | str = False,
+        not_sent: bool | str = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(pipeline={}, **kwargs)
@@ -108,6 +112,7 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
         self.include_parked = include_parked
         # Not `dry_run`: that is a method of every operator.
         self.dry_run_only = dry_run
+        self.not_sent = not_sent
         self._request: RunRequest | None = None
 
     def request(self) -> ReplayRequest:
@@ -135,6 +140,7 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
             rate=number_or_none(self.rate),
             max_attempts=self.max_attempts,
             dry_run=is_true(self.dry_run_only),
+            not_sent=is_true(self.not_sent),
         )
 
     def _report(self) -> RunReport:
@@ -189,6 +195,11 @@ class DeadLetterReplayOperator(StreamingPipelineOperator):
         )
         if summary.unsendable:
             self.log.warning("%d letters hold no record that could be sent, and were left", summary.unsendable)
+        if summary.perhaps_sent:
+            self.log.warning(
+                "%d letters were left: a redrive that died may have sent them, which only a redrive can tell",
+                summary.perhaps_sent,
+            )
         if not summary.dry_run:
             for outcome in ("replayed", "failed", "parked"):
                 number = getattr(summary, outcome)

@@ -124,6 +124,13 @@ def replayed(
     rate: Annotated[float | None, typer.Option(help="Most letters a second.")] = None,
     max_attempts: Annotated[int, typer.Option(min=1, help="Failures after which a letter is parked.")] = 5,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything, and roll it back.")] = False,
+    not_sent: Annotated[
+        bool,
+        typer.Option(
+            "--not-sent",
+            help="You have looked: what a redrive that died may have sent, and no topic tells, was not.",
+        ),
+    ] = False,
     master: Annotated[str | None, typer.Option(help="Spark master; `local[*]` unless given.")] = None,
     conf: Annotated[list[str] | None, typer.Option("--conf", metavar="KEY=VALUE", help="Spark setting.")] = None,
     packages: Annotated[str | None, typer.Option(help="Maven coordinates for Spark, as in spark-submit.")] = None,
@@ -144,6 +151,7 @@ def replayed(
         rate=rate,
         max_attempts=max_attempts,
         dry_run=dry_run,
+        not_sent=not_sent,
     )
     settings = parse_name_values(conf or [], "--conf")
     summary = carry_out_replay(

@@ -106,6 +106,8 @@ def _remarks(summary: ReplaySummary) -> Text | None:
         lines.insert(0, "failed again, for instance:")
     if summary.unsendable:
         lines.append(f"{summary.unsendable:,} more hold no record that could be sent, and were left as they are")
+    if summary.perhaps_sent:
+        lines.append(f"{summary.perhaps_sent:,} more were left: a redrive that died may have sent them (redrive tells)")
     return Text("\n".join(lines)) if lines else None
 
 

@@ -19,6 +19,7 @@ import pybreaker
 from spark_jobs.contracts.config.circuit_breaker import CircuitBreaker
 from spark_jobs.contracts.config.dead_letters import DeadLetterQueue
 from spark_jobs.contracts.config.enumerations import DeadLetterBackend
+from spark_jobs.contracts.config.extract import Extract
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import BreakerOpenError, EtlError
 
@@ -49,6 +50,15 @@ def copy_system(queue: DeadLetterQueue, secrets: Mapping[str, str]) -> str | Non
         return kafka_system(brokers) if brokers else None
     where = urlsplit(queue.folder or "") if queue.backend is DeadLetterBackend.FILES else None
     return f"{where.scheme}://{where.netloc}" if where and where.scheme and where.netloc else None
+
+
+def redrive_system(extract: Extract, secrets: Mapping[str, str]) -> str | None:
+    """Return the name under which the breaker of the brokers is kept that a redrive sends to; None without brokers.
+
+    :param secrets: options of the source's connection, which may have them.
+    """
+    brokers = extract.option("kafka.bootstrap.servers") or secrets.get("kafka.bootstrap.servers")
+    return kafka_system(brokers) if brokers else None
 
 
 @dataclass(frozen=True, slots=True)

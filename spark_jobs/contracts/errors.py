@@ -93,7 +93,21 @@ class SourceUnreachableError(EtlError):
 
     exit_code = ExitCode.SOURCE_UNREACHABLE
     retryable = True
-    operation = "read"
+    operation: ClassVar[Operation] = "read"
+
+
+class RecordsNotSentError(SourceUnreachableError):
+    """A redrive could not send records to their topic. What was sent of them will not be sent twice."""
+
+    operation = "publish"
+    blames_system = True
+
+
+class RecordsUnwelcomeError(RecordsNotSentError):
+    """The broker answers, but does not take the records: trying again unchanged does not help."""
+
+    blames_system = False
+    retryable = False
 
 
 class SourceRefusedError(SourceUnreachableError):
@@ -237,6 +251,12 @@ class TransientError(EtlError):
     exit_code = ExitCode.TRANSIENT
     retryable = True
     blames_system = True
+
+
+class ContendedError(TransientError):
+    """Somebody else was in the way: a lock, a deadlock, a cancelled statement. The server itself does its work."""
+
+    blames_system = False
 
 
 class TargetAlteredError(TransientError):

@@ -65,6 +65,8 @@ class ReplayRequest(_Model):
     :param max_attempts: failures, the first one included, after which a letter is parked.
     :param batch_size: most letters in a micro-batch.
     :param dry_run: do everything, and roll it back.
+    :param not_sent: somebody has looked: letters that a redrive which died may have sent did not reach their topic, as
+        far as the topic does not say otherwise.
     """
 
     replay_id: UUID
@@ -76,6 +78,7 @@ class ReplayRequest(_Model):
     max_attempts: int = Field(5, ge=1)
     batch_size: int = Field(100_000, ge=1)
     dry_run: bool = False
+    not_sent: bool = False
 
     @classmethod
     def of(cls, **values: Any) -> ReplayRequest:
@@ -139,6 +142,7 @@ class ReplaySummary(_Model):
     """What a replay did, or would do if it was a dry run.
 
     :param unsendable: letters that a redrive left where they are, for they hold no record that could be sent.
+    :param perhaps_sent: letters that a reprocess left, for a redrive that died may have sent them.
     """
 
     replay_id: UUID
@@ -150,6 +154,7 @@ class ReplaySummary(_Model):
     failed: int
     parked: int
     unsendable: int = 0
+    perhaps_sent: int = 0
     classes: tuple[ClassOutcome, ...] = ()
     samples: tuple[LetterSample, ...] = ()
 

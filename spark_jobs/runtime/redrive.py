@@ -14,11 +14,12 @@ from typing import Any
 
 import adbc_driver_manager
 from psycopg.types.json import Jsonb
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from spark_jobs.contracts.errors import BooksDoNotBalanceError, ConfigError, SourceUnreachableError
+from spark_jobs.contracts.errors import BooksDoNotBalanceError, ConfigError
 from spark_jobs.contracts.replay import RAW_VALUE, ReplayRequest
 from spark_jobs.contracts.tracker.connect import classified, classify, query, raw, short_transaction
 from spark_jobs.contracts.tracker.fence import check_fence
@@ -27,7 +28,8 @@ from spark_jobs.contracts.tracker.taking import Taken
 from spark_jobs.faults import reach
 from spark_jobs.rows import LETTER_ID
 from spark_jobs.runtime.flow import Flow
-from spark_jobs.runtime.redrive_checks import repaired, require_partitions, require_repairable
+from spark_jobs.runtime.redrive_checks import require_partitions, require_repairable, require_traces
+from spark_jobs.runtime.redrive_records import HEADER, message, not_sent
 from spark_jobs.runtime.stored_letters import asking, stored_letters
 from spark_jobs.sinks import parts
 from spark_jobs.sinks.batch_result import Written
@@ -49,11 +51,6 @@ from spark_jobs.sinks.unaltered import TableState
 from spark_jobs.sources.kafka import KafkaSource
 from spark_jobs.sources.kafka_admin import Partition, latest_offsets, list_partitions
 
-HEADER = "etl.dead-letter."
-"""What the headers of a record that was sent again begin with: ``id``, ``attempt``, ``topic``, ``partition``,
-``offset``, ``stage`` and ``error-class``."""
-_PLACE = "topic STRING, partition INT, offset BIGINT"
-_HEADERS = "ARRAY<STRUCT<key: STRING, value: BINARY>>"
 # Marks of replays, or attempts, that ended between sending and settling, and that hold letters of this batch.
 _UNSETTLED = """
 SELECT m.start_offsets FROM {schema}.dead_letter_redrive m
@@ -108,10 +105,23 @@ class Redrive:
                 cure="Choose by stage or error class, or by ids; nothing was sent",
             )
         require_partitions(self.spark, self._source.client_options, self._places(first, last))
+        self._require_traces(first, last)
         if patch := self.request.patch.get(RAW_VALUE):
             question = letters_query(self.ledger, self.request, first, last)
             with asking(self.spark, {_LETTERS: question}):
                 require_repairable(self._letters(), patch)
+
+    def _require_traces(self, first: int, last: int) -> None:
+        """Return if the topics still tell what redrives that did not end have sent."""
+        start = {} if self.request.not_sent else self._unsettled(first, last)
+        if not start:
+            return
+        partitions = sorted((topic, int(number)) for topic, numbers in start.items() for number in numbers)
+        require_traces(
+            self.spark,
+            self._source.client_options,
+            {(topic, number): start[topic][str(number)] for topic, number in partitions},
+        )
 
     def batch(self, record: BatchRecord, event: dict[str, Any]) -> Written:
         """Send the records of the batch's positions, and settle their letters."""
@@ -132,13 +142,11 @@ class Redrive:
         question = letters_query(self.ledger, self.request, first, last)
         try:
             with asking(self.spark, {_LETTERS: question}):
-                letters.select(*self._message()).write.format("kafka").options(**self._client()).save()
-        except PySparkException as error:
-            raise SourceUnreachableError(
-                "Records of dead letters could not be sent to their topic",
-                found=str(error).splitlines()[0],
-                cure="Check the brokers; the letters wait again, and those that were sent will not be sent twice",
-            ) from error
+                letters.select(*message(self.request.patch.get(RAW_VALUE))).write.format("kafka").options(
+                    **self._client()
+                ).save()
+        except (PySparkException, Py4JJavaError) as error:
+            raise not_sent(error) from error
         reach("redrive.after_send")
 
     def _mark(self, batch_id: int, first: int, last: int) -> Offsets:
@@ -185,8 +193,10 @@ class Redrive:
         return start
 
     def _sent(self, start: Offsets, end: Offsets) -> DataFrame:
-        # A partition that was not there then has nothing of theirs before its beginning.
-        first = {t: {p: start.get(t, {}).get(p, -2) for p in parts} for t, parts in end.items()}
+        # A partition that was not there then has nothing of theirs before its beginning. What is gone is not looked for
+        # where somebody has said that it was not sent.
+        known = {} if self.request.not_sent else start
+        first = {t: {p: known.get(t, {}).get(p, -2) for p in parts} for t, parts in end.items()}
         options = {
             **self._client(),
             "assign": json.dumps({topic: [int(p) for p in parts] for topic, parts in end.items()}),
@@ -202,33 +212,6 @@ class Redrive:
             .filter(F.col("header.key") == f"{HEADER}id")
             .select(F.col("header.value").cast("string").alias(LETTER_ID))
         )
-
-    def _message(self) -> list[Column]:
-        place = F.from_json("source", _PLACE)
-        patch = self.request.patch.get(RAW_VALUE)
-        value = repaired(patch) if patch else F.col("raw_value")
-        own = {
-            "id": F.col(LETTER_ID),
-            "attempt": F.col("attempt").cast("string"),
-            "topic": place["topic"],
-            "partition": place["partition"].cast("string"),
-            "offset": place["offset"].cast("string"),
-            "stage": F.col("stage"),
-            "error-class": F.col("error_class"),
-        }
-        # A record that was sent again before bears headers of that time: the new ones take their place.
-        came = F.coalesce(F.from_json("raw_headers", _HEADERS), F.array().cast(_HEADERS))
-        kept = F.filter(came, lambda header: ~F.startswith(header["key"], F.lit(HEADER)))
-        ours = F.array(
-            *(F.struct(F.lit(HEADER + name).alias("key"), v.cast("binary").alias("value")) for name, v in own.items())
-        )
-        return [
-            place["topic"].alias("topic"),
-            place["partition"].alias("partition"),
-            F.col("raw_key").alias("key"),
-            value.alias("value"),
-            F.concat(kept, ours).alias("headers"),
-        ]
 
     def _settle(self, record: BatchRecord, event: dict[str, Any], letters: int) -> Written:
         plan = CommitPlan(

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from spark_jobs.contracts.errors import ConfigError
 from spark_jobs.contracts.replay import RAW_VALUE
 from spark_jobs.rows import LETTER_ID
-from spark_jobs.sources.kafka_admin import Partition, list_partitions, list_topics
+from spark_jobs.sources.kafka_admin import Partition, earliest_offsets, latest_offsets, list_partitions, list_topics
 from spark_jobs.transforms.try_eval import expression_failed, tried
 
 _NAMED = 5
@@ -33,6 +33,28 @@ def require_partitions(spark: SparkSession, client_options: Mapping[str, str], p
             expected="the partitions in which the records were, to which they go back",
             cure="Create them again, or use mode reprocess, which needs no topic; nothing was sent",
         )
+
+
+def require_traces(spark: SparkSession, client_options: Mapping[str, str], start: Mapping[Partition, int]) -> None:
+    """Return if the broker still has all records from these offsets on: redrives that did not end sent theirs there.
+
+    :raises ConfigError: some are gone, by retention or with their topic: nobody can tell which letters were sent.
+    """
+    there = list_partitions(spark, client_options, list_topics(spark, client_options) & {topic for topic, _ in start})
+    asked = sorted(start.keys() & there)
+    earliest = earliest_offsets(spark, client_options, asked)
+    latest = latest_offsets(spark, client_options, asked)
+    gone = [one for one in sorted(start) if one not in there or not earliest[one] <= start[one] <= latest[one]]
+    if not gone:
+        return
+    named = ", ".join(f"{topic}/{number} from offset {start[topic, number]}" for topic, number in gone[:_NAMED])
+    raise ConfigError(
+        "What a redrive that did not end has sent cannot be looked up any more",
+        found=f"{named}: retention has taken these records, or the topic was made anew",
+        expected="the records that came since then: by them it is known which letters were sent",
+        cure="Look whether the rows of these letters have arrived. Discard those that have, and replay the others with "
+        "--not-sent (not_sent), by redrive or reprocess; nothing was sent",
+    )
 
 
 def repaired(patch: str) -> Column:

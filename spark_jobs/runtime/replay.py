@@ -21,6 +21,7 @@ from spark_jobs.contracts.events import BatchCommitted
 from spark_jobs.contracts.replay import OUTCOMES, ClassOutcome, LetterSample, ReplayMode, ReplayRequest, ReplaySummary
 from spark_jobs.contracts.tracker.records import BatchIdentity, BatchRecord, Books
 from spark_jobs.contracts.tracker.replays import finish_replay, open_replay, release, total
+from spark_jobs.contracts.tracker.taking import Taken
 from spark_jobs.faults import reach
 from spark_jobs.logs import ids
 from spark_jobs.logs.events import log_event
@@ -42,8 +43,14 @@ class Outcomes:
     """What became of the letters so far."""
 
     unsendable: int = 0
+    perhaps_sent: int = 0
     classes: list[ClassOutcome] = field(default_factory=list)
     samples: list[LetterSample] = field(default_factory=list)
+
+    def begin(self, taken: Taken) -> None:
+        """Add what became of letters that an attempt did not take."""
+        self.classes = total([*self.classes, *taken.parked])
+        self.unsendable, self.perhaps_sent = taken.unsendable, taken.perhaps_sent
 
     def add(self, outcome: str) -> None:
         """Add what became of a micro-batch's letters."""
@@ -61,6 +68,7 @@ class Outcomes:
             dry_run=request.dry_run,
             **sums,
             unsendable=self.unsendable,
+            perhaps_sent=self.perhaps_sent,
             classes=tuple(self.classes),
             samples=tuple(self.samples),
         )
@@ -113,13 +121,15 @@ class _Replay:
             "letters_taken",
             letters=taken.letters,
             freed=taken.released,
-            parked=taken.parked,
+            parked=sum(one.parked for one in taken.parked),
             unsendable=taken.unsendable,
+            perhaps_sent=taken.perhaps_sent,
             dry_run=request.dry_run,
         )
-        self.run_of.outcomes.unsendable = taken.unsendable
+        self.run_of.outcomes.begin(taken)
         try:
             write.check(taken)
+            self.run_of.retries.answered("publish")
             firsts = (taken.first, *taken.ends[:-1])
             for number, (first, end) in enumerate(zip(firsts, taken.ends, strict=False), taken.batches):
                 self.jvm.set({"batch": number})

@@ -56,6 +56,7 @@ class Reprocess:
             replay_id=request.replay_id,
             max_attempts=request.max_attempts,
             dry_run=request.dry_run,
+            keeps_raw=flow.source.keeps_raw and not flow.stateful,
         )
         return cls(frame, plans, PostgresSink(plans, 1))
 

@@ -14,6 +14,7 @@ from stamina.instrumentation import get_on_retry_hooks, set_on_retry_hooks
 
 from spark_jobs.contracts.config.retry import Retry, RetryPolicy
 from spark_jobs.contracts.errors import EtlError, Operation
+from spark_jobs.contracts.redaction import masked
 from spark_jobs.contracts.tracker.connect import Connection
 from spark_jobs.contracts.tracker.retries import Retried, record_retries
 from spark_jobs.logs.events import log_event
@@ -43,12 +44,17 @@ class Retries:
         self._breakers = breakers or {}
         self._streaks: dict[Operation, _Streak] = {}
         self._unrecorded: list[Retried] = []
+        self._unasked: set[Operation] = set()
         self.ledger: Ledger | None = None
         """Of the newest attempt, for the sign of life while waiting; None before there was an epoch."""
 
     def guard(self, operation: Operation, breaker: RunBreaker) -> None:
         """Ask a further breaker from now on."""
         self._breakers[operation] = breaker
+
+    def answered(self, operation: Operation) -> None:
+        """Say that the system has answered in this attempt."""
+        self._unasked.discard(operation)
 
     def call(self, work: Callable[[], T], *, guarded: bool = True) -> T:
         """Return what ``work`` returns, doing it again after each passing fault as long as there are attempts.
@@ -84,6 +90,8 @@ class Retries:
         self._unrecorded.clear()
 
     def _enter(self) -> None:
+        # The ledger, in the database that is written to, is asked before anything else.
+        self._unasked = set(self._breakers) - {"write"}
         for breaker in self._breakers.values():
             breaker.enter()
 
@@ -93,7 +101,7 @@ class Retries:
         for operation, breaker in self._breakers.items():
             if error.blames_system and operation == kind:
                 breaker.failed(error)
-            else:
+            elif operation not in self._unasked:
                 breaker.succeeded()  # it has answered, whatever else went wrong
         if not (error.retryable and error.tried_again_in_run):
             raise error
@@ -113,7 +121,7 @@ class Retries:
             error=str(error),
         )
         log.debug("What failed", exc_info=error)
-        self._unrecorded.append(Retried(kind, number, wait, error.to_json()))
+        self._unrecorded.append(Retried(kind, number, wait, masked(error.to_json())))
         self._wait(wait, error)
 
     def _wait(self, seconds: float, error: EtlError) -> None:

@@ -15,6 +15,7 @@ from spark_jobs.contracts.config.secret_values import is_secret_key
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import BreakerOpenError, EtlError, FencedError
 from spark_jobs.contracts.exit_codes import ExitCode
+from spark_jobs.contracts.redaction import masked
 from spark_jobs.contracts.reprocess_batches import owning_pipeline
 from spark_jobs.contracts.run_request import EndState, RunRequest, RunResult
 from spark_jobs.contracts.tracker import recovery
@@ -165,6 +166,7 @@ class PipelineRun:
         copy = build_copy(spark, config, self.copy_secrets)
         if copy is not None:
             copy.check()
+            self.retries.answered("publish")
         table = TargetTable(flow, ledger)
         target = table.open()
         checkpoint = Checkpoint(spark, streaming_of(config).checkpoint_location)
@@ -286,7 +288,7 @@ class PipelineRun:
                 request.run_id,
                 state,
                 exit_code,
-                error=error.to_json() if error and state != "stopped" else None,
+                error=masked(error.to_json()) if error and state != "stopped" else None,
                 result=result.model_dump(mode="json"),
             )
             if result.dead_letters or request.replay or request.reprocess:

@@ -10,6 +10,7 @@ from typing import Any
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
+from spark_jobs.contracts.config.secret_values import SPARK_REDACTION
 from spark_jobs.contracts.errors import ConfigError
 
 DEFAULTS = {
@@ -24,7 +25,7 @@ DEFAULTS = {
     # takes to put a query together.
     "spark.python.sql.dataFrameDebugging.enabled": "false",
     # Values that look like a secret are hidden already; these are our own keys.
-    "spark.redaction.regex": "(?i)secret|password|passwd|token|access[.]key|sasl[.]jaas|credential|airflow_conn",
+    "spark.redaction.regex": SPARK_REDACTION,
 }
 """What a user may set otherwise, by ``--conf`` or for the session."""
 _ARROW = {key for key in DEFAULTS if ".arrow." in key}

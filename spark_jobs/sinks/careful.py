@@ -27,6 +27,8 @@ _SAVEPOINT = "etl_rows"
 _CHUNK_BYTES = 8 << 20
 # So many refused rows are found by COPY: a sieve costs as much to make.
 _FEW = 4
+# A key that another row has, or a range that overlaps its: unique and exclusion constraints.
+_OF_TWO_ROWS = ("23505", "23P01")
 
 
 @dataclass(slots=True)
@@ -76,7 +78,12 @@ class CarefulCopy:
                 start += span.num_rows
                 step *= 2
             elif said.line is not None and 0 < said.line <= span.num_rows:
+                count = self.refused.count
                 landed += self._rows(span.slice(0, said.line - 1), into, sifts=sifts)
+                if said.sqlstate in _OF_TWO_ROWS and self.refused.count > count:
+                    # The other row of the two may be among the refused ones.
+                    start, step = start + said.line - 1, 1
+                    continue
                 self._refuse(span, said.line - 1, said)
                 start += said.line
                 step = max(_SMALLEST, said.line * 2)

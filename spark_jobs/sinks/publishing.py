@@ -8,7 +8,6 @@ ends the batch's transaction: nothing is dropped to keep going.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from spark_jobs.logs.events import log_event
 from spark_jobs.sinks.copying import Session
 from spark_jobs.sinks.cursor import Cursor
 from spark_jobs.sinks.dead_letter_rows import insert_identified
+from spark_jobs.sinks.java_reasons import is_unwelcome, root_reason
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.letter_copy import LetterCopy, LettersBatch
 from spark_jobs.sinks.letter_ids import LetterSet, identified
@@ -36,9 +36,6 @@ log = logging.getLogger("etl.batch")
 _FEW = 1000
 _FEW_BYTES = 4 << 20
 _PER_SHARE = 10_000
-_REASON = re.compile(r"(?:[A-Za-z_$][\w$]*\.)+[A-Z]\w*(?:Error|Exception)\b.*")
-# What a broker says of the records or of the writer, and will say again.
-_UNWELCOME = re.compile(r"\.(?:RecordTooLarge|RecordBatchTooLarge|TopicAuthorization|InvalidTopic)Exception\b")
 
 
 @dataclass(slots=True)
@@ -91,6 +88,8 @@ class LetterPublisher:
         rows = identified(self._conn(), letters, batch.identity, failed_at)
         of = LettersOf(*batch.identity.key[:2], batch.identity.batch_id, failed_at)
         frame = self._few(cursor, rows, count, of) or self._shares(letters, batch, count, of)
+        # A driver that a newer one has replaced must not write over that one's copy.
+        self.ledger.check_fence()
         self._do(lambda: self.copy.write(frame, batch), "The dead letters of the micro-batch cannot be written")
         log_event(
             log,
@@ -138,7 +137,7 @@ class LetterPublisher:
             raise
         except Exception as error:
             reason = self._reason(error)
-            kind = LettersUnwelcomeError if _UNWELCOME.search(reason) else LettersNotPublishedError
+            kind = LettersUnwelcomeError if is_unwelcome(reason) else LettersNotPublishedError
             raise kind(
                 f"{what}: {self.copy.place}",
                 found=reason,
@@ -148,9 +147,7 @@ class LetterPublisher:
             ) from error
 
     def _reason(self, error: Exception) -> str:
-        lines = [match.group(0) for match in _REASON.finditer(str(error))]
-        # The last cause is the first thing that went wrong.
-        text = lines[-1] if lines else (str(error).splitlines() or [type(error).__name__])[0]
+        text = root_reason(error)
         for secret in self.secrets:
             text = text.replace(secret, "***")
-        return text[:400]
+        return text

@@ -12,7 +12,7 @@ from psycopg import sql
 from spark_jobs.contracts.replay import ReplayRequest
 from spark_jobs.contracts.tracker.connect import classified
 from spark_jobs.contracts.tracker.records import BatchRecord
-from spark_jobs.contracts.tracker.taking import SENDABLE
+from spark_jobs.contracts.tracker.taking_statements import SENDABLE
 from spark_jobs.sinks.committing import CommitPlan
 from spark_jobs.sinks.dead_letter_rows import LETTER_COLUMNS
 from spark_jobs.sinks.ledger import Ledger
@@ -53,11 +53,13 @@ class ReplayPlans(Plans):
 
     :param replay_id: whose letters they are. :param max_attempts: failures after which a letter is parked.
     :param dry_run: whether everything is rolled back at the end.
+    :param keeps_raw: whether a letter's raw value is the record of the source, from which its row is made again.
     """
 
     replay_id: UUID = field(default_factory=uuid4)
     max_attempts: int = 1
     dry_run: bool = False
+    keeps_raw: bool = False
 
     def commit(
         self, record: BatchRecord, event: dict[str, Any], where: str, *staged: Staged | None, hands_over: bool = False
@@ -76,7 +78,8 @@ class ReplayPlans(Plans):
         return _settling(self.ledger, self.replay_id, record, dry_run=self.dry_run)
 
     def _text(self, statement: str) -> str:
-        return _rendered(statement, self.ledger, self.replay_id, most=self.max_attempts)
+        text = statement.replace("{record}", "d.raw_value IS NOT NULL" if self.keeps_raw else "false")
+        return _rendered(text, self.ledger, self.replay_id, most=self.max_attempts)
 
 
 def redrive_settling(ledger: Ledger, request: ReplayRequest, record: BatchRecord) -> Settling:

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from psycopg import sql
 
 from spark_jobs.contracts.tracker.records import BatchRecord
-from spark_jobs.contracts.tracker.taking import PERHAPS_SENT
+from spark_jobs.contracts.tracker.taking_statements import PERHAPS_SENT
 from spark_jobs.sinks.batch_column import batch_value
 from spark_jobs.sinks.committing import CommitPlan
 from spark_jobs.sinks.dead_letter_rows import counted_letters_from

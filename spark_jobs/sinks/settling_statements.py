@@ -26,16 +26,20 @@ status = 'replaying' AND replay_id = {replay} AND bundle_id = ANY (ARRAY(
     ))
 ))"""
 APART_AGAIN: Final = TAKE_APART.replace("CHOSEN", _OF_AGAIN)
+# A letter that has no record of its source enters by its stage, as the row that it holds: neither may change.
 AGAIN: Final = """
 WITH batch AS (SELECT $1::text, $2::text, $3::bigint), again AS MATERIALIZED (
     SELECT coalesce(l.dead_letter_id, l.source::jsonb ->> 'dead_letter_id')::uuid AS id, l.*
     FROM json_array_elements_text($4::json) AS letter(envelope),
         json_to_record(letter.envelope::json) AS l(dead_letter_id text, {columns})
 )
-UPDATE {schema}.dead_letter_single d SET stage = l.stage, error_class = l.error_class, sqlstate = l.sqlstate,
-    message = l.message, column_name = l.column_name, constraint_name = l.constraint_name,
-    parsed_row = coalesce(l.parsed_row::jsonb, d.parsed_row), attempt = d.attempt + 1, status_before = NULL,
-    last_failed_at = clock_timestamp(), status = CASE WHEN d.attempt + 1 >= {most} THEN 'parked' ELSE 'pending' END
+UPDATE {schema}.dead_letter_single d SET stage = CASE WHEN {record} THEN l.stage ELSE d.stage END,
+    error_class = l.error_class, sqlstate = l.sqlstate, message = l.message, column_name = l.column_name,
+    constraint_name = l.constraint_name,
+    parsed_row = CASE WHEN {record} THEN coalesce(l.parsed_row::jsonb, d.parsed_row)
+        ELSE coalesce(d.parsed_row, l.parsed_row::jsonb) END,
+    attempt = d.attempt + 1, status_before = NULL, last_failed_at = clock_timestamp(),
+    status = CASE WHEN d.attempt + 1 >= {most} THEN 'parked' ELSE 'pending' END
 FROM again AS l
 WHERE d.status = 'replaying' AND d.dead_letter_id = ANY (ARRAY(SELECT id FROM again)) AND d.dead_letter_id = l.id
   AND d.replay_id = {replay}"""

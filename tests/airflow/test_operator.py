@@ -136,7 +136,7 @@ def test_the_package_is_shipped_beside_the_users_files(
     assert command[command.index("--packages") + 1] == "a:b:1"
     assert command[-1].endswith("spark_jobs/run_pipeline.py")
     redaction = next(word for word in command if word.startswith("spark.redaction.regex="))
-    assert "airflow_conn_" in redaction
+    assert "airflow_conn" in redaction
     pattern = re.compile(redaction.partition("=")[2])
     for name in ("PASSWORD", "my.secret", "spark.executorEnv.AIRFLOW_CONN_WAREHOUSE", "spark.hadoop.etl.connection.a"):
         assert pattern.search(name)

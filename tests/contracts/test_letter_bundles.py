@@ -23,6 +23,7 @@ from spark_jobs.contracts.tracker.replays import open_replay, release
 from spark_jobs.contracts.tracker.taking import Taken
 from spark_jobs.sinks.dead_letter_rows import insert_letters_from_json
 
+PLACE = '{"topic": "orders"}'
 WANTED = LetterFilter.of(pipeline_id="orders")
 END = datetime.max.replace(tzinfo=UTC)
 EVERYWHERE = LetterFilter.of(pipeline_id="orders", statuses=())
@@ -39,7 +40,7 @@ def conn(database: Any) -> Any:
 def store(conn: Connection, kinds: Sequence[str], batch_id: int = 0, raw_value: str | None = "e30=") -> None:
     """Store letters of these error classes as a micro-batch does, in one statement."""
     envelopes = [
-        json.dumps({"stage": "parse", "error_class": kind, "message": f"m{n}", "raw_value": raw_value, "source": "{}"})
+        json.dumps({"stage": "parse", "error_class": kind, "message": f"m{n}", "raw_value": raw_value, "source": PLACE})
         for n, kind in enumerate(kinds)
     ]
     raw(conn, insert_letters_from_json("etl"), "orders", "q", str(batch_id), json.dumps(envelopes))
@@ -162,7 +163,7 @@ def test_a_letter_that_is_meant_by_its_id_leaves_its_bundle_and_others_stay(conn
 def test_what_failed_as_often_as_it_may_is_parked_as_a_bundle(conn: Connection) -> None:
     store(conn, ["A"] * 10)
     taken = take(conn, max_attempts=1)
-    assert (taken.letters, taken.parked) == (0, 10)
+    assert (taken.letters, [one.parked for one in taken.parked]) == (0, [10])
     assert bundles(conn) == [("A", "parked", 10)]
 
 

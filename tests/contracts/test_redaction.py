@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from typing import Any
 from urllib.parse import quote, quote_plus
 from uuid import uuid4
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from spark_jobs.contracts.airflow_connection import AirflowConnection
+from spark_jobs.contracts.config.secret_values import SPARK_REDACTION, is_secret_key
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.log_settings import LogFormat
 from spark_jobs.contracts.redaction import MASK, hide, mask, masked
@@ -22,6 +24,22 @@ from spark_jobs.logs.events import log_event
 from spark_jobs.logs.formats import formatter
 from spark_jobs.sources.secrets import reader_options
 
+SECRET_WORDS = [
+    *("password", "passwd", "passphrase", "passcode", "pwd", "secret", "secrets", "token", "credentials", "jaas"),
+    *(
+        "private",
+        "access",
+        "api",
+        "account",
+        "keystore",
+        "key",
+        "url",
+        "apikey",
+        "secretkey",
+        "privatekey",
+        "accesskey",
+    ),
+]
 ODD = "Zq7'x\"Q\\z%41 /bl\u00fce\u2603@h#r?&"
 # A tail of its own: a secret that hypothesis makes up must not be in every line of the tests that come after it.
 SECRETS = some.text(some.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12).map(
@@ -110,6 +128,36 @@ def test_a_number_may_be_a_secret() -> None:
 def test_what_a_connection_does_not_keep_secret_is_shown() -> None:
     AirflowConnection.parse("c", json.dumps({"conn_type": "x", "extra": {"sslmode": "verify-full", "region": "north"}}))
     assert mask("sslmode=verify-full in north") == "sslmode=verify-full in north"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kafka.sasl.jaas.config",
+        "kafka.ssl.keystore.key",
+        "kafka.ssl.key.password",
+        "kafka.ssl.keystore.passphrase",
+        "fs.azure.account.key.store.dfs.core.windows.net",
+        "fs.azure.account.oauth2.client.secret",
+        "fs.gs.auth.service.account.private.key",
+        "fs.s3a.access.key",
+        "fs.s3a.session.token",
+        "sasl.oauthbearer.credentials",
+        "apiKey",
+        "private_key",
+        "userPwd",
+        "spark.executorEnv.AIRFLOW_CONN_WAREHOUSE",
+        "spark.hadoop.etl.connection.warehouse",
+    ],
+)
+def test_spark_hides_what_we_hide(name: str) -> None:
+    assert re.search(SPARK_REDACTION, name)
+
+
+@given(before=some.sampled_from(["", "kafka.", "fs.x."]), words=some.lists(some.sampled_from(SECRET_WORDS), min_size=1))
+def test_spark_hides_every_name_that_we_know_as_a_secrets(before: str, words: list[str]) -> None:
+    name = before + ".".join(words)
+    assert not is_secret_key(name) or re.search(SPARK_REDACTION, name)
 
 
 def test_jaas_lines_are_masked() -> None:

@@ -14,6 +14,7 @@ from psycopg.errors import lookup
 
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import (
+    ContendedError,
     DatabaseUnreachableError,
     DataError,
     EtlError,
@@ -73,7 +74,9 @@ def test_a_server_that_hangs_up(database):
 
 
 STATES = {
-    TransientError: ["40001", "40P01", "53100", "53300", "57014", "57P01", "57P03", "55P03", "25P03", "25006"],
+    TransientError: ["53100", "53300", "57P01", "57P03", "25006"],
+    # Nothing that would let a circuit breaker leave the server alone.
+    ContendedError: ["40001", "40P01", "57014", "55P03", "25P03"],
     DatabaseUnreachableError: ["08000", "08006", "08P01"],
     LoginRefusedError: ["28P01", "28000", "3D000"],
     TargetMismatchError: ["42501", "42P01", "42703", "3F000", "42P10", "42804"],
@@ -88,7 +91,8 @@ def test_classes_of_states(expected, state):
     assert type(error) is expected
     assert state in str(error)
     assert str(error).startswith("Counting sheep")
-    assert error.retryable == (expected in (TransientError, DatabaseUnreachableError))
+    assert error.retryable == (expected in (TransientError, ContendedError, DatabaseUnreachableError))
+    assert error.blames_system == (expected in (TransientError, DatabaseUnreachableError))
 
 
 def fetch(cursor, statement):

@@ -31,7 +31,12 @@ POINTS = (
 def replay(**values: object) -> ReplayRequest:
     patch = {"_value": "replace(_value, '{id', '{\"id')"}
     return ReplayRequest.of(
-        replay_id=uuid4(), letters=LetterFilter.of(pipeline_id="orders"), patch=patch, batch_size=5, max_attempts=3, **values
+        replay_id=uuid4(),
+        letters=LetterFilter.of(pipeline_id="orders"),
+        patch=patch,
+        batch_size=5,
+        max_attempts=3,
+        **values,
     )
 
 

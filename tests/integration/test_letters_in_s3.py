@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -73,14 +74,16 @@ def _pipeline(pipelines: Pipelines, bucket: Bucket, path: str) -> dict[str, Any]
     return {**config, "errorHandlingConfig": {"dlqConfig": queue}}
 
 
-def _run(pipelines: Pipelines, config: dict[str, Any]) -> tuple[int, str]:
+def _run(pipelines: Pipelines, config: dict[str, Any], **environ: str) -> tuple[int, str]:
     extra = {"fs.s3a.access.key": KEY, "fs.s3a.secret.key": SECRET}
     connection = json.dumps({"conn_type": "aws", "extra": extra})
     path = pipelines.path(config)
     connectors = ",".join(jar.as_uri() for jar in jars("spark-s3"))
     log = pipelines.folder / "run.log"
     command = ("run", str(path), *QUICK, "--jars", connectors, "--log-file", str(log))
-    with under_watch(pipelines.command(*command, AIRFLOW_CONN_LETTERS=connection, **java_environ())) as process:
+    with under_watch(
+        pipelines.command(*command, AIRFLOW_CONN_LETTERS=connection, **java_environ(), **environ)
+    ) as process:
         out, err = process.communicate(timeout=300)
     said = out + err + log.read_text()
     assert SECRET not in said
@@ -100,6 +103,26 @@ def test_letters_in_a_bucket_are_those_of_the_table(pipelines: Pipelines, bucket
     )
     folder = f"etl/date={day}/query={query}/batch=0/"
     assert {name.rpartition("/")[0] + "/" for name in bucket.names() if not name.endswith("/")} == {folder}
+
+
+def test_a_batch_that_is_done_again_has_its_letters_in_the_bucket_once(pipelines: Pipelines, bucket: Bucket) -> None:
+    write_lines(pipelines.folder / "inbox" / "1.json", {"id": 1, "amount": 1}, "not json", "not json")
+    config = _pipeline(pipelines, bucket, "s3a://letters/etl")
+    pipelines.execute(
+        "CREATE TABLE result (id int, amount int)",
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE SQLSTATE '57014'; END $$",
+    )
+    faults = pipelines.folder / "faults"
+    faults.write_text("letters.after_publish kill\n")
+    code, said = _run(pipelines, config, ETL_FAULTS_FILE=str(faults))
+    assert code == -signal.SIGKILL, said
+    first = [row["dead_letter_id"] for row in bucket.letters()]
+    assert len(first) == 2
+    assert pipelines.one("SELECT count(*) FROM etl.dead_letter") == 0
+    code, said = _run(pipelines, config)
+    assert code == 0, said
+    stored = [key for (key,) in pipelines.rows("SELECT dead_letter_id::text FROM etl.dead_letter ORDER BY 1")]
+    assert [row["dead_letter_id"] for row in bucket.letters()] == stored == first
 
 
 def test_a_bucket_that_does_not_exist_stops_the_run_before_data_moves(pipelines: Pipelines, bucket: Bucket) -> None:

@@ -14,7 +14,8 @@ from pipeline_runs import Pipelines, aggregation, file_pipeline, write_lines
 
 from sandbox.kafka import KafkaBroker, Record
 from spark_jobs import faults
-from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.contracts.breaker import kafka_system
+from spark_jobs.contracts.errors import BreakerOpenError, ConfigError, RecordsUnwelcomeError
 from spark_jobs.contracts.replay import ReplayMode
 
 REPAIR = {"_value": "replace(_value, 'minus ', '-')"}
@@ -114,6 +115,62 @@ def test_a_failure_between_kafka_and_postgresql_sends_nothing_twice(
     assert pipelines.one("SELECT count(*) FROM etl.dead_letter_redrive") == 0
     pipelines.finish(config)
     assert _home(pipelines) == WHOLE
+
+
+@pytest.mark.parametrize("by", list(ReplayMode))
+def test_what_no_topic_tells_any_more_is_a_persons_to_say(
+    pipelines: Pipelines, kafka: KafkaBroker, topic: str, monkeypatch: pytest.MonkeyPatch, by: ReplayMode
+) -> None:
+    config = _config(pipelines, kafka, topic)
+    pipelines.finish(config)
+    file = pipelines.folder / "faults"
+    file.write_text("redrive.after_mark fail\n")
+    monkeypatch.setenv(faults.VARIABLE, str(file))
+    monkeypatch.setattr(faults, "_reached", Counter())
+    assert pipelines.replay("tills", mode=ReplayMode.REDRIVE, patch=REPAIR).error is not None
+    monkeypatch.delenv(faults.VARIABLE)
+    # What came behind the mark is gone, by retention.
+    kafka.produce(topic, [Record('{"id": 5, "amount": 1}', partition=0)])
+    pipelines.finish(config)
+    kafka.delete_records(topic, kafka.end_offsets(topic))
+    for dry_run in (True, False):
+        ended = pipelines.replay("tills", mode=ReplayMode.REDRIVE, patch=REPAIR, dry_run=dry_run)
+        assert isinstance(ended.error, ConfigError), ended.error
+        assert f"{topic}/0 from offset 2" in str(ended.error)
+        assert "--not-sent" in str(ended.error)
+    left = pipelines.replayed("tills", patch=REPAIR)
+    assert (left.taken, left.perhaps_sent) == (0, 2)
+    assert pipelines.replayed("tills", mode=by, patch=REPAIR, not_sent=True).replayed == 2
+    pipelines.finish(config)
+    assert _home(pipelines) == [*WHOLE, (5, 1)]
+    assert pipelines.rows("SELECT DISTINCT status FROM etl.dead_letter") == [("replayed",)]
+
+
+def test_a_redrive_that_its_brokers_do_not_take_leaves_them_alone(
+    pipelines: Pipelines, kafka: KafkaBroker, new_topic: Any
+) -> None:
+    topic = kafka.create_topic(f"small-{uuid4().hex[:8]}", partitions=2, config={"max.message.bytes": "600"})
+    config = _config(pipelines, kafka, _filled(kafka, topic))
+    config["errorHandlingConfig"] = {"circuitBreakerConfig": {"failureThreshold": 1}}
+    pipelines.finish(config)
+    # Too large for the topic: nobody's outage.
+    ended = pipelines.replay("tills", mode=ReplayMode.REDRIVE, patch={"_value": "repeat(_value, 900)"})
+    assert isinstance(ended.error, RecordsUnwelcomeError), ended.error
+    assert not ended.error.retryable
+    assert pipelines.one("SELECT count(*) FROM etl.circuit_breaker WHERE state <> 'closed' OR failures > 0") == 0
+    # Brokers that are left alone by others are left alone by a redrive too.
+    opened = (
+        "INSERT INTO etl.circuit_breaker (system, state, failures, opened_at, reopen_at) VALUES (%s, 'open', 9, "
+        "clock_timestamp(), clock_timestamp() + interval '1 hour')"
+    )
+    system = kafka_system(kafka.bootstrap_servers)
+    pipelines.execute("DELETE FROM etl.circuit_breaker")
+    with pipelines.database.connect(autocommit=True) as conn:
+        conn.execute(opened.encode(), (system,))
+    ended = pipelines.replay("tills", mode=ReplayMode.REDRIVE, patch=REPAIR)
+    assert isinstance(ended.error, BreakerOpenError), ended.error
+    assert pipelines.rows("SELECT DISTINCT status FROM etl.dead_letter") == [("pending",)]
+    assert pipelines.replayed("tills", mode=ReplayMode.REDRIVE, patch=REPAIR, dry_run=True).replayed == 2
 
 
 def test_a_run_that_tries_again_by_itself_sends_nothing_twice(

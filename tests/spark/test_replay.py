@@ -162,6 +162,38 @@ def test_a_row_without_a_raw_record_is_written_as_it_was_to_be(pipelines: Pipeli
     assert pipelines.rows("SELECT * FROM result WHERE twice = 3") == [(3, "3!", b"\x00\xff", [1, 3])]
 
 
+def test_a_repair_that_fails_changes_nothing_of_a_row_without_a_raw_record(pipelines: Pipelines, inbox: Path) -> None:
+    assert pipelines.spark is not None
+    pipelines.spark.range(3).selectExpr("id", "CAST(id - 1 AS INT) AS amount").write.parquet(str(inbox / "p"))
+    pipelines.execute("CREATE TABLE result (id bigint, share bigint CHECK (share BETWEEN 1 AND 100))")
+    columns = {"id": "id", "share": "100 div amount"}
+    config = file_pipeline(
+        "shares",
+        inbox / "p",
+        pipelines.checkpoints,
+        schema="id BIGINT, amount INT",
+        format="parquet",
+        load={"maxDeadLetterFraction": 1},
+        transforms=[{"transformType": "select", "parameters": {"columns": columns}}],
+    )
+    pipelines.finish(config)
+    held = "SELECT stage, parsed_row, status FROM etl.dead_letter ORDER BY stage"
+    before = [
+        ("transform", {"id": 1, "amount": 0}, "pending"),
+        ("write", {"id": 0, "share": -100}, "pending"),
+    ]
+    assert pipelines.rows(held) == before
+    # Repaired wrongly: what fails in the transforms gets through them, and both are refused by the table.
+    for patch in ({"amount": "-7"}, {"share": "0"}):
+        (stage, key) = ("transform", "amount") if "amount" in patch else ("write", "share")
+        assert pipelines.replayed("shares", patch=patch, letters={"stages": (stage,)}).failed == 1, key
+    assert pipelines.rows(held) == before
+    assert pipelines.rows("SELECT error_class, attempt FROM etl.dead_letter") == [("CheckViolation", 2)] * 2
+    assert pipelines.replayed("shares", patch={"amount": "4"}, letters={"stages": ("transform",)}).replayed == 1
+    assert pipelines.replayed("shares", patch={"share": "abs(share)"}, letters={"stages": ("write",)}).replayed == 1
+    assert pipelines.rows("SELECT * FROM result ORDER BY id") == [(0, 100), (1, 25), (2, 100)]
+
+
 def test_a_line_of_csv_comes_home_through_the_transforms(pipelines: Pipelines, inbox: Path) -> None:
     config = file_pipeline(
         "csv",
@@ -198,6 +230,13 @@ def test_what_failed_too_often_is_parked_and_can_be_asked_for(pipelines: Pipelin
     pipelines.finish(config)
     assert pipelines.replayed("orders", max_attempts=3).failed == 1
     assert pipelines.replayed("orders", max_attempts=3).parked == 1
+    assert _tally(pipelines) == {("parked", "parse", "MALFORMED_JSON"): 1}
+    # One that has come to the number meanwhile, as a record does that is sent again, is parked when it is met.
+    pipelines.execute("UPDATE etl.dead_letter_single SET status = 'pending'")
+    for dry_run in (True, False):
+        told = pipelines.replayed("orders", max_attempts=3, dry_run=dry_run)
+        assert (told.taken, told.replayed, told.failed, told.parked) == (0, 0, 0, 1)
+        assert [(one.error_class, one.parked) for one in told.classes] == [("MALFORMED_JSON", 1)]
     assert _tally(pipelines) == {("parked", "parse", "MALFORMED_JSON"): 1}
     assert pipelines.replayed("orders").taken == 0
     patch = {"_value": "replace(_value, '\"x\"', '7')"}

@@ -19,6 +19,15 @@ _KEYSTORE_KEY = ("keystore", "key")
 _ABOUT = frozenset(
     {"url", "uri", "file", "path", "location", "type", "class", "algorithm", "id", "seconds", "ms", "provider", "mode"}
 )
+SPARK_REDACTION = (
+    "(?i:s[e]cret|pass[w]ord|passwd|passphrase|passcode|pwd|token|credential|jaas|airflow_conn|etl[.]connection[.]"
+    "|(?:access|account|api|keystore|private).?key)"
+)
+"""``spark.redaction.regex``: what Spark hides in its UI and event log, at least all that :func:`is_secret_key` names.
+
+Two words are written so that the Spark provider does not take the pattern itself for a secret's name: it masks what
+follows such a word in the command that it logs.
+"""
 _SECRET_VALUES = (
     re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@"),
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from spark_jobs.contracts.breaker import BreakerStorage, Refusal
 from spark_jobs.contracts.errors import ConfigError
+from spark_jobs.contracts.redaction import masked
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, short_transaction
 
 _READ: Final = """
@@ -166,7 +167,7 @@ class PostgresStorage(BreakerStorage):
 
     def increment_counter(self) -> None:
         """Count a failure."""
-        error = Jsonb(self.failure.to_json()) if self.failure else None
+        error = Jsonb(masked(self.failure.to_json())) if self.failure else None
         self._execute(_COUNT_FAILURE, error=error)
 
     def reset_counter(self) -> None:

@@ -14,6 +14,7 @@ from psycopg.rows import RowFactory, tuple_row
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import (
     ConfigError,
+    ContendedError,
     DatabaseUnreachableError,
     DataError,
     EtlError,
@@ -27,6 +28,7 @@ Connection = psycopg.Connection[Any]
 
 _TRANSIENT_CLASSES: Final = ("40", "53", "57")
 _TRANSIENT_STATES: Final = ("55P03", "25P03", "25006")
+_CONTENDED: Final = ("40001", "40P01", "55P03", "57014", "25P03")
 _LOGIN_STATES: Final = ("28000", "28P01", "3D000")
 _SCHEMA_STATES: Final = ("42501", "42P01", "3F000", "42703", "42883", "42P10", "42804", "42846")
 # libpq keeps no SQLSTATE of a refused login, so the words are all there is.
@@ -177,7 +179,8 @@ def _by_state(state: str, what: str, found: str) -> EtlError:
         error = _unreachable(what, found)
     elif state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES:
         cure = _STATE_CURES.get(state, "run the pipeline again")
-        error = TransientError(f"{what} met a passing fault", found=found, cure=cure)
+        kind = ContendedError if state in _CONTENDED else TransientError
+        error = kind(f"{what} met a passing fault", found=found, cure=cure)
     elif state in _SCHEMA_STATES:
         error = TargetMismatchError(f"{what} was refused", found=found, cure=_STATE_CURES.get(state, ""))
     elif state[:2] in ("22", "23"):

@@ -20,6 +20,7 @@ from psycopg.rows import class_row
 
 from spark_jobs.contracts.cleanup import Orphan, SweepReport, SweepRequest
 from spark_jobs.contracts.errors import EtlError
+from spark_jobs.contracts.redaction import masked
 from spark_jobs.contracts.reprocess_batches import owning_pipeline
 from spark_jobs.contracts.tracker.cleanup import require_pipelines
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, set_local_role
@@ -229,7 +230,7 @@ class _Sweep:
         try:
             return work()
         except EtlError as error:
-            self.problems.setdefault(pipeline_id, error.to_json())
+            self.problems.setdefault(pipeline_id, masked(error.to_json()))
             log_event(log, logging.ERROR, "orphan_not_cleared", pipeline=pipeline_id, error=str(error))
             return error.what
 

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from psycopg import errors
 
 from spark_jobs.contracts.errors import EtlError, TransientError
+from spark_jobs.contracts.redaction import masked
 from spark_jobs.contracts.tracker.connect import Connection, classified, query, short_transaction
 from spark_jobs.logs.events import log_event
 
@@ -101,7 +102,7 @@ class Problems:
         """
         if self.conn.closed:
             raise error
-        self.found.setdefault(pipeline_id, error.to_json())
+        self.found.setdefault(pipeline_id, masked(error.to_json()))
         log_event(log, logging.ERROR, "cleanup_failed", pipeline=pipeline_id, error=str(error))
 
     @contextmanager
