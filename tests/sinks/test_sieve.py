@@ -179,6 +179,7 @@ def _one_by_one(database: Any, rows: Sequence[Row]) -> list[tuple[str, str | Non
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(some.lists(ROWS, min_size=8, max_size=80))
+@example([(1, 5, *GOOD[2:6], 7), (1, 5, *GOOD[2:])])
 @example([GOOD, *[(*GOOD[:6], 7)] * 5, (2, 2, *GOOD[2:])] * 3)
 @example([(200, *GOOD[1:])] * 5 + [(n, n, *GOOD[2:6], 7 if n in (40, 79) else 1) for n in range(80)])
 def test_a_sieve_says_what_one_insert_for_each_row_would_say(table: Any, rows: list[Row]) -> None:

@@ -18,12 +18,19 @@ from pipeline_runs import Pipelines, file_pipeline, write_lines
 from sandbox.postgres import PostgresServer
 from spark_jobs.contracts.config.retry import Retry
 from spark_jobs.contracts.credentials import DatabaseConnection
-from spark_jobs.contracts.errors import BreakerOpenError, DatabaseUnreachableError, FencedError, TransientError
+from spark_jobs.contracts.errors import (
+    BreakerOpenError,
+    DatabaseUnreachableError,
+    EtlError,
+    FencedError,
+    TransientError,
+)
 from spark_jobs.contracts.exit_codes import ExitCode
 from spark_jobs.contracts.run_request import RunRequest
 from spark_jobs.contracts.tracker.connect import connect
 from spark_jobs.contracts.tracker.migrate import migrate
 from spark_jobs.contracts.tracker.runs import register_run
+from spark_jobs.runtime.breaker import RunBreaker
 from spark_jobs.runtime.retry import Retries
 from spark_jobs.runtime.stopping import Stop
 
@@ -145,6 +152,38 @@ def test_a_server_that_is_stopped_for_half_a_minute_is_ridden_out(
     assert ids(runs) == list(range(30))
     assert runs.one("SELECT count(*) FROM etl.dead_letter") == 0
     assert runs.one("SELECT sum(wait_ms) FROM etl.run_retry") >= 25_000
+
+
+class Heard(RunBreaker):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def enter(self) -> None:
+        self.told.append("enter")
+
+    def succeeded(self) -> None:
+        self.told.append("succeeded")
+
+    def failed(self, error: EtlError) -> None:
+        self.told.append(type(error).__name__)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_system_that_was_not_asked_has_not_answered(asked: bool) -> None:
+    copy, target = Heard(), Heard()
+    retries = Retries(None, Stop(), {"write": target, "publish": copy})
+
+    def work() -> None:
+        if asked:
+            retries.answered("publish")
+        raise DatabaseUnreachableError("It is away")
+
+    with pytest.raises(DatabaseUnreachableError):
+        retries.call(work)
+    assert target.told == ["enter", "DatabaseUnreachableError"]
+    assert copy.told == ["enter", *(["succeeded"] if asked else [])]
 
 
 def test_attempts_count_anew_after_a_committed_batch(runs: Pipelines, inbox: Path) -> None:
