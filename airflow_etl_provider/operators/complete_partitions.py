@@ -132,7 +132,7 @@ class CompletePartitionsOperator(BaseOperator):
         if found.left:
             self.log.info("%d more are complete: the next execution announces them", found.left)
         if not mine:
-            through = f"complete through {found.through.isoformat()}" if found.through else "no event time seen yet"
+            through = f"complete through {found.through.isoformat()}" if found.through else found.nothing
             raise AirflowSkipException(f"{self.pipeline}: {through}; nothing has become complete since")
         self.log.info("%s: complete are %s", self.pipeline, ", ".join(mine))
         told = {

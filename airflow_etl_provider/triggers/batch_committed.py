@@ -113,7 +113,7 @@ class BatchCommittedTrigger(BaseEventTrigger):
     @property
     def _cursor_key(self) -> str:
         # Not the other parameters: who changes one of them goes on where he was.
-        return f"etl/{self.tracker_schema}/{self.pipeline}"
+        return f"etl/{self.ledger_conn_id}/{self.tracker_schema}/{self.pipeline}"
 
     def _stores(self) -> list[Any]:
         if self.asset_state_store is None:

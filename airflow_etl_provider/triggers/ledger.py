@@ -14,7 +14,7 @@ from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_etl_provider.hooks.ledger import LedgerHook
-from airflow_etl_provider.triggers.ledger_watch import LedgerWatch, watching
+from airflow_etl_provider.triggers.ledger_watch import LedgerWatch, LookTooSlowError, watching
 from spark_jobs.contracts.errors import ConnectionMissingError, EtlError, LoginRefusedError
 from spark_jobs.contracts.watch import registry
 from spark_jobs.contracts.watch.condition import Condition
@@ -22,6 +22,9 @@ from spark_jobs.contracts.watch.condition import Condition
 # How long a connection may be missing, or its login refused, and how long until it is looked up again.
 _GRACE_SECONDS: Final = 600.0
 _AGAIN_SECONDS: Final = 10.0
+# Who waits says so again after so long, whatever it waits for.
+_TOLD_AGAIN_SECONDS: Final = 1800.0
+_SLOW_LOOKS: Final = 3
 BACKSTOP: Final = timedelta(minutes=2)
 """How much later than ``give_up_at`` Airflow's own limit for a deferral is: that is for a triggerer that is gone. The
 trigger's comes first, and says what was seen."""
@@ -117,28 +120,32 @@ class LedgerTrigger(BaseTrigger):
             return await self._until(condition, watch, changed)
 
     async def _until(self, condition: Condition, watch: LedgerWatch, changed: asyncio.Event) -> TriggerEvent:
-        said = ""
+        said, told_at, slow = "", 0.0, 0
         while True:
             changed.clear()
             pause = self.poll_seconds
             try:
                 seen = await watch.look(condition, self.tracker_schema)
             except EtlError as error:
-                if not error.retryable:
+                # One question is asked at a time: one that never gets its answer keeps all others waiting.
+                slow = slow + 1 if isinstance(error, LookTooSlowError) else 0
+                if not error.retryable or slow >= _SLOW_LOOKS:
                     raise
                 message = str(error)
-                # The commit that woke it was not seen: there may be no other.
-                pause = min(pause, _AGAIN_SECONDS)
+                if not slow:
+                    # The commit that woke it was not seen: there may be no other.
+                    pause = min(pause, _AGAIN_SECONDS)
             else:
+                slow = 0
                 # Whoever lets it in has not refused it for ten minutes, however often passwords are changed.
                 self._refused_since = None
                 message = seen.message
                 if seen.done:
                     self.log.info("%s", message)
                     return self._satisfied(message, seen.value)
-            if message != said:
+            if message != said or monotonic() - told_at > _TOLD_AGAIN_SECONDS:
                 self.log.info("%s", message)
-            said = message
+                said, told_at = message, monotonic()
             if (left := self._seconds_left()) <= 0:
                 return _event({"status": "timeout", "message": message})
             # Not all at once, where many began together.

@@ -26,6 +26,7 @@ from airflow_etl_provider.triggers.shared_failure import SharedFailure
 from airflow_etl_provider.triggers.source_threads import SourceThreads
 from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import (
+    ContendedError,
     DatabaseUnreachableError,
     EtlError,
     LedgerMissingError,
@@ -234,8 +235,12 @@ class LedgerWatch:
                 changed.set()
 
 
-def _too_slow() -> TransientError:
-    return TransientError(
+class LookTooSlowError(ContendedError):
+    """A look takes longer than others can be kept waiting."""
+
+
+def _too_slow() -> LookTooSlowError:
+    return LookTooSlowError(
         "A look at the ledger was given up",
         found=f"a question that takes longer than {_STATEMENT_TIMEOUT}",
         expected="an answer before others are kept waiting",

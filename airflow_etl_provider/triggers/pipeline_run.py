@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from time import sleep
+from typing import Any, Final
 
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
@@ -15,6 +16,10 @@ from airflow_etl_provider.triggers.ledger import LedgerTrigger
 from spark_jobs.contracts.errors import EtlError
 from spark_jobs.contracts.watch import registry
 from spark_jobs.contracts.watch.run_ended import RunEnded
+
+# Airflow gives a trigger that is killed half a minute, of which the cluster may need twenty seconds.
+_ASKED_AGAIN: Final = 2
+_AGAIN_SECONDS: Final = 3.0
 
 
 class PipelineRunTrigger(LedgerTrigger):
@@ -82,10 +87,13 @@ class PipelineRunTrigger(LedgerTrigger):
 
     def _still_waited_for(self) -> bool:
         try:
-            state = self._task_state()
+            state = self._asked_state()
         except Exception as error:  # noqa: BLE001 - whatever it is: a healthy run is not killed for it
-            self.log.warning(
-                "Airflow does not say what became of the task, so run %s goes on: %s", self.deferred.run_id, error
+            self.log.error(
+                "Airflow does not say what became of the task, so run %s goes on; if the task was to be stopped, clear "
+                "it, or stop the driver: %s",
+                self.deferred.run_id,
+                error,
             )
             return True
         if state != "deferred":
@@ -97,6 +105,16 @@ class PipelineRunTrigger(LedgerTrigger):
             return True
         # A task that was cleared may wait again by now: for a newer run.
         return row is None or row.is_newest
+
+    def _asked_state(self) -> str | None:
+        """Return the task's state; an API server that is away for a moment is asked again."""
+        for _ in range(_ASKED_AGAIN):
+            try:
+                return self._task_state()
+            except Exception as error:  # noqa: BLE001 - the last one is raised
+                self.log.warning("Asking Airflow again what became of the task: %s", error)
+                sleep(_AGAIN_SECONDS)
+        return self._task_state()
 
     def _task_state(self) -> str | None:
         task = self.task_instance

@@ -19,7 +19,7 @@ from sandbox.postgres import PostgresServer
 from spark_jobs.contracts.errors import ConfigError
 
 PATIENCE = 60.0
-KEY = ("orders", "etl/etl/orders")
+KEY = ("orders", "etl/warehouse/etl/orders")
 
 
 @pytest.fixture

@@ -203,6 +203,27 @@ def test_a_task_that_is_still_on_its_way_keeps_its_claim(books: Books, airflow: 
     assert airflow.run(operator(), "r3") == [hour(0), hour(1)]
 
 
+def test_a_cleanup_makes_no_hour_forgotten(books: Books, airflow: Airflow) -> None:
+    books.until(2.5)
+    assert airflow.run(operator(), "r1") == [hour(0), hour(1)]
+    books.until(5.5, first=2.5)
+    assert airflow.run(operator(), "r2", ends="failed") == [hour(2), hour(3), hour(4)]
+    books.until(10.5, first=9)
+    books.rows.sql("DELETE FROM etl.batch_tracker WHERE batch_id < 2")
+    assert airflow.run(operator(), "r3") == [hour(number) for number in range(2, 10)]
+    assert airflow.run(operator(), "r4") is None
+    books.until(14.5, first=13)
+    books.rows.sql("DELETE FROM etl.batch_tracker WHERE batch_id < 3")
+    assert airflow.run(operator(), "r5") == [hour(number) for number in range(10, 14)]
+
+
+def test_why_nothing_is_complete_is_said(books: Books, airflow: Airflow) -> None:
+    books.until(2.5)
+    books.rows.sql("UPDATE etl.pipeline_run SET state = 'stopped'")
+    with pytest.raises(AirflowSkipException, match="no run has finished since"):
+        operator().execute({"ti": SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=-1, id=uuid.uuid4())})
+
+
 def test_two_assets_do_not_know_of_each_other(books: Books, airflow: Airflow) -> None:
     books.until(26)
     assert len(airflow.run(operator(), "r1") or []) == 25

@@ -248,6 +248,17 @@ def test_what_can_never_come_true_ends_the_wait(rows: LedgerRows, connections: C
     assert "Weather" in event.payload["message"]
 
 
+def test_a_question_that_never_gets_its_answer_does_not_keep_others_waiting(
+    rows: LedgerRows, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_etl_provider.triggers.ledger_watch._STATEMENT_TIMEOUT", "50ms")
+    with database.connect() as conn:
+        conn.execute("LOCK TABLE etl.batch_tracker")
+        event = run(event_of(trigger(poll_seconds=0.05)))
+    assert event.payload["status"] == "error"
+    assert "a question that takes longer than" in event.payload["message"]
+
+
 def test_a_connection_that_is_gone_is_looked_up_until_time_is_over(rows: LedgerRows) -> None:
     over = (datetime.now(UTC) + timedelta(seconds=0.3)).isoformat()
     event = run(event_of(trigger(ledger_conn_id="nowhere", give_up_at=over)))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from watched import NOON, Watched
 
+from spark_jobs.contracts.cleanup import MINIMUM_BATCHES, CleanupRequest
 from spark_jobs.contracts.errors import (
     ClocksDisagreeError,
     ConfigError,
@@ -18,6 +19,7 @@ from spark_jobs.contracts.errors import (
 )
 from spark_jobs.contracts.run_request import RunRequest
 from spark_jobs.contracts.tracker import decisions, runs
+from spark_jobs.contracts.tracker.cleanup import clean
 from spark_jobs.contracts.tracker.decisions import Right
 from spark_jobs.contracts.tracker.retire import retire_run
 from spark_jobs.contracts.watch import registry
@@ -152,6 +154,26 @@ def test_in_the_middle_of_a_backlog_rows_are_not_complete(ledger):
     assert ledger.look(through(NOON + timedelta(hours=4))).done
 
 
+def test_rows_of_runs_that_did_not_finish_are_told(ledger):
+    register(ledger, "r2", config())
+    ledger.query()
+    ledger.batches(0, event_time_max=NOON)
+    seen = ledger.look(through(NOON))
+    assert not seen.done
+    assert "events up to 2026-03-01 12:00:00+00 are committed, and no run has finished" in seen.message
+
+
+@pytest.mark.parametrize("trigger", ["processingtime=10 seconds", "continuous=1 second"])
+def test_runs_that_never_finish_do_not_say_when_rows_are_complete(ledger, trigger):
+    document = config()
+    document["streamingConfigJson"]["triggerMode"] = trigger
+    register(ledger, "r2", document)
+    ledger.query()
+    ledger.batches(0, event_time_max=NOON)
+    with pytest.raises(ConfigError, match="whose runs never finish"):
+        ledger.look(through(NOON))
+
+
 def test_a_run_that_was_given_up_still_says_what_the_pipeline_is(ledger):
     register(ledger, "r2", config())
     assert retire_run(ledger.tracker.conn, "etl", "r2")
@@ -265,6 +287,26 @@ def test_so_many_batches_offsets_and_rows(ledger):
     assert ledger.look(progress(rows=14)).done
     assert not ledger.look(progress(rows=14, batch_id=7)).done
     assert "14 of 15 rows written" in ledger.look(progress(rows="15")).message
+    assert not ledger.look(progress(rows=1, since="2100-01-01T00:00:00Z")).done
+
+
+def test_rows_that_a_cleanup_removed_were_written(ledger, tracker):
+    ledger.query()
+    ledger.batches(*range(MINIMUM_BATCHES + 5))
+    since = ledger.sql("SELECT min(processed_at) - interval '1 year' FROM etl.batch_tracker")[0][0]
+    ledger.sql("UPDATE etl.batch_tracker SET processed_at = processed_at - interval '1 year'")
+    ledger.sql("UPDATE etl.pipeline_run SET registered_at = registered_at - interval '1 year'")
+    rows = 7 * (MINIMUM_BATCHES + 5)
+    assert ledger.look(progress(rows=rows)).done
+    assert ledger.look(progress(rows=rows, since=since)).done
+    clean(tracker.conn, "etl", CleanupRequest.of(keep_batches=MINIMUM_BATCHES))
+    assert ledger.sql("SELECT count(*) FROM etl.batch_tracker") == [(MINIMUM_BATCHES,)]
+    assert ledger.look(progress(rows=rows)).done
+    assert f"{rows} of {rows + 1} rows" in ledger.look(progress(rows=rows + 1)).message
+    for about in ({"since": since}, {"run_id": "r1"}):
+        assert ledger.look(progress(rows=rows - 35, **about)).done
+        with pytest.raises(EtlError, match="cannot be told any more"):
+            ledger.look(progress(rows=rows, **about))
     assert not ledger.look(progress(rows=1, since="2100-01-01T00:00:00Z")).done
 
 

@@ -54,6 +54,26 @@ def test_nothing_is_wrong_with_a_healthy_pipeline(ledger):
     assert pipelines(LedgerView(ledger.tracker.conn, "etl")) == ["orders"]
 
 
+def test_a_pipeline_that_has_nothing_to_read_yet_is_healthy(tracker):
+    ledger = Watched(tracker)
+    register(ledger, "r2", config())
+    ledger.query()
+    ledger.finish_runs()
+    assert findings(ledger) == {}
+
+
+def test_a_micro_batch_that_is_being_finished_is_nothing_wrong_and_one_that_nobody_finishes_is(ledger):
+    ledger.sql(
+        "INSERT INTO etl.batch_decision (pipeline_id, query_id, batch_id, run_id, epoch, winners, record, event, "
+        "decided_at) VALUES ('orders', 'q', 2, 'r2', 1, '[]', '{}', '{}', clock_timestamp() - interval '10 seconds')"
+    )
+    assert findings(ledger) == {}
+    ledger.sql("UPDATE etl.batch_decision SET decided_at = clock_timestamp() - interval '1 hour'")
+    found = findings(ledger)
+    assert found.keys() == {"gaps", "balance"}
+    assert "decided and not finished" in found["gaps"]
+
+
 def test_everything_that_is_wrong_is_found_at_once(ledger):
     ledger.batches(5)
     ledger.sql("UPDATE etl.batch_tracker SET processed_at = processed_at - interval '3 hours'")

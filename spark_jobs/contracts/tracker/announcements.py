@@ -31,6 +31,10 @@ WHERE pipeline_id = %(pipeline)s AND asset = %(asset)s AND period_end > %(begin)
   AND (state = 'announced' OR announced_by <> ALL (%(over)s))
   AND NOT (%(again)s AND state = 'announced' AND began_with <> %(began_with)s)"""
 
+_REACHED: Final = """
+SELECT least(max(period_end), min(period_start) FILTER (WHERE state = 'announcing')) FROM {schema}.complete_partition
+WHERE pipeline_id = %(pipeline)s AND asset = %(asset)s AND began_with = %(began_with)s"""
+
 # A row that somebody else has claimed meanwhile stays his.
 _CLAIM: Final = """
 INSERT INTO {schema}.complete_partition AS mine
@@ -91,6 +95,15 @@ class Announcements(NamedTuple):
         values = {**self._about(), "keys": list(keys), "by": _json(announcer)}
         with classified(f"Settling what was announced of {self.pipeline!r}"):
             query(self.conn, self.schema, _SETTLE, values)
+
+    def reached(self, began_with: str) -> datetime | None:
+        """Return the end of the last period that was claimed, or the start of the first claim that is open.
+
+        A cleanup may have removed the events behind it: from there on nothing was announced. None: nothing ever was.
+        """
+        with classified(f"Reading what was announced of {self.pipeline!r}"):
+            row = query(self.conn, self.schema, _REACHED, {**self._about(), "began_with": began_with}).fetchone()
+        return row[0] if row else None
 
     def taken(self, begin: datetime, over: Collection[Announcer], *, began_with: str, again: bool) -> set[str]:
         """Return the keys of periods that end after ``begin`` and are not to be announced (any more).

@@ -17,7 +17,7 @@ from pydantic import AwareDatetime
 
 from spark_jobs.contracts.errors import ConfigError, GapError
 from spark_jobs.contracts.source_gaps import GAP_REASONS, GapKind
-from spark_jobs.contracts.watch.condition import Age, Condition, LedgerView, Seen
+from spark_jobs.contracts.watch.condition import NEVER_COMMITTED, Age, Condition, LedgerView, Seen
 from spark_jobs.contracts.watch.offsets import seams
 
 NOTHING_LOST: Final[tuple[GapKind, ...]] = ("compaction",)
@@ -53,7 +53,8 @@ SELECT count(*), min(batch.processed_at)::text, max(batch.processed_at)::text, (
     EXISTS (SELECT FROM {schema}.source_gap
         WHERE pipeline_id = %(pipeline)s AND recorded_at >= (SELECT at FROM since)),
     ARRAY(SELECT batch_id || ' of query ' || query_id FROM {schema}.batch_decision
-        WHERE pipeline_id = %(pipeline)s ORDER BY decided_at LIMIT 5),
+        WHERE pipeline_id = %(pipeline)s AND decided_at <= clock_timestamp() - %(finishing)s::interval
+        ORDER BY decided_at LIMIT 5),
     (SELECT at::text FROM since)
 FROM batch LEFT JOIN {schema}.pipeline_query q ON q.pipeline_id = %(pipeline)s AND q.query_id = batch.query_id
 WHERE batch.batch_id >= batch.first"""
@@ -96,6 +97,7 @@ class BatchGaps(Condition):
 
     :param since: only micro-batches that were committed at this time or later; all that the ledger has without it.
     :param last: the same as an age, by the server's clock. One of both, or none.
+    :param finishing: how long a micro-batch may be decided and not finished: its driver is at it.
     :param excuse: kinds of missing source rows that are named and not complained of: ``compaction``, where nothing was
         lost; ``retention`` and ``partition_gone``, where rows were lost that nobody can read any more; ``rolled_back``,
         where a person accepted that a part of a batch is missing.
@@ -105,6 +107,7 @@ class BatchGaps(Condition):
 
     since: AwareDatetime | None = None
     last: Age | None = None
+    finishing: Age = timedelta()
     excuse: tuple[GapKind, ...] = EXCUSED
 
     def check(self) -> None:
@@ -115,7 +118,7 @@ class BatchGaps(Condition):
             raise ConfigError("A check for gaps needs a window", found=f"last={self.last}", expected="a positive time")
 
     def _look(self, view: LedgerView) -> Seen:
-        values = {"pipeline": self.pipeline, "since": self.since, "last": self.last}
+        values = {"pipeline": self.pipeline, "since": self.since, "last": self.last, "finishing": self.finishing}
         about = f"Looking for gaps of {self.pipeline!r}"
         batches, first, newest, queries, broken, missing, decided, since = view.rows(_WINDOW, values, about)[0]
         findings = [one for row in sorted(broken, key=_order) for one in self._broken(view, *row[1:])]
@@ -140,7 +143,8 @@ class BatchGaps(Condition):
     def _empty(self, view: LedgerView, since: str, found: dict[str, Any]) -> Seen:
         last = view.rows(_LAST, {"pipeline": self.pipeline}, "Looking for the last micro-batch")
         if not last:
-            return Seen(done=False, message=f"{self.pipeline}: no micro-batch was ever committed", value=found)
+            value = {**found, NEVER_COMMITTED: True}
+            return Seen(done=False, message=f"{self.pipeline}: no micro-batch was ever committed", value=value)
         batch, moment = last[0]
         text = f"{self.pipeline}: nothing was committed since {since}; the last one was {batch} at {moment}"
         return Seen(done=True, message="; ".join([text, *found["excused"]]), value=found)

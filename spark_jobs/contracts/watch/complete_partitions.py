@@ -55,12 +55,14 @@ class Pending(NamedTuple):
 
     :param periods: the oldest first. :param left: how many more there are. :param through: how far the target is
         complete; None when no event time was seen. :param began_with: the query with which the target began.
+    :param nothing: without ``through``: why, in words.
     """
 
     periods: list[Period]
     left: int
     through: datetime | None
     began_with: str
+    nothing: str = ""
 
 
 def pending(
@@ -68,7 +70,8 @@ def pending(
 ) -> Pending:
     """Return the partitions that are complete, and not announced.
 
-    They begin with the first event in the ledger, and end with the watermark, or with the server's clock where that is
+    They begin with the first event in the ledger, or where the announced ones end if a cleanup has removed the events
+    from there on, and end with the watermark, or with the server's clock where that is
     behind. Periods without any event in between are complete as well: the ledger knows of a batch's first and last
     event, not of each hour between them.
 
@@ -79,11 +82,13 @@ def pending(
     with snapshot(view.conn):
         complete = complete_through(view, request.pipeline)
         if complete.through is None or complete.now is None:
-            return Pending([], 0, None, "")
+            return Pending([], 0, None, "", complete.nothing)
         values = {"pipeline": request.pipeline, "queries": complete.queries}
         first = view.rows(_FIRST_EVENT, values, f"Looking for the first event of {request.pipeline!r}")[0][0]
-        begin = max((time for time in (first, request.since) if time is not None), default=complete.through)
         began_with = complete.queries[-1]
+        reached = announcements.reached(began_with)
+        begin = min((time for time in (first, reached) if time is not None), default=complete.through)
+        begin = max(begin, request.since) if request.since is not None else begin
         taken = announcements.taken(begin, over, began_with=began_with, again=request.again)
     through = min(complete.through, complete.now)
     if (number := most(begin, through, request.grain) - len(taken)) > request.backlog:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
 from psycopg import IsolationLevel
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -53,6 +53,10 @@ class Seen(BaseModel):
     done: bool
     message: str
     value: dict[str, Any] = Field(default_factory=dict)
+
+
+NEVER_COMMITTED: Final = "never_committed"
+"""The name in :attr:`Seen.value` that says of a pipeline that it has not committed anything yet."""
 
 
 def _no_credentials(credential_id: str) -> AirflowConnection:

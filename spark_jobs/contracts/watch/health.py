@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from spark_jobs.contracts.config import PipelineConfig
 from spark_jobs.contracts.errors import ConfigError, EtlError
 from spark_jobs.contracts.from_values import from_values
-from spark_jobs.contracts.tracker.run_state import NewestRun, RunLife, RunPhase, newest_runs
+from spark_jobs.contracts.tracker.run_state import SILENT_AFTER_SECONDS, NewestRun, RunLife, RunPhase, newest_runs
 from spark_jobs.contracts.watch.balance import LedgerBalance
 from spark_jobs.contracts.watch.batch_gaps import NOTHING_LOST, BatchGaps
-from spark_jobs.contracts.watch.condition import Age, Condition, LedgerView, in_words
+from spark_jobs.contracts.watch.condition import NEVER_COMMITTED, Age, Condition, LedgerView, in_words
 from spark_jobs.contracts.watch.freshness import Freshness
 from spark_jobs.contracts.watch.retention_risk import RetentionRisk
 from spark_jobs.contracts.watch.screening import Limits, screen
@@ -40,6 +40,8 @@ SELECT coalesce(sum(letters), 0)::bigint FROM (
 
 
 _NOT_UP_AFTER: Final = timedelta(hours=1)
+# A micro-batch that is decided has a driver that finishes it, as long as that is not silent.
+_FINISHING: Final = timedelta(seconds=SILENT_AFTER_SECONDS)
 """How long a driver may take to come up: a cluster's queue may be long, but somebody is to hear of it."""
 
 # Bounds what is in memory: as many configurations, and nothing that grows with the ledger.
@@ -201,8 +203,9 @@ def _conditions(pipeline: str, config: PipelineConfig, own: Thresholds) -> Itera
         yield "freshness", Freshness.of(pipeline=pipeline, younger_than=own.max_age, idle_runs_count=True)
     if own.gap_window is not None:
         # A sensor excuses what nobody can read any more, and names it; here somebody is to hear of it.
-        yield "gaps", BatchGaps.of(pipeline=pipeline, last=own.gap_window, excuse=NOTHING_LOST)
-    yield "balance", LedgerBalance.of(pipeline=pipeline, last="1 day", at_most_lost=own.max_lost_share)
+        yield "gaps", BatchGaps.of(pipeline=pipeline, last=own.gap_window, finishing=_FINISHING, excuse=NOTHING_LOST)
+    share = own.max_lost_share
+    yield "balance", LedgerBalance.of(pipeline=pipeline, last="1 day", finishing=_FINISHING, at_most_lost=share)
     if config.extract.source_type != "kafka":
         return
     if own.max_lag_rows is not None or own.max_lag is not None:
@@ -214,7 +217,8 @@ def _conditions(pipeline: str, config: PipelineConfig, own: Thresholds) -> Itera
 
 def _unmet(view: LedgerView, condition: Condition) -> str | None:
     seen = condition.look(view)
-    return None if seen.done else seen.message
+    # A topic that is still empty is nobody's fault; that a run does not come so far, its own check and freshness tell.
+    return None if seen.done or seen.value.get(NEVER_COMMITTED) else seen.message
 
 
 def _run(pipeline: str, run: RunLife) -> str | None:

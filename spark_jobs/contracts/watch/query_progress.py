@@ -33,6 +33,13 @@ _ROWS: Final = """
 SELECT coalesce(sum(record_count), 0)::bigint FROM {schema}.batch_tracker
 WHERE pipeline_id = %(pipeline)s AND processed_at >= coalesce(%(since)s::timestamptz, '-infinity')
     AND (%(run)s::text IS NULL OR run_id = %(run)s)"""
+# Of the pipeline's own queries: under its name stand those of its replays, too, whose rows are not counted above.
+_REMOVED: Final = """
+SELECT coalesce(sum(r.removed_rows), 0)::bigint, max(r.through_time)::text,
+    coalesce(max(r.through_time) >= coalesce(%(since)s::timestamptz, (
+        SELECT registered_at FROM {schema}.pipeline_run WHERE run_id = %(run)s)), false)
+FROM {schema}.batch_retention r JOIN {schema}.pipeline_query q USING (pipeline_id, query_id)
+WHERE r.pipeline_id = %(pipeline)s"""
 
 
 class QueryProgress(Condition):
@@ -87,13 +94,28 @@ class QueryProgress(Condition):
         ):
             done, said, value = done and reached, [*said, words], {**value, **found}
         if self.rows is not None:
-            written = view.rows(_ROWS, values, about)[0][0]
+            written = self._written(view, values, about)
             done = done and written >= self.rows
             said, value = [*said, f"{written} of {self.rows} rows written"], {**value, "rows": written}
         over = self.run_id is not None and run.phase in (RunPhase.FINISHED, *_ENDED_OTHERWISE)
         if over and not done and not view.rows(_DECIDED, values, about):
             raise self._in_vain(said)
         return Seen(done=done, message=f"{self.pipeline}: {', '.join(said)}", value=value)
+
+    def _written(self, view: LedgerView, values: dict[str, Any], about: str) -> int:
+        written = int(view.rows(_ROWS, values, about)[0][0])
+        removed, through, within = view.rows(_REMOVED, values, about)[0]
+        if self.since is None and self.run_id is None:
+            # What a cleanup has removed was written all the same.
+            return written + int(removed)
+        if within and self.rows is not None and written < self.rows:
+            raise EtlError(
+                f"How many rows pipeline {self.pipeline!r} has written since then cannot be told any more",
+                found=f"{written} of {self.rows} rows; a cleanup has removed the micro-batches up to {through}",
+                expected="a time, or a run, of which the ledger still has every micro-batch",
+                cure="wait since a later time, or without since and run_id for rows at all; or keep more (days, keep)",
+            )
+        return written
 
     def _judges(self, run: RunLife) -> bool:
         # By the newest run's source; a run that is waited for may have another.

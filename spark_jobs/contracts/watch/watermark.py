@@ -9,7 +9,7 @@ may still bring older rows, which Spark writes all the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, ClassVar, Final
 
@@ -33,6 +33,10 @@ FROM (
         ))
 ) AS batch WHERE through IS NOT NULL ORDER BY through DESC LIMIT 1"""
 
+_UNFINISHED: Final = """
+SELECT max(event_time_max)::text FROM {schema}.batch_tracker
+WHERE pipeline_id = %(pipeline)s AND query_id = ANY (%(queries)s)"""
+
 
 @dataclass(frozen=True, slots=True)
 class Complete:
@@ -40,12 +44,22 @@ class Complete:
 
     :param through: None: no event time was seen yet. :param batch_id: since which micro-batch.
     :param now: by the server's clock. :param known: the pipeline's queries.
+    :param unfinished: without ``through``: the newest event that was committed, by runs that have not finished.
     """
 
     through: datetime | None
     batch_id: int | None
     now: datetime | None
     known: Sequence[KnownQuery]
+    unfinished: str | None = None
+
+    @property
+    def nothing(self) -> str:
+        """Why there is no ``through``, in words."""
+        if self.unfinished:
+            return f"events up to {self.unfinished} are committed, and no run has finished since the first of them"
+        since = " since it was started over" if self.known and self.known[-1].origin == "accepted" else " yet"
+        return f"no event time seen{since}"
 
     @property
     def queries(self) -> list[str]:
@@ -56,7 +70,7 @@ class Complete:
 def complete_through(view: LedgerView, pipeline: str) -> Complete:
     """Return how far the target of a pipeline is complete.
 
-    :raises ConfigError: it has never run, or has no watermark.
+    :raises ConfigError: it has never run, or has no watermark; or its runs never end, by which rows are complete.
     :raises ClocksDisagreeError: it saw events of the future.
     """
     config = view.config(pipeline)
@@ -68,16 +82,20 @@ def complete_through(view: LedgerView, pipeline: str) -> Complete:
             expected="eventTimeColumn and delayThreshold",
             cure="give the pipeline a watermark, and run it once; or wait for a commit (PipelineFreshnessSensor)",
         )
+    stateful = config.aggregation is not None
+    if config.streaming is not None and config.streaming.trigger.endless and not stateful:
+        raise _never_finishes(pipeline, str(config.streaming.trigger))
     nothing = Complete(None, None, None, known_queries(view.conn, view.schema, pipeline))
     values = {
         "pipeline": pipeline,
         "queries": nothing.queries,
-        "stateful": config.aggregation is not None,
+        "stateful": stateful,
         "delay": parse_duration(watermark.delay_threshold),
     }
     rows = view.rows(_COMPLETE, values, f"Looking for the watermark of {pipeline!r}")
     if not rows:
-        return nothing
+        unfinished = None if stateful else view.rows(_UNFINISHED, values, f"Looking for events of {pipeline!r}")[0][0]
+        return replace(nothing, unfinished=unfinished)
     through, batch_id, now, ahead_seconds = rows[0]
     if ahead_seconds > _AHEAD_SECONDS:
         raise ClocksDisagreeError(
@@ -88,6 +106,17 @@ def complete_through(view: LedgerView, pipeline: str) -> Complete:
             "times are late for Spark, too. Filter such rows out before the watermark",
         )
     return Complete(through, batch_id, now, nothing.known)
+
+
+def _never_finishes(pipeline: str, trigger: str) -> ConfigError:
+    return ConfigError(
+        f"Through when the rows of pipeline {pipeline!r} are complete cannot be told",
+        found=f"trigger {trigger}, whose runs never finish, and no aggregation",
+        expected="runs that finish with all that was there (availablenow, once), or an aggregation, whose results are "
+        "final up to the watermark",
+        cure="run the pipeline on a schedule, or wait for offsets or a commit (StreamingQueryProgressSensor, "
+        "PipelineFreshnessSensor)",
+    )
 
 
 class WatermarkReached(Condition):
@@ -103,12 +132,8 @@ class WatermarkReached(Condition):
     def _look(self, view: LedgerView) -> Seen:
         complete = complete_through(view, self.pipeline)
         if complete.through is None:
-            return Seen(done=False, message=self._nothing(complete.known))
+            return Seen(done=False, message=f"{self.pipeline}: {complete.nothing}")
         return self._seen(complete.through, complete.batch_id)
-
-    def _nothing(self, known: Sequence[KnownQuery]) -> str:
-        since = " since it was started over" if known and known[-1].origin == "accepted" else " yet"
-        return f"{self.pipeline}: no event time seen{since}"
 
     def _seen(self, complete: datetime, batch: int | None) -> Seen:
         missing_seconds = (self.through - complete).total_seconds()
