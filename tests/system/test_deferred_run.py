@@ -25,6 +25,8 @@ STATES = "SELECT state FROM etl.pipeline_run WHERE pipeline_id = %s ORDER BY reg
 
 # Nobody looks a second time by the clock: who is woken, is woken by the commit of the run's end.
 DAG = """
+from datetime import timedelta
+
 from airflow.sdk import DAG
 from airflow_etl_provider.operators.streaming_pipeline import StreamingPipelineOperator
 
@@ -41,6 +43,7 @@ with DAG({name!r}, schedule=None, is_paused_upon_creation=False):
         executor_memory="1g",
         total_executor_cores=1,
         conf={conf!r},
+        execution_timeout=timedelta(seconds={seconds}),
     )
 """
 
@@ -52,13 +55,16 @@ class Deferred:
     site: Site
     conf: dict[str, str]
 
-    def add(self, prefix: str, **streaming: Any) -> str:
-        """Drop a DAG file; return the id of the DAG and of its pipeline."""
+    def add(self, prefix: str, *, seconds: int = 3600, **streaming: Any) -> str:
+        """Drop a DAG file; return the id of the DAG and of its pipeline.
+
+        :param seconds: how long its task may take.
+        """
         name = f"{prefix}_{uuid.uuid4().hex[:6]}"
         (self.site.root / name).mkdir()
         document = self.site.document(name, **streaming)
         file = self.site.airflow.dags / f"{name}.py"
-        file.write_text(DAG.format(name=name, pipeline=document, conf=self.conf))
+        file.write_text(DAG.format(name=name, pipeline=document, conf=self.conf, seconds=seconds))
         self.site.airflow.wait_dag(name)
         return name
 
@@ -154,6 +160,20 @@ def test_who_takes_over_harms_nobody_and_who_kills_stops_the_driver(deferred: De
     wait_for(lambda: not deferred.drivers(name), "the end of the drivers", 120)
     assert site.rows(STATES, name) == [("fenced",), ("fenced",)]
     # The right to commit is nobody's.
+    assert site.rows("SELECT newest_run_id FROM etl.pipeline WHERE pipeline_id = %s", name) == [(None,)]
+
+
+@pytest.mark.timeout(900)
+def test_a_run_that_takes_too_long_is_stopped(deferred: Deferred) -> None:
+    site, airflow = deferred.site, deferred.site.airflow
+    name = deferred.add("slow", seconds=75, triggerMode="processingtime=1 second")
+    site.add_lines(name, 1)
+    run_id = airflow.trigger(name)
+    airflow.wait_task(name, run_id, TASK, "deferred", seconds=300)
+    wait_for(lambda: deferred.drivers(name), "a driver", 120)
+    assert airflow.wait_run(name, run_id, seconds=400) == "failed"
+    wait_for(lambda: not deferred.drivers(name), "the end of the drivers", 120)
+    assert site.rows(STATES, name) == [("fenced",)]
     assert site.rows("SELECT newest_run_id FROM etl.pipeline WHERE pipeline_id = %s", name) == [(None,)]
 
 
