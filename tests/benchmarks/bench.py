@@ -55,6 +55,7 @@ _IN_SESSION: dict[str, Callable[[Bench, int], Iterator[Figure]]] = {
     "replay": replay.figures,
     "bad": error_handling.bad_rows,
     "orphans": error_handling.orphaned_rows,
+    "failing": error_handling.failing_rows,
     "healthy": error_handling.healthy,
     "publish": lambda bench, _: letters_published.figures(bench, _PUBLISHED),
 }
@@ -67,6 +68,7 @@ _TITLES = {
     "healthy": "Retry, breaker and dead-letter queue in a healthy run",
     "bad": "Bad rows",
     "orphans": "Rows that a foreign key refuses",
+    "failing": "Rows that make a transform fail",
     "publish": "Dead letters to Kafka",
     "replay": "Replaying dead letters",
     "letters": "Looking through {letters:,} dead letters",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peers import Bench, rounds
 from report import Figure
-from rows import SCHEMA, TABLE, parquet
+from rows import COLUMNS, SCHEMA, TABLE, parquet
 
 _EVERY = 100
 # The whole of reference/002, the letters at home in PostgreSQL.
@@ -23,6 +23,14 @@ _CARE = {
 _LINES = {"clean": "value", "unreadable": "left(value, 40)", "refused": "replace(value, '\"price\":', '\"price\":-')"}
 # A customer whom the table does not know to which the target refers.
 _ORPHANED = {"clean": "value", "orphaned": "replace(value, '\"customer\":', '\"customer\":-1')"}
+# A price for which a transform divides by zero.
+_FAILING = {"clean": "value", "failing": "regexp_replace(value, '\"price\":[0-9.]+', '\"price\":-1')"}
+_DIVIDING = {
+    "transformType": "select",
+    "parameters": {
+        "columns": {**{name: name for name in COLUMNS}, "price": "CAST(price + 0 div (price + 1) AS DECIMAL(12,2))"}
+    },
+}
 # A first look that is enough, or a second one: the batch is rolled back and written again row by row.
 _GOALS = {"unreadable": 0.7, "refused": 0.5}
 _STRATEGIES = ("single", "staged", "two_phase")
@@ -61,12 +69,22 @@ def orphaned_rows(bench: Bench, number: int) -> Iterator[Figure]:
     yield from _bad(bench, number, _ORPHANED, {"orphaned": 0.5}, "FOREIGN KEY (customer) REFERENCES peer_customer")
 
 
+def failing_rows(bench: Bench, number: int) -> Iterator[Figure]:
+    """Measure lines of which one in a hundred makes a transform fail, beside clean ones, both with the transform."""
+    yield from _bad(bench, number, _FAILING, {"failing": 0.5}, "CHECK (price >= 0)", [_DIVIDING])
+
+
 def _bad(
-    bench: Bench, number: int, spoiling: Mapping[str, str], goals: Mapping[str, float], demand: str
+    bench: Bench,
+    number: int,
+    spoiling: Mapping[str, str],
+    goals: Mapping[str, float],
+    demand: str,
+    transforms: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[Figure]:
     lines = {kind: _lines(bench, kind, how) for kind, how in spoiling.items()}
     peers: dict[str, Callable[[], Any]] = {
-        f"{kind}, {strategy}": partial(_run, bench, _json(path), strategy, None)
+        f"{kind}, {strategy}": partial(_run, bench, _json(path), strategy, None, transforms)
         for kind, path in lines.items()
         for strategy in _STRATEGIES
     }
@@ -84,9 +102,17 @@ def _bad(
             yield Figure(f"JSON lines, 1 % {kind}: {strategy}", mine, "krows/s", "clean lines", mine / clean, goal)
 
 
-def _run(bench: Bench, extract: Mapping[str, Any], strategy: str, care: Mapping[str, Any] | None) -> None:
+def _run(
+    bench: Bench,
+    extract: Mapping[str, Any],
+    strategy: str,
+    care: Mapping[str, Any] | None,
+    transforms: Sequence[Mapping[str, Any]] = (),
+) -> None:
     load = {"writeStrategy": strategy}
-    bench.run(bench.pipeline(extract=extract, schema=SCHEMA, load=load, error_handling=care))
+    bench.run(
+        bench.pipeline(extract=extract, schema=SCHEMA, load=load, error_handling=care, transforms=list(transforms))
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import psycopg
 from pyspark.sql import SparkSession
 
 SCHEMA = "id BIGINT, customer INT, sku STRING, note STRING, price DECIMAL(12,2), at TIMESTAMP"
+COLUMNS = tuple(column.split()[0] for column in SCHEMA.replace("(12,2)", "").split(", "))
 TABLE = "id bigint, customer integer, sku text, note text, price numeric(12,2), at timestamp with time zone"
 _COLUMNS = (
     "id",
