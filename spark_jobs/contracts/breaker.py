@@ -24,6 +24,7 @@ from spark_jobs.contracts.credentials import DatabaseConnection
 from spark_jobs.contracts.errors import BreakerOpenError, EtlError
 
 _POSTGRES_PORT: Final = 5432
+_BROKERS: Final = "kafka.bootstrap.servers"
 
 
 def postgres_system(database: DatabaseConnection) -> str:
@@ -46,8 +47,7 @@ def copy_system(queue: DeadLetterQueue, secrets: Mapping[str, str]) -> str | Non
     :param secrets: options of the copy's connection, which may have the brokers.
     """
     if queue.backend is DeadLetterBackend.KAFKA:
-        brokers = queue.brokers or secrets.get("kafka.bootstrap.servers")
-        return kafka_system(brokers) if brokers else None
+        return _brokers(queue.brokers, secrets)
     where = urlsplit(queue.folder or "") if queue.backend is DeadLetterBackend.FILES else None
     return f"{where.scheme}://{where.netloc}" if where and where.scheme and where.netloc else None
 
@@ -57,7 +57,11 @@ def redrive_system(extract: Extract, secrets: Mapping[str, str]) -> str | None:
 
     :param secrets: options of the source's connection, which may have them.
     """
-    brokers = extract.option("kafka.bootstrap.servers") or secrets.get("kafka.bootstrap.servers")
+    return _brokers(extract.option(_BROKERS), secrets)
+
+
+def _brokers(named: str | None, secrets: Mapping[str, str]) -> str | None:
+    brokers = named or secrets.get(_BROKERS)
     return kafka_system(brokers) if brokers else None
 
 

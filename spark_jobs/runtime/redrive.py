@@ -116,12 +116,8 @@ class Redrive:
         start = {} if self.request.not_sent else self._unsettled(first, last)
         if not start:
             return
-        partitions = sorted((topic, int(number)) for topic, numbers in start.items() for number in numbers)
-        require_traces(
-            self.spark,
-            self._source.client_options,
-            {(topic, number): start[topic][str(number)] for topic, number in partitions},
-        )
+        places = {(topic, int(number)): at for topic, numbers in start.items() for number, at in numbers.items()}
+        require_traces(self.spark, self._source.client_options, places)
 
     def batch(self, record: BatchRecord, event: dict[str, Any]) -> Written:
         """Send the records of the batch's positions, and settle their letters."""
@@ -142,9 +138,8 @@ class Redrive:
         question = letters_query(self.ledger, self.request, first, last)
         try:
             with asking(self.spark, {_LETTERS: question}):
-                letters.select(*message(self.request.patch.get(RAW_VALUE))).write.format("kafka").options(
-                    **self._client()
-                ).save()
+                records = letters.select(*message(self.request.patch.get(RAW_VALUE)))
+                records.write.format("kafka").options(**self._client()).save()
         except (PySparkException, Py4JJavaError) as error:
             raise not_sent(error) from error
         reach("redrive.after_send")

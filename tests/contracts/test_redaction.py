@@ -26,19 +26,8 @@ from spark_jobs.sources.secrets import reader_options
 
 SECRET_WORDS = [
     *("password", "passwd", "passphrase", "passcode", "pwd", "secret", "secrets", "token", "credentials", "jaas"),
-    *(
-        "private",
-        "access",
-        "api",
-        "account",
-        "keystore",
-        "key",
-        "url",
-        "apikey",
-        "secretkey",
-        "privatekey",
-        "accesskey",
-    ),
+    *("private", "access", "api", "account", "keystore", "key", "url"),
+    *("apikey", "secretkey", "privatekey", "accesskey"),
 ]
 ODD = "Zq7'x\"Q\\z%41 /bl\u00fce\u2603@h#r?&"
 # A tail of its own: a secret that hypothesis makes up must not be in every line of the tests that come after it.

@@ -90,20 +90,23 @@ def test_a_record_that_fails_again_remembers_how_often(pipelines: Pipelines, kaf
     ]
 
 
+def _fail_redrive(pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    file = pipelines.folder / "faults"
+    file.write_text(f"{point} fail\n")
+    with monkeypatch.context() as patched:
+        patched.setenv(faults.VARIABLE, str(file))
+        # Other tests of this process may have been here.
+        patched.setattr(faults, "_reached", Counter())
+        assert pipelines.replay("tills", mode=ReplayMode.REDRIVE, patch=REPAIR).error is not None
+
+
 @pytest.mark.parametrize("point", ["redrive.after_mark", "redrive.after_send"])
 def test_a_failure_between_kafka_and_postgresql_sends_nothing_twice(
     pipelines: Pipelines, kafka: KafkaBroker, topic: str, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     config = _config(pipelines, kafka, topic)
     pipelines.finish(config)
-    file = pipelines.folder / "faults"
-    file.write_text(f"{point} fail\n")
-    monkeypatch.setenv(faults.VARIABLE, str(file))
-    # Other tests of this process may have been here.
-    monkeypatch.setattr(faults, "_reached", Counter())
-    ended = pipelines.replay("tills", mode=ReplayMode.REDRIVE, patch=REPAIR)
-    monkeypatch.delenv(faults.VARIABLE)
-    assert ended.error is not None
+    _fail_redrive(pipelines, monkeypatch, point)
     assert pipelines.one("SELECT count(*) FROM etl.dead_letter WHERE status = 'pending'") == 2
     sent = 2 if point == "redrive.after_send" else 0
     assert len(records_in(kafka, topic)) == 4 + sent
@@ -123,12 +126,7 @@ def test_what_no_topic_tells_any_more_is_a_persons_to_say(
 ) -> None:
     config = _config(pipelines, kafka, topic)
     pipelines.finish(config)
-    file = pipelines.folder / "faults"
-    file.write_text("redrive.after_mark fail\n")
-    monkeypatch.setenv(faults.VARIABLE, str(file))
-    monkeypatch.setattr(faults, "_reached", Counter())
-    assert pipelines.replay("tills", mode=ReplayMode.REDRIVE, patch=REPAIR).error is not None
-    monkeypatch.delenv(faults.VARIABLE)
+    _fail_redrive(pipelines, monkeypatch, "redrive.after_mark")
     # What came behind the mark is gone, by retention.
     kafka.produce(topic, [Record('{"id": 5, "amount": 1}', partition=0)])
     pipelines.finish(config)

@@ -27,7 +27,7 @@ from spark_jobs.contracts.tracker.statements import DRIVER_IDLE_TIMEOUT, begin_s
 Connection = psycopg.Connection[Any]
 
 _TRANSIENT_CLASSES: Final = ("40", "53", "57")
-_TRANSIENT_STATES: Final = ("55P03", "25P03", "25006")
+_TRANSIENT_STATES: Final = ("25006",)
 _CONTENDED: Final = ("40001", "40P01", "55P03", "57014", "25P03")
 _LOGIN_STATES: Final = ("28000", "28P01", "3D000")
 _SCHEMA_STATES: Final = ("42501", "42P01", "3F000", "42703", "42883", "42P10", "42804", "42846")
@@ -177,7 +177,7 @@ def _by_state(state: str, what: str, found: str) -> EtlError:
         error = _login_refused(what, found)
     elif state.startswith("08"):
         error = _unreachable(what, found)
-    elif state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES:
+    elif state[:2] in _TRANSIENT_CLASSES or state in (*_CONTENDED, *_TRANSIENT_STATES):
         cure = _STATE_CURES.get(state, "run the pipeline again")
         kind = ContendedError if state in _CONTENDED else TransientError
         error = kind(f"{what} met a passing fault", found=found, cure=cure)

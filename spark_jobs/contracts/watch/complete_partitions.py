@@ -71,9 +71,8 @@ def pending(
     """Return the partitions that are complete, and not announced.
 
     They begin with the first event in the ledger, or where the announced ones end if a cleanup has removed the events
-    from there on, and end with the watermark, or with the server's clock where that is
-    behind. Periods without any event in between are complete as well: the ledger knows of a batch's first and last
-    event, not of each hour between them.
+    from there on, and end with the watermark, or with the server's clock where that is behind. Periods without any
+    event in between are complete as well: the ledger knows of a batch's first and last event, not of each hour.
 
     :param over: tasks that have ended without announcing what they have claimed.
     :raises ConfigError: the pipeline has never run, or has no watermark; or more are pending than ``backlog``.

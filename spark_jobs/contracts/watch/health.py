@@ -39,11 +39,10 @@ SELECT coalesce(sum(letters), 0)::bigint FROM (
 ) AS newest"""
 
 
+# How long a driver may take to come up: a cluster's queue may be long, but somebody is to hear of it.
 _NOT_UP_AFTER: Final = timedelta(hours=1)
 # A micro-batch that is decided has a driver that finishes it, as long as that is not silent.
 _FINISHING: Final = timedelta(seconds=SILENT_AFTER_SECONDS)
-"""How long a driver may take to come up: a cluster's queue may be long, but somebody is to hear of it."""
-
 # Bounds what is in memory: as many configurations, and nothing that grows with the ledger.
 _AT_ONCE: Final = 200
 _Positive = Annotated[Age, Field(gt=timedelta())]
