@@ -34,6 +34,16 @@ from enum import IntEnum
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import (
+    BooleanType,
+    ByteType,
+    IntegerType,
+    LongType,
+    ShortType,
+    StringType,
+    StructType,
+    TimestampType,
+)
 
 OUTCOME = "__outcome"
 LETTER = "__letter"
@@ -150,7 +160,8 @@ def transform_letter(df: DataFrame, *, error_class: Column, message: Column) -> 
 
 
 def origin(columns: Collection[str]) -> Column:
-    """Return what a writer must know of a row, beside its data, to make a dead letter of it: JSON of texts.
+    """Return what a writer must know of a row, beside its data, to make a dead letter of it: JSON of texts,
+    for a staging table.
 
     ``source`` is the JSON of its coordinates, ``raw_key`` and ``raw_value`` are base64; what there is not is left out.
 
@@ -164,6 +175,22 @@ def origin(columns: Collection[str]) -> Column:
     if EVENT_TIME in columns:
         parts.append(moment_text(F.col(EVENT_TIME)).alias("event_time"))
     return F.to_json(F.struct(*parts))
+
+
+# Arrow's values of these types are as JSON has them, or easily made so.
+_PLAIN = (StringType, ByteType, ShortType, IntegerType, LongType, BooleanType, TimestampType)
+
+
+def origin_columns(schema: StructType) -> list[Column]:
+    """Return the same as values, of which only a dead letter's are ever made text.
+
+    :func:`spark_jobs.sinks.origins.carried_origin` reads them: ``__source``, a STRUCT, or its JSON where a coordinate
+    has an unusual type, and ``__raw`` where there is one. The event time goes along by itself.
+    """
+    coordinates = schema[SOURCE].dataType
+    plain = isinstance(coordinates, StructType) and all(isinstance(one.dataType, _PLAIN) for one in coordinates)
+    columns = [F.col(SOURCE) if plain else F.to_json(F.col(SOURCE)).alias(SOURCE)]
+    return [*columns, F.col(RAW)] if RAW in schema.names else columns
 
 
 def moment_text(column: Column) -> Column:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from spark_jobs.sinks.copying import sqlstate
 from spark_jobs.sinks.cursor import Cursor, Error
+from spark_jobs.sinks.origins import stored_origin
 from spark_jobs.sinks.refused import ABOUT_THE_QUESTION, Refusal, RefusedRows, refusal
 
 _SAVEPOINT = "etl_merge"
@@ -146,4 +147,4 @@ class Merger:
     def _refuse(self, ordinal: int, said: Refusal) -> None:
         [(row, origin)] = self.cursor.execute(self.merge.row.format(first=ordinal))
         if self.refused is not None:
-            self.refused.add(said, str(row), origin)
+            self.refused.add(said, str(row), stored_origin(origin))

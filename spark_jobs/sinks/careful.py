@@ -10,16 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 
 from spark_jobs.faults import reach
 from spark_jobs.sinks.arrow_values import value_of
 from spark_jobs.sinks.copying import chunks, copy_once
-from spark_jobs.sinks.cursor import Cursor, Error
+from spark_jobs.sinks.cursor import Cursor
+from spark_jobs.sinks.origins import Origin, carried_origin, stored_origin
 from spark_jobs.sinks.refused import Refusal, RefusedRows, has_odd_document, refusal, row_text
 from spark_jobs.sinks.sieve import Sieve
-from spark_jobs.sinks.sorting import EVENT_TIME, SOURCE
+from spark_jobs.sinks.sorting import ALONG, EVENT_TIME, RAW, SOURCE
+
+# pyarrow makes these functions when it is imported; no stub knows them.
+pc: Any = pyarrow.compute
 
 _SMALLEST = 64
 _SAVEPOINT = "etl_rows"
@@ -49,6 +55,8 @@ class CarefulCopy:
     point: str = ""
     sieve: Sieve | None = None
     _before: int = field(default=0)
+    _blind: bool = field(default=False)
+    _asks: bool = field(default=True)
 
     def copy(self, batches: Iterable[pa.RecordBatch]) -> int:
         """Copy all rows but the refused ones; return how many landed."""
@@ -73,6 +81,7 @@ class CarefulCopy:
                 return landed + self._sifted(rows.slice(start))
             span = rows.slice(start, step)
             said = self._try(span, into)
+            self._blind = said is not None and said.line is None
             if said is None:
                 landed += span.num_rows
                 start += span.num_rows
@@ -96,7 +105,8 @@ class CarefulCopy:
         return landed
 
     def _has_sieve(self) -> bool:
-        if self.sieve is None or self.refused.count - self._before < _FEW:
+        few = self.refused.count - self._before < _FEW
+        if self.sieve is None or (few and not self._blind):
             return False
         if not self.sieve.open():
             self.sieve = None
@@ -105,27 +115,34 @@ class CarefulCopy:
     def _sifted(self, rows: pa.Table) -> int:
         sieve = self.sieve
         assert sieve is not None  # noqa: S101 - for the type checker
+        doubted = sieve.doubted(rows)
+        landed = 0
+        if self._asks and sieve.text.asks:
+            others = rows.filter(pc.invert(doubted))
+            said = self._try(others, (self.schema, self.table)) if others.num_rows else None
+            # There is more to be refused for than can be asked.
+            self._asks = said is None
+            if said is None:
+                landed, rows = others.num_rows, rows.filter(doubted)
+                doubted = doubted.filter(doubted)
+        if not rows.num_rows:
+            return landed
         # What no column of such a type can hold is refused here already.
-        self._rows(sieve.numbered(rows), (sieve.text.schema, sieve.text.table), sifts=False)
-        return sieve.sift(rows.num_rows, lambda line, said: self._refuse(rows, line - 1, said))
+        self._rows(sieve.numbered(rows, doubted), (sieve.text.schema, sieve.text.table), sifts=False)
+        return landed + sieve.sift(rows.num_rows, lambda line, said: self._refuse(rows, line - 1, said))
 
     def _try(self, rows: pa.Table, into: tuple[str, str]) -> Refusal | None:
-        self.cursor.run(f"SAVEPOINT {_SAVEPOINT}")
-        try:
-            copy_once(self.cursor, *into, iter(self._sent(rows).to_batches()))
-        except Error as error:
-            said = refusal(error)
-            if said is None:
-                raise
-            self.cursor.run(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
-            # Else each refused row would leave a subtransaction open until the end.
-            self.cursor.run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
-            return said
-        self.cursor.run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
-        return None
+        sent = iter(self._sent(rows).to_batches())
+        error = self.cursor.tried(_SAVEPOINT, lambda: copy_once(self.cursor, *into, sent))
+        if error is None:
+            return None
+        said = refusal(error)
+        if said is None:
+            raise error
+        return said
 
     def _sent(self, rows: pa.Table) -> pa.Table:
-        dropped = [name for name in (SOURCE, EVENT_TIME) if name in rows.column_names]
+        dropped = [name for name in ALONG if name in rows.column_names]
         if not self.keep_source or SOURCE not in dropped:
             return rows.drop_columns(dropped) if dropped else rows
         rest = rows.drop_columns(dropped)
@@ -133,13 +150,18 @@ class CarefulCopy:
 
     def _refuse(self, rows: pa.Table, index: int, said: Refusal) -> None:
         values = _values(rows, index)
-        origin = values.pop(SOURCE, None)
-        event_time = values.pop(EVENT_TIME, None)
+        source, raw, event_time = (values.pop(name, None) for name in (SOURCE, RAW, EVENT_TIME))
+        if source is None:
+            origin: Origin = {}
+        elif self.keep_source:
+            origin = stored_origin(source)
+        else:
+            origin = carried_origin(source, raw)
         data = {name: value for name, value in values.items() if name in self.bases}
         text = None if event_time is None else str(event_time)
         row, odd = row_text(data, self.bases), has_odd_document(data, self.bases)
-        self.refused.add(said, row, None if origin is None else str(origin), text, keep_raw=odd)
+        self.refused.add(said, row, origin, text, keep_raw=odd)
 
 
-def _values(rows: pa.Table, index: int) -> dict[str, object]:
+def _values(rows: pa.Table, index: int) -> dict[str, Any]:
     return {name: value_of(rows.column(name)[index]) for name in rows.column_names}

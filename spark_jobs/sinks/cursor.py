@@ -5,7 +5,7 @@ Its DB-API layer brings ``pyarrow.dataset``, and that brings pandas; see :mod:`s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,6 +87,28 @@ class Cursor:
             handle.set_options(**options)
             handle.bind_stream(rows)
             handle.execute_update()
+
+    def tried(self, savepoint: str, work: Callable[[], object]) -> Error | None:
+        """Do work within the open transaction; return the server's error, which has undone it, or None.
+
+        :raises Error: one without a SQLSTATE: there is no session any more in which to go on.
+        """
+        self.run(f"SAVEPOINT {savepoint}")
+        failed = None
+        try:
+            work()
+        except Error as error:
+            if not error.sqlstate:
+                raise
+            failed = error
+            try:
+                self.run(f"ROLLBACK TO SAVEPOINT {savepoint}")
+            except Error:
+                # The session has ended, and the first error says why.
+                raise error from None
+        # Else each failure would leave a subtransaction open until the end.
+        self.run(f"RELEASE SAVEPOINT {savepoint}")
+        return failed
 
     @contextmanager
     def _statement(self) -> Iterator[AdbcStatement]:

@@ -8,7 +8,7 @@ Spark takes to start, and 40 MB.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 
 import pyarrow as pa
@@ -54,6 +54,14 @@ def long(value: int) -> pa.Scalar:
 def tiny(value: int) -> pa.Scalar:
     """Return an ``int8`` scalar."""
     return pa.Array.from_buffers(pa.int8(), 1, [None, pa.py_buffer(array("b", [value]))])[0]
+
+
+def flags(lines: Collection[int], count: int) -> pa.Array:
+    """Return ``count`` values of type ``bool``: true are those of which ``lines``, from 1, has the number."""
+    held = bytearray((count + 7) // 8)
+    for line in lines:
+        held[(line - 1) >> 3] |= 1 << ((line - 1) & 7)
+    return pa.Array.from_buffers(pa.bool_(), count, [None, pa.py_buffer(bytes(held))])
 
 
 def bits(values: Sequence[object]) -> pa.Buffer | None:

@@ -13,7 +13,7 @@ from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.tracker.connect import KEEPALIVE
 from spark_jobs.contracts.tracker.part_names import part_names
 from spark_jobs.contracts.tracker.records import BatchRecord
-from spark_jobs.rows import LETTER, OUTCOME, RAW, ROW, SOURCE, origin
+from spark_jobs.rows import LETTER, OUTCOME, RAW, ROW, SOURCE, origin, origin_columns
 from spark_jobs.sinks import merging
 from spark_jobs.sinks.applying import MergeText
 from spark_jobs.sinks.care import Care
@@ -57,7 +57,7 @@ class Plans:
     sorts: bool = True
     fail_fast: bool = False
     elsewhere: bool = False
-    _selects: dict[bool, list[Column]] = field(default_factory=dict, compare=False)
+    _selects: dict[tuple[bool, bool], list[Column]] = field(default_factory=dict, compare=False)
 
     @property
     def merges(self) -> bool:
@@ -182,26 +182,31 @@ class Plans:
         name = staging.identifier(staging.rows).as_string(self.ledger.connection())
         return merging.winners_text(name, [report.attempt for report in reports])
 
-    def prepare(self, df: DataFrame, *, careful: bool) -> DataFrame:
+    def prepare(self, df: DataFrame, *, care: Care, staged: bool) -> DataFrame:
         """Return the rows as COPY must send them, and of the carried columns only what the writers need.
 
         All batches of a run have the same columns: what to select is found out with the first one.
-        """
-        if careful not in self._selects:
-            self._selects[careful] = self._select(df, careful=careful)
-        return df.select(*self._selects[careful])
 
-    def _select(self, df: DataFrame, *, careful: bool) -> list[Column]:
+        :param staged: whether the rows go to a staging table first.
+        """
+        way = bool(care), _keeps_origin(care, staged=staged)
+        if way not in self._selects:
+            self._selects[way] = self._select(df, *way)
+        return df.select(*self._selects[way])
+
+    def _select(self, df: DataFrame, careful: bool, keeps_origin: bool) -> list[Column]:
         types = {field.name: field.dataType for field in df.schema.fields}
         own = {column.name for column in self.target.columns}
         carried = []
         for name in types:
-            if name in own or name in (ROW, RAW) or (name == SOURCE and not careful):
+            if name in own or name in (ROW, RAW, SOURCE):
                 continue
             # Columns that are the same in every row would cost as much as the data's. With care any row may fail.
             if name in (OUTCOME, LETTER) and not self.sorts and not careful:
                 continue
-            carried.append(origin(types).alias(SOURCE) if name == SOURCE else column_of(name))
+            carried.append(column_of(name))
+        if careful and SOURCE in types:
+            carried += [origin(types).alias(SOURCE)] if keeps_origin else origin_columns(df.schema)
         return [*self.target.sent(types), *carried]
 
     def _rows(
@@ -215,7 +220,7 @@ class Plans:
         columns = [(column.name, column.type.base) for column in self.target.columns]
         if staged and self.rule.delete_marker:
             columns.append((self.rule.delete_marker, "boolean"))
-        keep_source = bool(staged) and care >= Care.MERGE
+        keep_source = _keeps_origin(care, staged=bool(staged))
         sieve = None
         if care and (staged or not self.target.has_rules):
             into = sql.Identifier(schema, table)
@@ -224,6 +229,11 @@ class Plans:
             conn = self.ledger.connection()
             sieve = sieve_text(conn, into, self.target.columns, self.target.checks, beside, demanded, lasting)
         return RowsPlan(schema, table, tuple(columns), bool(care), keep_source, point, sieve)
+
+
+def _keeps_origin(care: Care, *, staged: bool) -> bool:
+    """Tell whether each row's origin is to be with it in the table: a merge may refuse it."""
+    return staged and care >= Care.MERGE
 
 
 def writing_session(ledger: Ledger, role: str | None) -> Session:

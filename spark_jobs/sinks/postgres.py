@@ -129,7 +129,7 @@ class PostgresSink:
         """
 
         def write(care: Care) -> PartReport:
-            prepared = self._plans.prepare(rows(bool(care)), careful=bool(care))
+            prepared = self._plans.prepare(rows(bool(care)), care=care, staged=self._plans.merges)
             narrow = prepared.repartition(1) if several_read else prepared.coalesce(1)
             return self._one_task(narrow, record, event, care)
 
@@ -145,7 +145,7 @@ class PostgresSink:
         self, df: DataFrame, record: BatchRecord, event: dict[str, Any], second_look: SecondLook
     ) -> Written:
         """Write the bounded result of an aggregation from the driver, in one transaction."""
-        table = self._plans.prepare(df, careful=False).toArrow()
+        table = self._plans.prepare(df, care=Care.QUICK, staged=False).toArrow()
         looked = second_look(None)
 
         def write(care: Care) -> PartReport:
@@ -212,7 +212,7 @@ class PostgresSink:
         last: list[Looked] = []
 
         def write(care: Care) -> PartReport:
-            prepared = self._plans.prepare(rows(bool(care)), careful=bool(care))
+            prepared = self._plans.prepare(rows(bool(care)), care=care, staged=True)
             staged = self.stage(prepared, _name(record), rows=True, care=care)
             try:
                 last.append(second_look(staged.tally))
@@ -254,7 +254,7 @@ class PostgresSink:
             self._attempt += 1
             two_phase = TwoPhaseCommit(self._plans, self._attempt)
             two_phase.sweep()
-            prepared = self._plans.prepare(rows(bool(care)), careful=bool(care))
+            prepared = self._plans.prepare(rows(bool(care)), care=care, staged=False)
             with two_phase.swept_on_failure():
                 reports = two_phase.prepare_parts(prepared.coalesce(most_parts), record, event, care=care)
                 total = PartReport.total(reports)

@@ -30,6 +30,11 @@ class Demands:
     references: tuple[Reference, ...] = ()
     uniques: tuple[tuple[str, ...], ...] = ()
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """Return the target's columns that they are about."""
+        return frozenset().union(*(one.columns for one in self.references), *self.uniques)
+
     def of(self, names: Collection[str]) -> Demands:
         """Return those that are about these columns alone."""
         known = frozenset(names)

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from spark_jobs.contracts.errors import TooManyDeadLettersError
+from spark_jobs.sinks.origins import Origin
 from spark_jobs.sinks.plain_arrow import texts
 from spark_jobs.sinks.sorting import LetterSpool
 from spark_jobs.sinks.strict_json import DEEPEST, is_jsonb
@@ -149,7 +150,7 @@ class RefusedRows:
         self,
         said: Refusal,
         row: str,
-        origin: str | None,
+        origin: Origin,
         event_time: str | None = None,
         *,
         keep_raw: bool = False,
@@ -162,24 +163,20 @@ class RefusedRows:
             self.limit.check(self.count, self._seen, f"so far were refused by the target, the last with {self.last}")
 
 
-def envelope(
-    said: Refusal, row: str, origin: str | None, event_time: str | None = None, *, keep_raw: bool = False
-) -> str:
+def envelope(said: Refusal, row: str, origin: Origin, event_time: str | None = None, *, keep_raw: bool = False) -> str:
     """Return the dead letter of a refused row, as :func:`spark_jobs.rows.letter` makes them.
 
     :param row: JSON; bytes that are no UTF-8 stand in it as surrogates.
-    :param origin: JSON as :func:`spark_jobs.rows.origin` makes it; None for a row that is made of many.
     :param keep_raw: whether the row's bytes are kept even if jsonb can hold it.
     """
-    known: dict[str, str] = json.loads(origin) if origin else {}
     exact = row.encode(errors="surrogateescape")
     shown = _without_nul(exact.decode(errors="replace"))
-    coordinates = _without_nul(known.get("source", "{}"))
+    coordinates = _without_nul(origin.get("source", "{}"))
     # A letter that cannot be stored would stop the pipeline for ever: the bytes can be.
     stored = is_jsonb(shown, DEEPEST + 1)
     # What jsonb cannot hold is kept byte for byte beside it, unless the record is there, of which it was made.
     own = base64.b64encode(exact).decode() if keep_raw or shown != row or not stored else None
-    recorded = RECORD & known.keys()
+    recorded = RECORD & origin.keys()
     return json.dumps(
         {
             "stage": "write",
@@ -189,12 +186,12 @@ def envelope(
             "message": said.message,
             "column_name": said.column,
             "constraint_name": said.constraint,
-            "raw_key": known.get("raw_key"),
-            "raw_value": known.get("raw_value") if recorded else own,
-            "raw_headers": known.get("raw_headers"),
+            "raw_key": origin.get("raw_key"),
+            "raw_value": origin.get("raw_value") if recorded else own,
+            "raw_headers": origin.get("raw_headers"),
             "parsed_row": shown if stored else None,
             "source": coordinates if is_jsonb(coordinates) else "{}",
-            "event_time": event_time or known.get("event_time"),
+            "event_time": event_time or origin.get("event_time"),
         }
     )
 

@@ -3,19 +3,28 @@
 A row that the target refuses costs no COPY of its own then, but some microseconds of the server; how they are found
 says :mod:`spark_jobs.sinks.sieve_text`. Table and function are temporary, or made and dropped by the transaction that
 writes, where it will be prepared: nobody else ever sees them. A role may not be allowed to make them. Executor side.
+
+Before that a probe (:mod:`spark_jobs.sinks.probe`) tells which rows are in doubt: only they need the sieve, as long as
+the others are all taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 
 from spark_jobs.sinks.copying import sqlstate
-from spark_jobs.sinks.cursor import Cursor, Error
-from spark_jobs.sinks.plain_arrow import longs
-from spark_jobs.sinks.refused import ABOUT_THE_QUESTION, Refusal, refusal_of
+from spark_jobs.sinks.cursor import Cursor
+from spark_jobs.sinks.plain_arrow import flags, longs
+from spark_jobs.sinks.probe import Probe, ProbeText
+from spark_jobs.sinks.refused import Refusal, refusal_of
+
+# pyarrow makes these functions when it is imported; no stub knows them.
+pc: Any = pyarrow.compute
 
 _SAVEPOINT = "etl_sieve"
 # Insufficient privilege (no TEMP, no plpgsql), no such language, a feature that a pooler or a standby does not have, a
@@ -29,8 +38,8 @@ class SieveText:
 
     :param schema: ``pg_temp``, or a lasting one. :param table: there: the target's columns, which demand nothing, and
         ``line``. :param line: its number.
-    :param create: makes table and function. :param doubts: turn the sign of the lines that are likely to be refused.
-    :param analyze: tells the server that the lines are in order.
+    :param create: makes table and function. :param analyze: tells the server that the lines are in order.
+    :param not_null: columns in which NULL is in doubt. :param probe: asks for other rows in doubt, if there is a way.
     :param sift: brings the rows on; its parameters are the line to begin with, the last one, and how many to try at
         once. Answers the refused rows, and at the end, without a SQLSTATE, the next line to begin with or NULL, how
         many rows have landed, and how many to try at once.
@@ -42,12 +51,18 @@ class SieveText:
     table: str
     line: str
     create: tuple[str, ...]
-    doubts: tuple[str, ...]
     analyze: str
     sift: str
     empty: str
     drop: tuple[str, ...]
     mark: str = ""
+    not_null: tuple[str, ...] = ()
+    probe: ProbeText | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything can be asked beforehand."""
+        return bool(self.not_null or self.probe)
 
     def of(self, part: int, attempt: int) -> SieveText:
         """Return the statements of one attempt at a part: no two transactions may wait for each other's names."""
@@ -61,12 +76,12 @@ class SieveText:
             self,
             table=own(self.table),
             create=tuple(map(own, self.create)),
-            doubts=tuple(map(own, self.doubts)),
             analyze=own(self.analyze),
             sift=own(self.sift),
             empty=own(self.empty),
             drop=tuple(map(own, self.drop)),
             mark="",
+            probe=self.probe.renamed(own) if self.probe else None,
         )
 
 
@@ -78,22 +93,37 @@ class Sieve:
     text: SieveText
     _is_open: bool = field(default=False)
     _is_new: bool = field(default=True)
-    _in_vain: set[str] = field(default_factory=set)
+    _probe: Probe | None = field(default=None)
 
     def open(self) -> bool:
         """Make it, if it is not there; return whether this session may have one."""
         if self._is_open:
             return True
-        error = self._tried(*self.text.create)
+        error = self.cursor.tried(_SAVEPOINT, self._create)
         if error is None:
             self._is_open = True
+            self._probe = Probe(self.cursor, self.text.probe) if self.text.probe else None
         elif sqlstate(error) not in _NOT_ALLOWED:
             raise error
         return self._is_open
 
-    def numbered(self, rows: pa.Table) -> pa.Table:
-        """Return the rows as the sieve takes them: with their lines, from 1."""
-        return rows.append_column(self.text.line, longs(range(1, rows.num_rows + 1)))
+    def _create(self) -> None:
+        for statement in self.text.create:
+            self.cursor.run(statement)
+
+    def doubted(self, rows: pa.Table) -> pa.Array:
+        """Return for each row whether it is likely to be refused."""
+        lines = set(self._probe.lines(rows)) if self._probe else set[int]()
+        for name in self.text.not_null:
+            column = rows.column(name)
+            if column.null_count:
+                lines.update(number for number, empty in enumerate(column.is_null().to_pylist(), start=1) if empty)
+        return flags(lines, rows.num_rows)
+
+    def numbered(self, rows: pa.Table, doubted: pa.Array) -> pa.Table:
+        """Return the rows as the sieve takes them: with their lines, from 1, of those in doubt below 0."""
+        lines = longs(range(1, rows.num_rows + 1))
+        return rows.append_column(self.text.line, pc.if_else(doubted, pc.negate(lines), lines))
 
     def sift(self, last: int, refuse: Callable[[int, Refusal], None]) -> int:
         """Bring the rows in the sieve on, and empty it; return how many landed.
@@ -104,8 +134,6 @@ class Sieve:
             # Else the server might sort the rest of the rows for each that it refuses.
             self.cursor.run(self.text.analyze)
             self._is_new = False
-        for doubt in self.text.doubts:
-            self._doubt(doubt)
         begin, step, landed = "1", str(last), 0
         while begin:
             *answers, end = self.cursor.execute(self.text.sift, (begin, str(last), step))
@@ -114,31 +142,6 @@ class Sieve:
             begin, landed, step = str(end[0] or ""), landed + int(end[2]), str(end[3])
         self.cursor.run(self.text.empty)
         return landed
-
-    def _doubt(self, doubt: str) -> None:
-        if doubt in self._in_vain:
-            return
-        error = self._tried(doubt)
-        if error is None:
-            return
-        # A check that means the whole row, or fails on one; a table that this role may not read: the function finds
-        # the rows without.
-        if sqlstate(error)[:2] not in ABOUT_THE_QUESTION:
-            raise error
-        self._in_vain.add(doubt)
-
-    def _tried(self, *statements: str) -> Error | None:
-        self.cursor.run(f"SAVEPOINT {_SAVEPOINT}")
-        try:
-            for statement in statements:
-                self.cursor.run(statement)
-        except Error as error:
-            if not sqlstate(error):
-                raise
-            self.cursor.run(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
-            return error
-        self.cursor.run(f"RELEASE SAVEPOINT {_SAVEPOINT}")
-        return None
 
     def close(self) -> None:
         """Remove what would outlive the transaction: behind a pooler the session does."""

@@ -39,6 +39,11 @@ class SieveNames:
         return self._quoted("sieve")
 
     @property
+    def probe(self) -> sql.Identifier:
+        """What is asked about them before."""
+        return self._quoted("probe")
+
+    @property
     def function(self) -> sql.Identifier:
         """What brings them on."""
         return self._quoted("sift")

@@ -1,22 +1,24 @@
 """The statements of a sieve: a table and the function that brings its rows on. Driver side.
 
-Rows that a check or a NOT NULL will refuse are found by one question, and set aside: the function tries each alone, at
-the end, and what the server says of it alone is what its dead letter says. It inserts as many of the others as it can
-with one statement. Where that fails, a sequence, which no rollback sets back, tells the line that was being written:
-the rows before it are inserted, and it is tried alone. Where the sequence says nothing, for a foreign key or a trigger
-fails when all rows are written, the lines are halved. k refused rows in n cost about k, 3·k or k·log n statements.
+Rows that are likely to be refused (:mod:`spark_jobs.sinks.probe_text`) have lines below 0: the function tries each
+alone, at the end, and what the server says of it alone is what its dead letter says. It inserts as many of the others
+as it can with one statement. Where that fails, a sequence, which no rollback sets back, tells the line that was being
+written: the rows before it are inserted, and it is tried alone. Where the sequence says nothing, for a foreign key or a
+trigger fails when all rows are written, the lines are halved. k refused rows in n cost about k, 3·k or k·log n
+statements.
 
 Only errors that may be a row's fault are caught; all others end the transaction as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from psycopg import sql
 
 from spark_jobs.contracts.tracker.connect import Connection
-from spark_jobs.sinks.references import Demands, doubts
+from spark_jobs.sinks.probe_text import probe_text
+from spark_jobs.sinks.references import Demands
 from spark_jobs.sinks.refused import DATA_CONDITIONS
 from spark_jobs.sinks.sieve import SieveText
 from spark_jobs.sinks.sieve_names import SieveNames
@@ -62,18 +64,21 @@ def sieve_text(
     function = sql.SQL(_CREATE).format(function=its.function, body=sql.Literal(body))
     # A temporary table goes by itself; with it, its sequence.
     dropped = [sql.SQL("DROP FUNCTION {} (bigint, bigint, bigint)").format(its.function)]
-    dropped += [sql.SQL("DROP TABLE {}").format(its.table)] if lasting else []
+    probe = probe_text(conn, its, line, into, filled, checks, demanded)
+    if lasting:
+        dropped += [sql.SQL("DROP TABLE {}").format(table) for table in (its.table, *([its.probe] if probe else []))]
     return SieveText(
         schema=its.schema,
         table=its.name("sieve"),
         line=line,
-        create=(_table(made, columns).as_string(conn), function.as_string(conn)),
-        doubts=_doubts(conn, made, into, filled, checks, demanded),
+        create=(_table(made, columns).as_string(conn), function.as_string(conn), *([probe.create] if probe else [])),
         analyze=sql.SQL("ANALYZE {} ({})").format(its.table, sql.Identifier(line)).as_string(conn),
         sift=sql.SQL(_SIFT).format(its.function).as_string(conn),
         empty=sql.SQL("TRUNCATE {}").format(its.table).as_string(conn),
         drop=tuple(statement.as_string(conn) for statement in dropped),
         mark=its.mark,
+        not_null=tuple(column.name for column in filled if column.not_null),
+        probe=probe,
     )
 
 
@@ -85,40 +90,6 @@ def _table(made: _Made, columns: Sequence[_Column]) -> sql.Composed:
     return sql.SQL("CREATE {} TABLE {} ({}){}").format(
         sql.SQL(kind), its.table, sql.SQL(", ").join([*items, place]), sql.SQL(ending)
     )
-
-
-def _doubts(
-    conn: Connection,
-    made: _Made,
-    into: sql.Composable,
-    filled: Sequence[TargetColumn],
-    checks: Sequence[Check],
-    demanded: Demands | None,
-) -> tuple[str, ...]:
-    table, line = made[0].table, made[1]
-    typed = {column.name for column in filled if column.direct}
-    of_keys = doubts(demanded.of(typed), conn, table.as_string(conn), line.as_string(conn), into) if demanded else ()
-    of_rows = _doubt(table, line, filled, checks, typed)
-    return (*([of_rows.as_string(conn)] if of_rows else []), *of_keys)
-
-
-def _doubt(
-    table: sql.Composable,
-    line: sql.Identifier,
-    filled: Sequence[TargetColumn],
-    checks: Sequence[Check],
-    typed: Collection[str],
-) -> sql.Composed | None:
-    asked = [sql.SQL("c.{} IS NULL").format(sql.Identifier(one.name)) for one in filled if one.not_null]
-    asked += [
-        sql.SQL("({}) IS FALSE").format(sql.SQL(check.condition))
-        for check in checks
-        if set(check.columns) <= set(typed)
-    ]
-    if not asked:
-        return None
-    update = sql.SQL("UPDATE {table} AS c SET {line} = -c.{line} WHERE {doubts}")
-    return update.format(table=table, line=line, doubts=sql.SQL(" OR ").join(asked))
 
 
 def _body(conn: Connection, made: _Made, into: sql.Composable, columns: Sequence[_Column]) -> sql.Composed:

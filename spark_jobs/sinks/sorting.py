@@ -24,6 +24,9 @@ OUTCOME = "__outcome"
 LETTER = "__letter"
 EVENT_TIME = "__event_time"
 SOURCE = "__source"
+RAW = "__raw"
+ALONG = (SOURCE, RAW, EVENT_TIME)
+"""What comes along with a row, for its dead letter."""
 _PASSED, _DEAD, _FILTERED, _LATE = range(4)
 _MEMORY_BYTES = 8 << 20
 LETTERS_PER_BATCH = 1000

@@ -2,7 +2,7 @@
 
 The quick way is one COPY after the other, and the first refused row fails the part: a clean batch pays nothing. The
 careful way, by which the driver has such a batch done again, finds the refused rows and keeps their origin: source
-coordinates and, where the source has one, the record as it came (:func:`spark_jobs.rows.origin`).
+coordinates and, where the source has one, the record as it came (:mod:`spark_jobs.sinks.origins`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.plain_arrow import long
 from spark_jobs.sinks.refused import RefusedRows
 from spark_jobs.sinks.sieve import Sieve, SieveText
-from spark_jobs.sinks.sorting import EVENT_TIME, SOURCE, LetterSpool, passed_rows
+from spark_jobs.sinks.sorting import ALONG, LetterSpool, passed_rows
 
 _NUMBER_BITS = 40
 
@@ -63,7 +63,7 @@ def write_rows(
     :param refused: where refused rows go; None fails the part at the first one.
     """
     names = [name for name, _ in plan.columns]
-    kept = (SOURCE, EVENT_TIME) if refused is not None else ()
+    kept = ALONG if refused is not None else ()
     rows = passed_rows(batches, names, report.tally, letters, kept)
     if mark is not None:
         rows = mark(rows)

@@ -61,7 +61,7 @@ def _stored(cursor: Any, value: bytes, base: str, event_time: str | None = None)
 def _letter(cursor: Any, row: str, **more: Any) -> tuple[Any, bytes | None, Any]:
     spool = LetterSpool()
     try:
-        RefusedRows(spool, Limit()).add(SAID, row, more.pop("origin", None), **more)
+        RefusedRows(spool, Limit()).add(SAID, row, more.pop("origin", {}), **more)
         cursor.run("TRUNCATE etl.dead_letter_bundle, etl.dead_letter_bundled")
         for chunk in spool.batches():
             cursor.execute(insert_letters_from_json("etl"), ("p", "q", "0", json.dumps(chunk)))
@@ -125,7 +125,7 @@ def test_common_json_is_embedded(text: str) -> None:
 
 @pytest.mark.parametrize("row", ['{"doc": NaN}', '{"doc": "\\ud83d"}', '{"doc": 1e400000}', "no JSON"])
 def test_of_a_row_that_cannot_be_stored_the_bytes_are_kept(cursor: Any, row: str) -> None:
-    assert _letter(cursor, row, origin='{"source": "NaN"}') == (None, row.encode(), None)
+    assert _letter(cursor, row, origin={"source": "NaN"}) == (None, row.encode(), None)
 
 
 def _event_time(cursor: Any, microseconds: int) -> Any:

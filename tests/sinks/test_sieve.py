@@ -285,10 +285,12 @@ def test_a_row_that_was_set_aside_in_vain_lands(database: Any) -> None:
     with closing(letters), _writing(database) as cursor:
         copy = CarefulCopy(cursor, "public", "result", {"id": ""}, RefusedRows(letters, Limit()))
         copy.sieve = _sieve(database, cursor, ["id"])
-        [asked] = copy.sieve.text.doubts
+        probe = copy.sieve.text.probe
+        assert probe is not None
+        [asked] = probe.doubts
         doubt = asked.replace("WHERE", "WHERE c.id % 3 = 0 AND c.id > 0 OR")
         assert doubt != asked
-        copy.sieve.text = replace(copy.sieve.text, doubts=(doubt,))
+        copy.sieve.text = replace(copy.sieve.text, probe=replace(probe, doubts=(doubt,)))
         assert copy.copy(pa.table(_numbers(6000, 5)).to_batches()) == 4800
         assert letters.count == 1200
     with closing(database.connect()) as conn:
