@@ -8,7 +8,7 @@ than a few, the rows go through a sieve (:mod:`spark_jobs.sinks.sieve`), if the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,7 +129,12 @@ class CarefulCopy:
             return landed
         # What no column of such a type can hold is refused here already.
         self._rows(sieve.numbered(rows, doubted), (sieve.text.schema, sieve.text.table), sifts=False)
-        return landed + sieve.sift(rows.num_rows, lambda line, said: self._refuse(rows, line - 1, said))
+
+        def refuse(answers: Sequence[tuple[int, Refusal]]) -> None:
+            for line, said in answers:
+                self._refuse(rows, line - 1, said)
+
+        return landed + sieve.sift(rows.num_rows, refuse)
 
     def _try(self, rows: pa.Table, into: tuple[str, str]) -> Refusal | None:
         sent = iter(self._sent(rows).to_batches())

@@ -1,7 +1,7 @@
 """Refused rows are found inside the server: rows wait in a table of their own, and a function there brings them on.
 
 A row that the target refuses costs no COPY of its own then, but some microseconds of the server; how they are found
-says :mod:`spark_jobs.sinks.sieve_text`. Table and function are temporary, or made and dropped by the transaction that
+says :mod:`spark_jobs.sinks.sift_text`. Table and function are temporary, or made and dropped by the transaction that
 writes, where it will be prepared: nobody else ever sees them. A role may not be allowed to make them. Executor side.
 
 Before that a probe (:mod:`spark_jobs.sinks.probe`) tells which rows are in doubt: only they need the sieve, as long as
@@ -10,26 +10,19 @@ the others are all taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
 
-from spark_jobs.sinks.copying import sqlstate
 from spark_jobs.sinks.cursor import Cursor
 from spark_jobs.sinks.plain_arrow import flags, longs
 from spark_jobs.sinks.probe import Probe, ProbeText
-from spark_jobs.sinks.refused import Refusal, refusal_of
+from spark_jobs.sinks.sifting import Refuse, made, sifted
 
 # pyarrow makes these functions when it is imported; no stub knows them.
 pc: Any = pyarrow.compute
-
-_SAVEPOINT = "etl_sieve"
-# Insufficient privilege (no TEMP, no plpgsql), no such language, a feature that a pooler or a standby does not have, a
-# table with as many columns as one may have, an event trigger that lets nobody make functions.
-_NOT_ALLOWED = ("42501", "42704", "0A000", "54011", "P0001")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +33,7 @@ class SieveText:
         ``line``. :param line: its number.
     :param create: makes table and function. :param analyze: tells the server that the lines are in order.
     :param not_null: columns in which NULL is in doubt. :param probe: asks for other rows in doubt, if there is a way.
-    :param sift: brings the rows on; its parameters are the line to begin with, the last one, and how many to try at
-        once. Answers the refused rows, and at the end, without a SQLSTATE, the next line to begin with or NULL, how
-        many rows have landed, and how many to try at once.
+    :param sift: brings the rows on (:class:`spark_jobs.sinks.sifting.SiftText`).
     :param empty: removes all rows. :param drop: removes what would outlive the transaction.
     :param mark: what each part replaces by a name of its own (:meth:`of`), where names are everybody's.
     """
@@ -97,19 +88,10 @@ class Sieve:
 
     def open(self) -> bool:
         """Make it, if it is not there; return whether this session may have one."""
-        if self._is_open:
-            return True
-        error = self.cursor.tried(_SAVEPOINT, self._create)
-        if error is None:
+        if not self._is_open and made(self.cursor, self.text.create):
             self._is_open = True
             self._probe = Probe(self.cursor, self.text.probe) if self.text.probe else None
-        elif sqlstate(error) not in _NOT_ALLOWED:
-            raise error
         return self._is_open
-
-    def _create(self) -> None:
-        for statement in self.text.create:
-            self.cursor.run(statement)
 
     def doubted(self, rows: pa.Table) -> pa.Array:
         """Return for each row whether it is likely to be refused."""
@@ -125,21 +107,16 @@ class Sieve:
         lines = longs(range(1, rows.num_rows + 1))
         return rows.append_column(self.text.line, pc.if_else(doubted, pc.negate(lines), lines))
 
-    def sift(self, last: int, refuse: Callable[[int, Refusal], None]) -> int:
+    def sift(self, last: int, refuse: Refuse) -> int:
         """Bring the rows in the sieve on, and empty it; return how many landed.
 
-        :param last: the last row's line. :param refuse: is called with each refused row's line.
+        :param last: the last row's line. :param refuse: is called with the lines of refused rows.
         """
         if self._is_new:
             # Else the server might sort the rest of the rows for each that it refuses.
             self.cursor.run(self.text.analyze)
             self._is_new = False
-        begin, step, landed = "1", str(last), 0
-        while begin:
-            *answers, end = self.cursor.execute(self.text.sift, (begin, str(last), step))
-            for line, *said in answers:
-                refuse(int(line), refusal_of(*said))
-            begin, landed, step = str(end[0] or ""), landed + int(end[2]), str(end[3])
+        landed = sifted(self.cursor, self.text.sift, last, refuse)
         self.cursor.run(self.text.empty)
         return landed
 
