@@ -29,7 +29,6 @@ the exact text of the JSON of which ``parsed_row`` is the part that could be sho
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from enum import IntEnum
 
 from pyspark.sql import Column, DataFrame
@@ -159,36 +158,24 @@ def transform_letter(df: DataFrame, *, error_class: Column, message: Column) -> 
     )
 
 
-def origin(columns: Collection[str]) -> Column:
-    """Return what a writer must know of a row, beside its data, to make a dead letter of it: JSON of texts,
-    for a staging table.
-
-    ``source`` is the JSON of its coordinates, ``raw_key`` and ``raw_value`` are base64; what there is not is left out.
-
-    :param columns: the carried columns that there are.
-    """
-    parts = [F.to_json(F.col(SOURCE)).alias("source")]
-    if RAW in columns:
-        raw = F.col(RAW)
-        parts += [F.base64(raw["key"]).alias("raw_key"), F.base64(raw["value"]).alias("raw_value")]
-        parts.append(raw["headers"].alias("raw_headers"))
-    if EVENT_TIME in columns:
-        parts.append(moment_text(F.col(EVENT_TIME)).alias("event_time"))
-    return F.to_json(F.struct(*parts))
-
-
 # Arrow's values of these types are as JSON has them, or easily made so.
 _PLAIN = (StringType, ByteType, ShortType, IntegerType, LongType, BooleanType, TimestampType)
 
 
-def origin_columns(schema: StructType) -> list[Column]:
-    """Return the same as values, of which only a dead letter's are ever made text.
+def origin_columns(schema: StructType, *, as_text: bool) -> list[Column]:
+    """Return what a writer must know of a row, beside its data, to make a dead letter of it.
 
-    :func:`spark_jobs.sinks.origins.carried_origin` reads them: ``__source``, a STRUCT, or its JSON where a coordinate
-    has an unusual type, and ``__raw`` where there is one. The event time goes along by itself.
+    :func:`spark_jobs.sinks.origins.carried_origin` reads it: ``__source``, a STRUCT, or its JSON where a coordinate has
+    an unusual type, and ``__raw`` where there is one. The event time goes along by itself.
+
+    :param as_text: whether ``__source`` is to be JSON in any case.
     """
     coordinates = schema[SOURCE].dataType
-    plain = isinstance(coordinates, StructType) and all(isinstance(one.dataType, _PLAIN) for one in coordinates)
+    plain = (
+        not as_text
+        and isinstance(coordinates, StructType)
+        and all(isinstance(one.dataType, _PLAIN) for one in coordinates)
+    )
     columns = [F.col(SOURCE) if plain else F.to_json(F.col(SOURCE)).alias(SOURCE)]
     return [*columns, F.col(RAW)] if RAW in schema.names else columns
 

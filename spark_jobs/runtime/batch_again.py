@@ -21,7 +21,7 @@ from spark_jobs.sinks.batch_column import with_batch
 from spark_jobs.sinks.batch_result import BatchRows, Looked, Written
 from spark_jobs.sinks.committing import stateless_books
 from spark_jobs.sinks.ledger import Ledger
-from spark_jobs.sinks.merging import merge_rule
+from spark_jobs.sinks.merge_sql import merge_rule
 from spark_jobs.sinks.plans import dead_letter_limit, writing_session
 from spark_jobs.sinks.postgres import PostgresSink
 from spark_jobs.sinks.reprocess_plans import ReprocessPlans

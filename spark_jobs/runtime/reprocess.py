@@ -21,7 +21,7 @@ from spark_jobs.sinks import parts
 from spark_jobs.sinks.batch_column import with_batch
 from spark_jobs.sinks.batch_result import Written
 from spark_jobs.sinks.ledger import Ledger
-from spark_jobs.sinks.merging import merge_rule
+from spark_jobs.sinks.merge_sql import merge_rule
 from spark_jobs.sinks.plans import writing_session
 from spark_jobs.sinks.postgres import PostgresSink
 from spark_jobs.sinks.refused import Limit

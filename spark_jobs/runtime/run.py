@@ -45,7 +45,7 @@ from spark_jobs.runtime.target_table import TargetTable
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.letter_copies import build_copy
 from spark_jobs.sinks.letter_copy import LetterCopy
-from spark_jobs.sinks.merging import merge_rule
+from spark_jobs.sinks.merge_sql import merge_rule
 from spark_jobs.sinks.plans import Plans, dead_letter_limit, writing_session
 from spark_jobs.sinks.postgres import PostgresSink
 from spark_jobs.sinks.publishing import LetterPublisher

@@ -14,7 +14,7 @@ from spark_jobs.runtime.flow import Flow
 from spark_jobs.sinks.batch_column import require_batch_column, with_batch_field
 from spark_jobs.sinks.evolution import evolve
 from spark_jobs.sinks.ledger import Ledger
-from spark_jobs.sinks.merging import merge_rule
+from spark_jobs.sinks.merge_sql import merge_rule
 from spark_jobs.sinks.target import Target, create_if_missing, inspect, resolved
 from spark_jobs.sinks.unaltered import altered
 from spark_jobs.sinks.upsert_checks import written_columns

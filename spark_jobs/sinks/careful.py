@@ -19,7 +19,7 @@ from spark_jobs.faults import reach
 from spark_jobs.sinks.arrow_values import value_of
 from spark_jobs.sinks.copying import chunks, copy_once
 from spark_jobs.sinks.cursor import Cursor
-from spark_jobs.sinks.origins import Origin, carried_origin, stored_origin
+from spark_jobs.sinks.origins import Origin, carried_origin, origin_arrays
 from spark_jobs.sinks.refused import Refusal, RefusedRows, has_odd_document, refusal, row_text
 from spark_jobs.sinks.sieve import Sieve
 from spark_jobs.sinks.sorting import ALONG, EVENT_TIME, RAW, SOURCE
@@ -42,7 +42,7 @@ class CarefulCopy:
     """Copies into one table.
 
     :param bases: the PostgreSQL types of the columns, for the letters.
-    :param keep_source: whether the row's origin goes into the table's column ``_source``.
+    :param keep_source: whether the row's origin goes into the table as well.
     :param sieve: how to find many refused rows; None where only COPY can.
     """
 
@@ -151,17 +151,14 @@ class CarefulCopy:
         if not self.keep_source or SOURCE not in dropped:
             return rows.drop_columns(dropped) if dropped else rows
         rest = rows.drop_columns(dropped)
-        return rest.append_column("_source", rows.column(SOURCE))
+        for name, column in origin_arrays(rows).items():
+            rest = rest.append_column(name, column)
+        return rest
 
     def _refuse(self, rows: pa.Table, index: int, said: Refusal) -> None:
         values = _values(rows, index)
         source, raw, event_time = (values.pop(name, None) for name in (SOURCE, RAW, EVENT_TIME))
-        if source is None:
-            origin: Origin = {}
-        elif self.keep_source:
-            origin = stored_origin(source)
-        else:
-            origin = carried_origin(source, raw)
+        origin: Origin = {} if source is None else carried_origin(source, raw)
         data = {name: value for name, value in values.items() if name in self.bases}
         text = None if event_time is None else str(event_time)
         row, odd = row_text(data, self.bases), has_odd_document(data, self.bases)

@@ -13,7 +13,7 @@ from spark_jobs.contracts.config.load import Load
 from spark_jobs.contracts.tracker.connect import KEEPALIVE
 from spark_jobs.contracts.tracker.part_names import part_names
 from spark_jobs.contracts.tracker.records import BatchRecord
-from spark_jobs.rows import LETTER, OUTCOME, RAW, ROW, SOURCE, origin, origin_columns
+from spark_jobs.rows import LETTER, OUTCOME, RAW, ROW, SOURCE, origin_columns
 from spark_jobs.sinks import merging
 from spark_jobs.sinks.applying import MergeText
 from spark_jobs.sinks.care import Care
@@ -22,7 +22,7 @@ from spark_jobs.sinks.copying import Session
 from spark_jobs.sinks.dead_letter_rows import counted_letters_from, insert_letters_from_json
 from spark_jobs.sinks.ledger import Ledger
 from spark_jobs.sinks.letter_ids import LetterSet
-from spark_jobs.sinks.merging import MergeRule
+from spark_jobs.sinks.merge_sql import MergeRule
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.refused import Limit
 from spark_jobs.sinks.sieve_text import sieve_text
@@ -167,9 +167,12 @@ class Plans:
         """Return the statement that deletes all rows of the target, and the question whether any is left."""
         return merging.empty(self.target, self.ledger.connection())
 
-    def merge(self, source: str) -> MergeText:
-        """Return the statements that bring the rows of ``source`` into the target."""
-        return merging.merge(self.target, source, self.rule, self.ledger.connection())
+    def merge(self, table: str, winners: str = "true") -> MergeText:
+        """Return the statements that bring the rows of a staging table into the target.
+
+        :param table: quoted. :param winners: the condition for the rows that count.
+        """
+        return merging.merge(self.target, table, self.rule, self.ledger.connection(), winners=winners)
 
     def count_staged(self, staging: Staging, reports: tuple[PartReport, ...]) -> str:
         """Return the question how many rows the winning attempts staged, by what they left beside their letters."""
@@ -177,10 +180,10 @@ class Plans:
         winners = merging.of_attempts([report.attempt for report in reports])
         return f"SELECT coalesce(sum(_rows), 0)::bigint FROM {name} WHERE {winners}"  # noqa: S608 - rendered by psycopg.sql
 
-    def winners(self, staging: Staging, reports: tuple[PartReport, ...]) -> str:
-        """Return the subquery of the winning attempts' rows."""
+    def merge_winners(self, staging: Staging, reports: tuple[PartReport, ...]) -> MergeText:
+        """Return the statements that bring the winning attempts' rows into the target."""
         name = staging.identifier(staging.rows).as_string(self.ledger.connection())
-        return merging.winners_text(name, [report.attempt for report in reports])
+        return self.merge(name, merging.of_attempts([report.attempt for report in reports]))
 
     def prepare(self, df: DataFrame, *, care: Care, staged: bool) -> DataFrame:
         """Return the rows as COPY must send them, and of the carried columns only what the writers need.
@@ -206,7 +209,7 @@ class Plans:
                 continue
             carried.append(column_of(name))
         if careful and SOURCE in types:
-            carried += [origin(types).alias(SOURCE)] if keeps_origin else origin_columns(df.schema)
+            carried += origin_columns(df.schema, as_text=keeps_origin)
         return [*self.target.sent(types), *carried]
 
     def _rows(

@@ -191,7 +191,7 @@ def envelope(said: Refusal, row: str, origin: Origin, event_time: str | None = N
             "raw_headers": origin.get("raw_headers"),
             "parsed_row": shown if stored else None,
             "source": coordinates if is_jsonb(coordinates) else "{}",
-            "event_time": event_time or origin.get("event_time"),
+            "event_time": event_time,
         }
     )
 

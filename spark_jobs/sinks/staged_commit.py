@@ -119,7 +119,7 @@ def _merge_rows(
             cure="Nothing was committed; the batch is done again (did the server restart?)",
         )
     total.doing = parts.MERGE
-    merger = Merger(cursor, plans.merge(plans.winners(staged.staging, staged.reports)), refused, refuses=refuses)
+    merger = Merger(cursor, plans.merge_winners(staged.staging, staged.reports), refused, refuses=refuses)
     total.written, total.deduplicated = merge_rows(merger, found)
     total.doing = ""
     total.refused += refused.count if refused else 0

@@ -14,7 +14,7 @@ from spark_jobs.contracts.tracker.connect import classified, set_local_role, sho
 from spark_jobs.contracts.tracker.staging_names import staging_prefix
 from spark_jobs.logs.events import log_event
 from spark_jobs.sinks.ledger import Ledger
-from spark_jobs.sinks.merging import MergeRule
+from spark_jobs.sinks.merge_sql import MergeRule
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.sorting import Tally
 from spark_jobs.sinks.staging_table import create_staging

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from spark_jobs.sinks.merging import ATTEMPT, SEQUENCE, SOURCE, MergeRule
+from spark_jobs.sinks.merge_sql import SEQUENCE, MergeRule
+from spark_jobs.sinks.merging import ATTEMPT
+from spark_jobs.sinks.origins import ORIGIN_TYPES
 from spark_jobs.sinks.table_columns import TargetColumn
 from spark_jobs.sinks.target import Target
 
-_ONE_ATTEMPT = ((SEQUENCE, "bigint"), (SOURCE, "text"))
+_ONE_ATTEMPT = ((SEQUENCE, "bigint"), *ORIGIN_TYPES.items())
 _MARKS = ((ATTEMPT, "bigint"), *_ONE_ATTEMPT)
 
 

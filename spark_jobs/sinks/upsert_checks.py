@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyspark.sql.types import BooleanType, StructType
 
 from spark_jobs.contracts.errors import ConfigError
-from spark_jobs.sinks.merging import MergeRule
+from spark_jobs.sinks.merge_sql import MergeRule
 
 
 def written_columns(schema: StructType, rule: MergeRule) -> StructType:

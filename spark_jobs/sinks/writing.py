@@ -35,7 +35,7 @@ class RowsPlan:
     :param schema: unquoted, as is ``table``.
     :param columns: the data columns and their PostgreSQL types without modifiers.
     :param careful: whether refused rows are looked for.
-    :param keep_source: whether the row's origin goes into the table's column ``_source``: a merge may refuse the row.
+    :param keep_source: whether the row's origin goes into the table as well: a merge may refuse the row.
     :param point: fault point between two bounded COPYs.
     :param sieve: how many refused rows are found, where the target is one that a sieve is for.
     """
@@ -90,7 +90,7 @@ def marked(rows: Iterable[pa.RecordBatch], part: int, attempt: int) -> Iterator[
 
 def numbered(rows: Iterable[pa.RecordBatch], part: int = 0) -> Iterator[pa.RecordBatch]:
     """Add to each row a number that no other row of the micro-batch has: its part's first, then one more for each."""
-    number = part << _NUMBER_BITS
+    number = (part << _NUMBER_BITS) + 1
     for batch in rows:
         counted = pc.cumulative_sum(pa.repeat(long(1), batch.num_rows))  # type: ignore[attr-defined]  # made on import
         numbers = pc.add(counted, long(number - 1))  # type: ignore[attr-defined]

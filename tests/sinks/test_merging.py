@@ -16,7 +16,9 @@ from pyspark.sql.types import IntegerType, StringType, StructField, StructType
 
 from spark_jobs.contracts.config import OnConflict, TableName, WriteMode
 from spark_jobs.sinks.applying import MergeText
-from spark_jobs.sinks.merging import MergeRule, empty, merge, winners_text
+from spark_jobs.sinks.merge_sql import MergeRule
+from spark_jobs.sinks.merging import empty, merge, of_attempts
+from spark_jobs.sinks.origins import ORIGIN_TYPES
 from spark_jobs.sinks.staging_table import create_staging
 from spark_jobs.sinks.target import Target, inspect
 
@@ -51,10 +53,10 @@ def stage(conn: psycopg.Connection[Any], target: Target, rule: MergeRule, rows: 
     """Stage rows (id, part, version, name, note, gone); the last one counts as the batch's last."""
     conn.execute(create_staging(sql.Identifier("staged"), target, kind="TEMP", rule=rule))
     width = 6 if rule.delete_marker else 5
-    marks = [(sequence, None) for sequence in range(len(rows))]
+    marks = [(sequence, *[None] * len(ORIGIN_TYPES)) for sequence in range(1, len(rows) + 1)]
     with conn.cursor() as cursor:
         cursor.executemany(
-            f"INSERT INTO staged VALUES ({', '.join(['%s'] * (width + 2))})",
+            f"INSERT INTO staged VALUES ({', '.join(['%s'] * (width + 1 + len(ORIGIN_TYPES)))})",
             [(*row[:width], *mark) for row, mark in zip(rows, marks, strict=True)],
         )
 
@@ -176,16 +178,17 @@ def _answer(conn: psycopg.Connection[Any], question: str) -> int:
 
 def _spans(conn: psycopg.Connection[Any], statements: MergeText) -> int:
     """Merge as after a refused row: every row by itself."""
-    for statement in statements.order:
+    text = statements.rows
+    for statement in text.order:
         conn.execute(statement)
-    rows = conn.execute(statements.count).fetchone()
+    rows = conn.execute(text.count).fetchone()
     assert rows is not None
     written = 0
     for ordinal in range(1, rows[0] + 1):
-        row = conn.execute(statements.row.format(first=ordinal)).fetchone()
+        row = conn.execute(text.row.format(ordinals=ordinal)).fetchone()
         assert row is not None
-        assert {"id", "part"} <= json.loads(row[0]).keys()
-        written += count(conn, statements, statements.part.format(first=ordinal, last=ordinal))
+        assert {"id", "part"} <= json.loads(row[1]).keys()
+        written += count(conn, statements, text.part.format(first=ordinal, last=ordinal))
     return written
 
 
@@ -278,7 +281,7 @@ def test_staged_values_compare_as_those_of_the_target_do(database: Any) -> None:
 def test_only_the_winning_attempts_rows_are_taken(database: Any) -> None:
     with closing(database.connect()) as conn:
         conn.execute("CREATE TABLE staged AS SELECT id, id / 2 AS _attempt FROM generate_series(0, 9) id")
-        rows = conn.execute(f"SELECT id FROM {winners_text('staged', [1, 4])} ORDER BY 1")
+        rows = conn.execute(f"SELECT id FROM staged WHERE {of_attempts([1, 4])} ORDER BY 1")
         assert rows.fetchall() == [(2,), (3,), (8,), (9,)]
 
 
