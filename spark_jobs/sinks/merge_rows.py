@@ -13,15 +13,13 @@ from spark_jobs.contracts.tracker.connect import Connection
 from spark_jobs.sinks.by_rows import RowsText
 from spark_jobs.sinks.merge_sql import SEQUENCE, MergeRule, MergeSql
 from spark_jobs.sinks.origins import ORIGIN_TYPES
-from spark_jobs.sinks.sift_text import Numbered, sift_text
+from spark_jobs.sinks.sift_text import VARIABLES, Numbered, sift_text
 from spark_jobs.sinks.sifting import SiftText
 from spark_jobs.sinks.target import Target
 
 _ORDERED = "etl_ordered"
 _ORDINAL = "_ordinal"
 _AT_ONCE = 1000
-# What a variable of the function is called, no column of the statement within may be called.
-_VARIABLE = "etl_"
 
 
 def rows_text(made: MergeSql, target: Target, rule: MergeRule, conn: Connection, latest: str, table: str) -> RowsText:
@@ -63,7 +61,7 @@ def _ordered(made: MergeSql, source: str) -> tuple[str, ...]:
 
 
 def _sift(made: MergeSql, target: Target, rule: MergeRule, conn: Connection) -> SiftText | None:
-    if rule.delete_marker or any(column.name.startswith(_VARIABLE) for column in target.columns):
+    if rule.delete_marker or any(column.name in VARIABLES for column in target.columns):
         return None
     place = sql.Identifier("pg_temp", "etl_merge_place")
     rows = Numbered(

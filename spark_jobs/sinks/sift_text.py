@@ -11,6 +11,7 @@ Only errors that may be a row's fault are caught; all others end the transaction
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -143,3 +144,6 @@ BEGIN
     etl_line := etl_first; etl_state := NULL; etl_message := etl_landed; etl_detail := etl_step;
     RETURN NEXT;
 END"""
+
+VARIABLES = frozenset(re.findall(r"\betl_\w+", _CREATE + _BODY))
+"""What a column is called that ``insert`` may not name by its name alone."""
