@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -75,15 +75,25 @@ def _roll_back(cursor: Cursor) -> None:
         return
 
 
-def copy_rows(cursor: Cursor, schema: str, table: str, batches: Iterable[pa.RecordBatch], point: str = "") -> int:
+def copy_rows(
+    cursor: Cursor,
+    schema: str,
+    table: str,
+    batches: Iterable[pa.RecordBatch],
+    point: str = "",
+    after_first: Callable[[], None] | None = None,
+) -> int:
     """COPY all batches into ``schema.table``; return the number of rows. No batch: nothing is sent.
 
     The batches' column names are the table's; their types must be the table's exactly.
 
     :param point: fault point that is reached after each bounded COPY.
+    :param after_first: is called after the first bounded COPY, if there is another one.
     """
     copied = 0
-    for chunk in chunks(batches):
+    for number, chunk in enumerate(chunks(batches)):
+        if number == 1 and after_first is not None:
+            after_first()
         copied += copy_once(cursor, schema, table, chunk)
         if point:
             reach(point)

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from psycopg import sql
 
+from spark_jobs.contracts.config import WriteMode
 from spark_jobs.contracts.tracker.connect import Connection
 from spark_jobs.sinks.applying import MergeText
+from spark_jobs.sinks.early_look import EarlyLook
 from spark_jobs.sinks.merge_audit import audit, present
 from spark_jobs.sinks.merge_rows import rows_text
-from spark_jobs.sinks.merge_sql import MergeRule, MergeSql
+from spark_jobs.sinks.merge_sql import SEQUENCE, MergeRule, MergeSql
 from spark_jobs.sinks.target import Target
 
 ATTEMPT = "_attempt"
@@ -35,6 +37,20 @@ def merge(target: Target, table: str, rule: MergeRule, conn: Connection, *, winn
         present=present(audited).format() if audited else "",
         lock=made.lock() if rule.keys else "",
     )
+
+
+def early_look(target: Target, table: str, rule: MergeRule, conn: Connection) -> EarlyLook | None:
+    """Return the look at rows of a staging table before the others are staged; None where it could say what is not so.
+
+    :param table: quoted, as statements name it.
+    """
+    # A trigger may complete a row; what an overwrite will have deleted is still there.
+    if not target.direct or target.has_insert_triggers or rule.mode is not WriteMode.APPEND:
+        return None
+    made = MergeSql(target, rule, conn)
+    aside = made.doubts(table, SEQUENCE)
+    one = f"(SELECT * FROM {table} WHERE {SEQUENCE} < 0 ORDER BY {SEQUENCE} DESC LIMIT 1) AS one"  # noqa: S608
+    return EarlyLook(aside, made.write(one)) if aside else None
 
 
 def empty(target: Target, conn: Connection) -> tuple[str, str]:

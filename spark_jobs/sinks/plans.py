@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from psycopg import sql
@@ -108,6 +108,9 @@ class Plans:
         rows = None
         if staging.rows:
             rows = self._rows(staging.schema, staging.rows, care, "staged.in_copy", staged="UNLOGGED")
+            if care is Care.QUICK:
+                name = staging.identifier(staging.rows).as_string(self.ledger.connection())
+                rows = replace(rows, look=merging.early_look(self.target, name, self.rule, self.ledger.connection()))
         return StagedPlan(self.session, staging.schema, rows, staging.letters, self.limit, self.fail_fast)
 
     def two_phase(self, record: BatchRecord, event: dict[str, Any], attempt: int, *, care: Care) -> TwoPhasePlan:

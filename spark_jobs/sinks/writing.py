@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from spark_jobs.sinks.careful import CarefulCopy
 from spark_jobs.sinks.copying import copy_rows
 from spark_jobs.sinks.cursor import Cursor
+from spark_jobs.sinks.early_look import EarlyLook
 from spark_jobs.sinks.parts import PartReport
 from spark_jobs.sinks.plain_arrow import long
 from spark_jobs.sinks.refused import RefusedRows
@@ -38,6 +39,7 @@ class RowsPlan:
     :param keep_source: whether the row's origin goes into the table as well: a merge may refuse the row.
     :param point: fault point between two bounded COPYs.
     :param sieve: how many refused rows are found, where the target is one that a sieve is for.
+    :param look: at the first rows of a large part, before the others are copied.
     """
 
     schema: str
@@ -47,6 +49,7 @@ class RowsPlan:
     keep_source: bool = False
     point: str = ""
     sieve: SieveText | None = None
+    look: EarlyLook | None = None
 
 
 def write_rows(
@@ -68,7 +71,9 @@ def write_rows(
     if mark is not None:
         rows = mark(rows)
     if refused is None:
-        return copy_rows(cursor, plan.schema, plan.table, rows, plan.point)
+        look = plan.look
+        after_first = None if look is None else lambda: look(cursor, report)
+        return copy_rows(cursor, plan.schema, plan.table, rows, plan.point, after_first)
     sieve = Sieve(cursor, plan.sieve.of(report.part, report.attempt)) if plan.sieve else None
     bases = dict(plan.columns)
     return CarefulCopy(cursor, plan.schema, plan.table, bases, refused, plan.keep_source, plan.point, sieve).copy(rows)
