@@ -94,7 +94,7 @@ def marked(rows: Iterable[pa.RecordBatch], part: int, attempt: int) -> Iterator[
 
 
 def numbered(rows: Iterable[pa.RecordBatch], part: int = 0) -> Iterator[pa.RecordBatch]:
-    """Add to each row a number that no other row of the micro-batch has: its part's first, then one more for each."""
+    """Add to each row a number above 0 that no other row of the batch has: its part's first, then one more for each."""
     number = (part << _NUMBER_BITS) + 1
     for batch in rows:
         counted = pc.cumulative_sum(pa.repeat(long(1), batch.num_rows))  # type: ignore[attr-defined]  # made on import

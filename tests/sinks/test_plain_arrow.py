@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from spark_jobs.sinks.plain_arrow import long, longs, texts, tiny
+from spark_jobs.sinks.plain_arrow import flags, long, longs, texts, tiny
 
 # As a task does it: rows with their outcomes, a dead letter, a numbered copy, a statement with parameters, the report.
 WRITE = """
@@ -61,7 +61,7 @@ def test_a_worker_that_writes_a_part_does_not_import_pandas(database: Any, tmp_p
     assert done.stdout.split() == ["False", "True"], done.stderr
     with database.connect() as conn:
         found = conn.execute("SELECT * FROM result ORDER BY id").fetchall()
-    assert found == [(1, "a", 0, 7), (2, "a", 1, 7), (3, None, 2, 7)]
+    assert found == [(1, "a", 1, 7), (2, "a", 2, 7), (3, None, 3, 7)]
 
 
 @given(some.lists(some.none() | some.text(some.characters(exclude_categories=["Cs"])), max_size=20))
@@ -69,6 +69,13 @@ def test_texts_are_what_pyarrow_makes_of_them(values: list[str | None]) -> None:
     made = texts(values)
     made.validate(full=True)
     assert made.equals(pa.array(values, pa.string()))
+
+
+@given(some.lists(some.booleans(), max_size=40))
+def test_flags_are_what_pyarrow_makes_of_them(values: list[bool]) -> None:
+    made = flags({line for line, value in enumerate(values, start=1) if value}, len(values))
+    made.validate(full=True)
+    assert made.equals(pa.array(values, pa.bool_()))
 
 
 @given(some.lists(some.none() | some.integers(-(2**63), 2**63 - 1), max_size=20))
